@@ -1,0 +1,33 @@
+"""FLUX.1: schnell, dev, Kontext, Fill, Krea, and finetunes of any depth.
+
+y = time_in(t) + guidance_in(g) + vector_in(CLIP-L pooled); the guidance term only in models that have it.
+Reference settings: github.com/quickjkee/modulation-guidance, FLUX schnell and dev: w 3, start layer 5, every row, plain head.
+"""
+
+from comfy.ldm.flux.model import Flux
+
+from .base import Family, ModulationInput
+
+
+def _matches(model):
+    # FLUX.2 is the same class without a pooled text path.
+    return isinstance(model, Flux) and model.vector_in is not None
+
+
+def _blocks(model):
+    return [
+        *(ModulationInput(block, "vec", 2) for block in model.double_blocks),
+        *(ModulationInput(block, "vec", 1) for block in model.single_blocks),
+    ]
+
+
+FLUX = Family(
+    name="FLUX.1",
+    matches=_matches,
+    blocks=_blocks,
+    head=lambda model: ModulationInput(model.final_layer, "vec", 1),
+    pooled_width=lambda model: model.params.vec_in_dim,
+    pooled_to_modulation=lambda model, pooled: model.vector_in(pooled),
+    encoder="CLIP-L, with DualCLIPLoader and type flux",
+    start_layer=5,
+)

@@ -1,0 +1,197 @@
+"""Nodes that make guidance directions."""
+
+import json
+import math
+from pathlib import Path
+
+from comfy_api.latest import io
+from typing_extensions import override
+
+from ..model_patches.directions import EncodedPrompt, GuidanceDirection, PromptPair, combine
+from .queue_errors import checked
+from .sockets import CATEGORY, Direction
+
+PRESETS = json.loads((Path(__file__).parent / "presets.json").read_text(encoding="utf-8"))
+
+
+class EncodeGuidanceDirection(io.ComfyNode):
+    @classmethod
+    @override
+    def define_schema(cls):
+        return io.Schema(
+            node_id="EncodeGuidanceDirection",
+            display_name="Encode Guidance Direction",
+            category=CATEGORY,
+            description="Encodes what the picture should have and what it should not have as a direction for Apply Modulation "
+            "Guidance. Only the modulation of the model sees these two prompts; attention still sees your own prompt alone.",
+            search_aliases=["modulation guidance", "positive negative direction", "quality direction", "clip direction"],
+            inputs=[
+                io.Clip.Input("clip", tooltip="The text encoder the model itself uses, e.g. for FLUX.1 DualCLIPLoader with type flux."),
+                io.String.Input(
+                    "positive", multiline=True, dynamic_prompts=True, default="Ultra-detailed, photorealistic, cinematic",
+                    tooltip="What is wanted (p+). A few words do.",
+                ),
+                io.String.Input(
+                    "negative", multiline=True, dynamic_prompts=True, default="Low-res, flat, cartoonish",
+                    tooltip="What is not wanted (p-), best the opposite of the positive in the same manner.",
+                ),
+            ],
+            outputs=[Direction.Output("direction", tooltip="The direction from negative to positive.")],
+        )
+
+    @classmethod
+    @override
+    def execute(cls, clip, positive, negative) -> io.NodeOutput:
+        if clip is None:
+            raise ValueError(
+                "Encode Guidance Direction: there is no text encoder on the clip input. If it comes from a checkpoint loader, "
+                "the checkpoint holds none; load it with a CLIP loader."
+            )
+        return io.NodeOutput(GuidanceDirection((PromptPair(_encoded(clip, positive), _encoded(clip, negative)),)))
+
+
+class GuidanceDirectionFromConditioning(io.ComfyNode):
+    @classmethod
+    @override
+    def define_schema(cls):
+        return io.Schema(
+            node_id="GuidanceDirectionFromConditioning",
+            display_name="Guidance Direction from Conditioning",
+            category=CATEGORY,
+            description="Makes a guidance direction from two conditionings, for encoders that need their own encode node.",
+            search_aliases=["modulation guidance", "conditioning to direction"],
+            inputs=[
+                io.Conditioning.Input("positive", tooltip="What is wanted (p+), encoded; a single prompt."),
+                io.Conditioning.Input("negative", tooltip="What is not wanted (p-), encoded; a single prompt."),
+            ],
+            outputs=[Direction.Output("direction", tooltip="The direction from negative to positive.")],
+        )
+
+    @classmethod
+    @override
+    def execute(cls, positive, negative) -> io.NodeOutput:
+        pair = PromptPair(_from_conditioning(positive, "positive"), _from_conditioning(negative, "negative"))
+        return io.NodeOutput(GuidanceDirection((pair,)))
+
+
+class CombineGuidanceDirections(io.ComfyNode):
+    @classmethod
+    @override
+    def define_schema(cls):
+        directions = io.Autogrow.TemplatePrefix(
+            Direction.Input("direction", tooltip="One of the directions to add up."), prefix="direction", min=1, max=16
+        )
+        return io.Schema(
+            node_id="CombineGuidanceDirections",
+            display_name="Combine Guidance Directions",
+            category=CATEGORY,
+            description="Adds up several guidance directions with a weight each, to be applied as one.",
+            search_aliases=["modulation guidance", "mix directions", "sum directions", "merge directions"],
+            inputs=[
+                io.Autogrow.Input("directions", template=directions, tooltip="The directions to add up; a new input appears as you connect one."),
+                io.String.Input(
+                    "weights", default="",
+                    tooltip="One number per direction, in order, separated by commas, e.g. 1, 0.5. Negative ones reverse a direction. "
+                    "Empty: 1 each.",
+                ),
+            ],
+            outputs=[Direction.Output("direction", tooltip="The weighted sum of the directions.")],
+        )
+
+    @classmethod
+    @override
+    def validate_inputs(cls, weights=None):
+        return checked(_numbers, weights)
+
+    @classmethod
+    @override
+    def execute(cls, directions, weights) -> io.NodeOutput:
+        connected = [directions[name] for name in sorted(directions, key=lambda name: int(name.removeprefix("direction")))]
+        numbers = _numbers(weights) or [1.0] * len(connected)
+        if len(numbers) != len(connected):
+            raise ValueError(
+                f"Combine Guidance Directions: {len(numbers)} weights ({weights}) for {len(connected)} directions. "
+                "Give one per direction, or leave weights empty."
+            )
+        return io.NodeOutput(combine(connected, numbers))
+
+
+class GuidancePreset(io.ComfyNode):
+    @classmethod
+    @override
+    def define_schema(cls):
+        return io.Schema(
+            node_id="GuidancePreset",
+            display_name="Guidance Preset",
+            category=CATEGORY,
+            description="Prompt pairs and settings known to work, from the paper and from practice. Wire the outputs into Encode "
+            "Guidance Direction, Apply Modulation Guidance and Layer Schedule.",
+            search_aliases=["modulation guidance", "direction preset", "quality preset", "aesthetics", "hands", "counting"],
+            inputs=[
+                io.Combo.Input("preset", options=list(PRESETS), tooltip="What to steer."),
+                io.String.Input(
+                    "subject", default="",
+                    tooltip="What the preset speaks of: for counting the number and things (three apples), for color and position the "
+                    "things as they should be, for hands whose hands (A boy; optional). Other presets need none.",
+                ),
+            ],
+            outputs=[
+                io.String.Output("positive", tooltip="What is wanted (p+)."),
+                io.String.Output("negative", tooltip="What is not wanted (p-)."),
+                io.Float.Output("w", tooltip="The guidance scale to start from."),
+                io.Int.Output("start_layer", tooltip="The first guided layer to start from."),
+            ],
+        )
+
+    @classmethod
+    @override
+    def validate_inputs(cls, preset=None, subject=None):
+        return checked(_preset_positive, preset, subject)
+
+    @classmethod
+    @override
+    def execute(cls, preset, subject) -> io.NodeOutput:
+        positive = _preset_positive(preset, subject)
+        settings = PRESETS[preset]
+        return io.NodeOutput(positive, settings["negative"], settings["w"], settings["start_layer"])
+
+
+def _encoded(clip, text: str) -> EncodedPrompt:
+    extras = clip.encode_from_tokens(clip.tokenize(text), return_pooled=True, return_dict=True)
+    return EncodedPrompt(pooled=extras.pop("pooled_output"), tokens=extras.pop("cond"), extras=extras)
+
+
+def _from_conditioning(conditioning, side: str) -> EncodedPrompt:
+    if len(conditioning) != 1:
+        raise ValueError(
+            f"Guidance Direction from Conditioning: {side} holds {len(conditioning)} prompts; a direction takes one per side. "
+            "Make a direction of each and add them up with Combine Guidance Directions."
+        )
+    tokens, extras = conditioning[0]
+    extras = dict(extras)
+    return EncodedPrompt(pooled=extras.pop("pooled_output", None), tokens=tokens, extras=extras)
+
+
+def _numbers(text: str) -> list[float]:
+    numbers = []
+    for part in text.split(",") if text.strip() else []:
+        try:
+            number = float(part)
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
+            raise ValueError(f"Combine Guidance Directions: the weight {part.strip()!r} is not a number. Write e.g. 1, 0.5")
+        numbers.append(number)
+    return numbers
+
+
+def _preset_positive(preset: str, subject: str) -> str:
+    if preset not in PRESETS:
+        raise ValueError(f"Guidance Preset: there is no preset {preset!r}; choose one of {', '.join(PRESETS)}.")
+    settings = PRESETS[preset]
+    subject = subject.strip()
+    if subject and "positive_with_subject" in settings:
+        return settings["positive_with_subject"].format(subject=subject)
+    if "positive" not in settings:
+        raise ValueError(f"Guidance Preset: {preset} needs a subject, e.g. {settings['example']!r}.")
+    return settings["positive"]

@@ -1,0 +1,125 @@
+"""Nodes that say how strongly each layer is guided."""
+
+from comfy_api.input import CurveInput
+from comfy_api.latest import io
+from typing_extensions import override
+
+from ..model_patches.schedules import CurveSchedule, RangeSchedule, TextSchedule, parse_ranges
+from .queue_errors import checked
+from .sockets import CATEGORY, Schedule
+
+ALIASES = ["modulation guidance", "layer schedule", "block weights", "dynamic guidance"]
+
+
+def _final_layer():
+    return io.Float.Input(
+        "final_layer", default=0.0, min=-10.0, max=10.0, step=0.05, advanced=True,
+        tooltip="Weight at the output head, after the last layer. 0 leaves the head plain, as the paper's code does for most models; "
+        "guiding it shifts colors and contrast directly.",
+    )
+
+
+def _output():
+    return Schedule.Output("schedule", tooltip="One weight per layer, multiplied with w; fitted to the model where it is applied.")
+
+
+class GuidanceLayerSchedule(io.ComfyNode):
+    @classmethod
+    @override
+    def define_schema(cls):
+        return io.Schema(
+            node_id="GuidanceLayerSchedule",
+            display_name="Layer Schedule",
+            category=CATEGORY,
+            description="Guides the layers from start_layer to end_layer. Layers count over the whole model: double (joint) blocks "
+            "first, then single blocks. FLUX.1 has 19 + 38 = 57 layers, 0 to 56.",
+            search_aliases=ALIASES,
+            inputs=[
+                io.Int.Input(
+                    "start_layer", default=5, min=0, max=1000,
+                    tooltip="The first guided layer. Guiding the first layers too (0) is stronger but follows your prompt less.",
+                ),
+                io.Int.Input("end_layer", default=-1, min=-1, max=1000, tooltip="The last guided layer, itself included; -1 is the model's last."),
+                io.Int.Input(
+                    "taper_layers", default=0, min=0, max=1000, advanced=True,
+                    tooltip="That many of the last guided layers get taper_scale instead of 1, against burnt contrast.",
+                ),
+                io.Float.Input(
+                    "taper_scale", default=0.25, min=-10.0, max=10.0, step=0.05, advanced=True,
+                    tooltip="The weight of the tapered layers; 1 is full strength.",
+                ),
+                _final_layer(),
+            ],
+            outputs=[_output()],
+        )
+
+    @classmethod
+    @override
+    def validate_inputs(cls, start_layer=None, end_layer=None):
+        return checked(_range, start_layer, end_layer)
+
+    @classmethod
+    @override
+    def execute(cls, start_layer, end_layer, taper_layers, taper_scale, final_layer) -> io.NodeOutput:
+        return io.NodeOutput(_range(start_layer, end_layer, taper_layers, taper_scale, final_layer))
+
+
+class GuidanceLayerScheduleCurve(io.ComfyNode):
+    @classmethod
+    @override
+    def define_schema(cls):
+        return io.Schema(
+            node_id="GuidanceLayerScheduleCurve",
+            display_name="Layer Schedule (Curve)",
+            category=CATEGORY,
+            description="Draws the weight of each layer as a curve over the depth of the model.",
+            search_aliases=ALIASES,
+            inputs=[
+                io.Curve.Input(
+                    "curve", default=[(0.0, 0.0), (0.1, 1.0), (1.0, 1.0)],
+                    tooltip="x: depth, 0 the first layer and 1 the last. y: the weight of the layer, multiplied with w.",
+                ),
+                _final_layer(),
+            ],
+            outputs=[_output()],
+        )
+
+    @classmethod
+    @override
+    def execute(cls, curve, final_layer) -> io.NodeOutput:
+        return io.NodeOutput(CurveSchedule(CurveInput.from_raw(curve).interp, final_layer))
+
+
+class GuidanceLayerScheduleText(io.ComfyNode):
+    @classmethod
+    @override
+    def define_schema(cls):
+        return io.Schema(
+            node_id="GuidanceLayerScheduleText",
+            display_name="Layer Schedule (Text)",
+            category=CATEGORY,
+            description="Writes the weight of each layer out, range by range. Layers that are not named are not guided.",
+            search_aliases=ALIASES,
+            inputs=[
+                io.String.Input(
+                    "layers", multiline=True, default="5-56: 1",
+                    tooltip="Ranges (both ends included) or single layers, each with a weight: 5-18: 1, 19-55: 0.5, 56: 0",
+                ),
+                _final_layer(),
+            ],
+            outputs=[_output()],
+        )
+
+    @classmethod
+    @override
+    def validate_inputs(cls, layers=None):
+        return checked(parse_ranges, layers)
+
+    @classmethod
+    @override
+    def execute(cls, layers, final_layer) -> io.NodeOutput:
+        return io.NodeOutput(TextSchedule(parse_ranges(layers), final_layer))
+
+
+def _range(start_layer, end_layer, taper_layers=0, taper_scale=1.0, final_layer=0.0) -> RangeSchedule:
+    return RangeSchedule(start_layer, end_layer, taper_layers, taper_scale, final_layer)

@@ -1,0 +1,8 @@
+"""The socket types and the category shared by all nodes."""
+
+from comfy_api.latest import io
+
+CATEGORY = "modulation guidance"
+
+Direction = io.Custom("GUIDANCE_DIRECTION")
+Schedule = io.Custom("LAYER_SCHEDULE")
