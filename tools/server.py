@@ -1,0 +1,292 @@
+"""Starts ComfyUI's server with this pack in it, and talks to a running one over HTTP and its websocket."""
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+from tools.host import CHECKOUT
+
+PACK = "ComfyUI-Modulation-Guidance"
+
+# The server runs behind this: it ends when a connection to us closes, which the system does when we end in whatever way,
+# killed or not. So no server outlives the process that started it. (Not its standard input: on Windows a thread that reads
+# that makes the loading of some libraries hang.)
+LEASH = """
+import os, runpy, socket, sys, threading
+
+leash = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
+
+def end_with_the_other_side():
+    try:
+        leash.recv(1)
+    finally:
+        os._exit(1)
+
+threading.Thread(target=end_with_the_other_side, daemon=True).start()
+sys.argv = sys.argv[2:]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+GPU_CHECK = "import sys, torch; sys.exit(not (torch.cuda.is_available() or torch.xpu.is_available() or torch.backends.mps.is_available()))"
+
+
+class ServerError(Exception):
+    """The server did not start, stopped, or does not answer."""
+
+
+class PromptError(Exception):
+    """The server refused a prompt or failed while running it; the message is what it said, node by node."""
+
+
+class PromptInterrupted(Exception):
+    """A prompt was interrupted before it was done."""
+
+
+@contextlib.contextmanager
+def running_server(host, models=(), arguments=(), timeout=300):
+    """A server of `host` with this checkout as its only custom node, stopped on every way out; yields its URL.
+
+    `models`: folders laid out like ComfyUI's own models folder, besides those the host's extra_model_paths.yaml names.
+    `arguments`: further ones for main.py. Everything else the server reads or writes is in a temporary folder.
+    Raises ServerError with the end of its log when it does not answer within `timeout` seconds, without our nodes, or
+    when it stops while in use.
+    """
+    with (
+        tempfile.TemporaryDirectory(prefix="modulation-guidance-", ignore_cleanup_errors=True) as base,
+        socket.create_server(("127.0.0.1", 0)) as leash,
+    ):
+        base = Path(base)
+        add_pack(base / "custom_nodes")
+        (base / "models.yaml").write_text(extra_model_paths(models), encoding="utf-8")
+        port = free_port()
+        log = base / "server.log"
+        command = [
+            host.python, "-c", LEASH, leash.getsockname()[1], host.folder / "main.py", "--port", port, "--disable-api-nodes",
+            "--base-directory", base, "--extra-model-paths-config", base / "models.yaml",
+            "--database-url", "sqlite:///:memory:", *([] if has_gpu(host) else ["--cpu"]), *arguments,
+        ]
+        with open(log, "wb") as output:
+            # a group of its own: Ctrl-C in the terminal is for us, and we stop the server
+            process = subprocess.Popen(
+                [str(part) for part in command], cwd=host.folder, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+                start_new_session=os.name != "nt", creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
+            )
+        try:
+            url = f"http://127.0.0.1:{port}"
+            wait_until_ready(url, process, log, timeout)
+            yield url
+        except ConnectionError as error:
+            if process.poll() is None:
+                raise
+            raise ServerError(f"ComfyUI stopped. The end of its log:\n{tail(log)}") from error
+        finally:
+            stop(process)
+
+
+def add_pack(custom_nodes):
+    """Puts this checkout into a custom_nodes folder: a link, or a copy where the system permits no links."""
+    custom_nodes.mkdir()
+    try:
+        os.symlink(CHECKOUT, custom_nodes / PACK, target_is_directory=True)
+    except OSError:
+        shutil.copytree(CHECKOUT, custom_nodes / PACK, ignore=shutil.ignore_patterns(".git", "__pycache__", "out"))
+
+
+def extra_model_paths(folders):
+    """The text of a ComfyUI extra_model_paths.yaml for folders laid out like its models folder (JSON is YAML)."""
+    kinds = {
+        "diffusion_models": "diffusion_models\nunet", "text_encoders": "text_encoders\nclip", "vae": "vae",
+        "loras": "loras", "checkpoints": "checkpoints",
+    }
+    return json.dumps({f"models_{index}": {"base_path": str(folder), **kinds} for index, folder in enumerate(folders)})
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def has_gpu(host):
+    """Whether the host's torch finds a GPU."""
+    return subprocess.run([host.python, "-c", GPU_CHECK], capture_output=True, check=False).returncode == 0
+
+
+def wait_until_ready(url, process, log, timeout):
+    """Returns when the server answers and has our nodes; raises ServerError otherwise."""
+    deadline = time.monotonic() + timeout
+    while True:
+        if process.poll() is not None:
+            raise ServerError(f"ComfyUI ended while starting. The end of its log:\n{tail(log)}")
+        try:
+            nodes = Client(url).get("/object_info/ApplyModulationGuidance")
+            break
+        except ConnectionError:
+            if time.monotonic() > deadline:
+                raise ServerError(f"ComfyUI did not answer within {timeout} s. The end of its log:\n{tail(log)}") from None
+            time.sleep(0.2)
+    if not nodes:
+        raise ServerError(f"ComfyUI started without this pack's nodes. The end of its log:\n{tail(log)}")
+
+
+def stop(process):
+    """Ends the server and what it started."""
+    process.kill()
+    process.wait()
+    if os.name != "nt":
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # compile workers, where there are any
+
+
+def tail(log, lines=40):
+    return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a running prompt is: `value` of `total` in the node `node` of class `class_type`."""
+
+    node: str
+    class_type: str
+    value: float = 0
+    total: float = 0
+
+
+class Client:
+    """A ComfyUI server at `url`. Its methods raise ConnectionError when it does not answer."""
+
+    def __init__(self, url):
+        self.url = url.rstrip("/")
+
+    def get(self, path):
+        return json.loads(self.request(path))
+
+    def post(self, path, body):
+        return self.request(path, json.dumps(body).encode())
+
+    def request(self, path, body=None):
+        """The bytes of an answer; an HTTP error is raised as urllib's HTTPError."""
+        request = urllib.request.Request(self.url + path, data=body, headers={"Content-Type": "application/json"} if body else {})
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return answer.read()
+        except urllib.error.HTTPError:
+            raise
+        except (OSError, ValueError) as error:
+            raise ConnectionError(f"{self.url} does not answer: {getattr(error, 'reason', error)}") from error
+
+    def choices(self, class_type, name):
+        """What the server offers for a COMBO input, e.g. the model files of a loader; empty where it has no such node."""
+        node = self.get(f"/object_info/{class_type}").get(class_type)
+        if node is None:
+            return []
+        kind, *options = node["input"]["required"][name]
+        # the older form of a COMBO is the list itself
+        return kind if isinstance(kind, list) else options[0]["options"]
+
+    def run(self, prompt, on_progress=lambda progress: None):
+        """Runs an API-format prompt; returns {node id: [image file's bytes]} of its output nodes.
+
+        `on_progress` gets a Progress as the server reports it. Raises PromptError when the server refuses the prompt or a
+        node fails, PromptInterrupted when it is interrupted there. On any other way out, Ctrl-C among them, the prompt is
+        taken from the server's queue or interrupted.
+        """
+        return asyncio.run(self._run(prompt, on_progress))
+
+    async def _run(self, prompt, on_progress):
+        import aiohttp  # in the host's environment, not in every Python that imports this file
+
+        client_id = uuid.uuid4().hex
+        async with aiohttp.ClientSession() as session:
+            # listening before queueing, so that no message is missed
+            async with session.ws_connect(f"{self.url}/ws?clientId={client_id}", max_msg_size=0) as connection:
+                prompt_id = self.queue(prompt, client_id)
+                try:
+                    await follow(connection, prompt, prompt_id, on_progress)
+                except (PromptError, PromptInterrupted):
+                    raise
+                except BaseException:
+                    self.cancel(prompt_id)
+                    raise
+        return self.images(prompt_id)
+
+    def queue(self, prompt, client_id=None):
+        """Queues a prompt and returns its id. Raises PromptError when the server refuses it."""
+        try:
+            answer = self.post("/prompt", {"prompt": prompt, "client_id": client_id})
+        except urllib.error.HTTPError as error:
+            raise PromptError(refusal(error.read())) from error
+        return json.loads(answer)["prompt_id"]
+
+    def images(self, prompt_id):
+        """{node id: [file's bytes]} of a finished prompt's saved images."""
+        outputs = self.get(f"/history/{prompt_id}")[prompt_id]["outputs"]
+        return {
+            node: [self.request("/view?" + urllib.parse.urlencode(image)) for image in output["images"]]
+            for node, output in outputs.items() if "images" in output
+        }
+
+    def cancel(self, prompt_id):
+        """Takes a prompt from the queue, or interrupts it when it is the running one."""
+        with contextlib.suppress(ConnectionError):
+            self.post("/queue", {"delete": [prompt_id]})
+            self.interrupt(prompt_id)
+
+    def interrupt(self, prompt_id=None):
+        """Interrupts the running prompt, or only that one."""
+        self.post("/interrupt", {"prompt_id": prompt_id} if prompt_id else {})
+
+    def forget(self):
+        """Makes the server drop its cached results, so that the next prompt runs every node again."""
+        self.post("/free", {"free_memory": True})
+
+
+async def follow(connection, prompt, prompt_id, on_progress):
+    """Reads a websocket until the prompt is done; see Client.run."""
+    async for message in connection:
+        if not isinstance(message.data, str):
+            continue  # a preview picture
+        event = json.loads(message.data)
+        data = event["data"]
+        if data.get("prompt_id") != prompt_id:
+            continue
+        kind = event["type"]
+        if kind == "execution_success":
+            return
+        if kind == "execution_interrupted":
+            raise PromptInterrupted("The prompt was interrupted.")
+        if kind == "execution_error":
+            raise PromptError(f"{data['node_type']} (node {data['node_id']}): {data['exception_message'].strip()}")
+        if kind in ("executing", "progress") and data.get("node"):
+            node = data["node"]
+            # a node may run others of its own making, which the prompt does not hold
+            class_type = prompt.get(node, {}).get("class_type", "")
+            on_progress(Progress(node, class_type, data.get("value", 0), data.get("max", 0)))
+    raise ConnectionError("The server closed the connection while the prompt ran.")
+
+
+def refusal(body):
+    """The text of a refused prompt: the general error, then each node's."""
+    try:
+        answer = json.loads(body)
+    except ValueError:
+        return body.decode(errors="replace")
+    error = answer["error"]
+    lines = [" ".join(filter(None, (error["message"], error["details"])))]
+    for node, found in answer["node_errors"].items():
+        lines += [f"{found['class_type']} (node {node}): {each['message']}: {each['details']}" for each in found["errors"]]
+    return "\n".join(lines)
