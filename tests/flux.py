@@ -1,0 +1,166 @@
+"""Small FLUX.1 models through the host's own loader and sampler, and the guided forward written out from the equation."""
+
+from dataclasses import dataclass
+
+import comfy.ops
+import comfy.sample
+import comfy.samplers
+import comfy.sd
+import nodes as host_nodes
+import torch
+from comfy.ldm.flux.layers import timestep_embedding
+from comfy.ldm.flux.model import Flux
+
+HIDDEN, POOLED, CONTEXT = 128, 32, 16
+
+
+def node(name, /, **inputs):
+    """The outputs of a node of ours or of the host, called with what the graph would give it."""
+    cls = host_nodes.NODE_CLASS_MAPPINGS[name]
+    if hasattr(cls, "define_schema"):
+        outputs = cls.execute(**inputs)
+        return getattr(outputs, "args", outputs)
+    return getattr(cls(), cls.FUNCTION)(**inputs)
+
+
+def flux(double=3, single=5, dev=False, in_channels=16, dtype=torch.float32, seed=0, weight_dtype=None):
+    """A FLUX.1-shaped ModelPatcher with seeded random weights, loaded by the host."""
+    model = Flux(
+        in_channels=in_channels, out_channels=16, vec_in_dim=POOLED, context_in_dim=CONTEXT, hidden_size=HIDDEN, mlp_ratio=4.0,
+        num_heads=1, depth=double, depth_single_blocks=single, axes_dim=[16, 56, 56], theta=10000, patch_size=2, qkv_bias=True,
+        guidance_embed=dev, txt_ids_dims=[], dtype=torch.float32, device="cpu", operations=comfy.ops.disable_weight_init,
+    )
+    generator = torch.Generator().manual_seed(seed)
+    state = {}
+    for name, parameter in model.state_dict().items():
+        noise = torch.randn(parameter.shape, generator=generator)
+        if name.endswith("norm.scale") or name.endswith("norm.weight"):
+            state[name] = 1 + 0.1 * noise
+        else:
+            # Modulation weights as large as the others: the shift must be felt by every block.
+            state[name] = noise / parameter.shape[-1] ** 0.5 if parameter.ndim > 1 else 0.1 * noise
+    # Outputs of about unit size, so that an absolute tolerance means something.
+    state["final_layer.linear.weight"] /= 4
+    return _loaded({name: tensor.to(weight_dtype or dtype) for name, tensor in state.items()}, weight_dtype or dtype)
+
+
+def _loaded(state, dtype):
+    patcher = comfy.sd.load_diffusion_model_state_dict(dict(state), model_options={"dtype": dtype})
+    patcher.model.made_from = (state, dtype)
+    return patcher
+
+
+def conditioning(seed, pooled=POOLED, tokens=8, **extras):
+    generator = torch.Generator().manual_seed(seed)
+    extras["pooled_output"] = torch.randn(1, pooled, generator=generator)
+    return [[torch.randn(1, tokens, CONTEXT, generator=generator), extras]]
+
+
+def direction(seed=10, pooled=POOLED):
+    return node(
+        "GuidanceDirectionFromConditioning", positive=conditioning(seed, pooled), negative=conditioning(seed + 1, pooled)
+    )[0]
+
+
+def apply(model, direction, w=3.0, **inputs):
+    return node("ApplyModulationGuidance", model=model, direction=direction, w=w, **inputs)[0]
+
+
+def schedule(start_layer=0, **inputs):
+    inputs = {"end_layer": -1, "taper_layers": 0, "taper_scale": 0.25, "final_layer": 0.0} | inputs
+    return node("GuidanceLayerSchedule", start_layer=start_layer, **inputs)[0]
+
+
+def latent(batch=1, size=8, seed=100):
+    return torch.randn(batch, 16, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def sample(model, positive=None, negative=None, cfg=1.0, steps=3, seed=5, batch=1, size=8, **options):
+    """What the host's KSampler makes of it, (B, 16, H, W)."""
+    image = torch.zeros(batch, 16, size, size)
+    noise = comfy.sample.prepare_noise(image, seed)
+    return comfy.sample.sample(
+        model, noise, steps, cfg, "euler", "simple", positive or conditioning(1), negative or conditioning(2), image,
+        disable_pbar=True, seed=seed, **options,
+    )
+
+
+@dataclass
+class Term:
+    """One guidance of the reference: sign per row times w * weights[i] * (y(p+) - y(p-))."""
+
+    w: float
+    weights: list  # one per layer, then the head's
+    positive: torch.Tensor  # (1, POOLED)
+    negative: torch.Tensor
+    rows: str = "both"
+    window: tuple = (float("inf"), 0.0)  # sigmas, first and last
+
+
+def terms_of(seed=10, w=3.0, weights=None, layers=8, start=0, head=0.0, **options):
+    """The reference term for direction(seed)."""
+    weights = weights or [float(layer >= start) for layer in range(layers)] + [head]
+    return Term(w, weights, *(conditioning(s)[0][1]["pooled_output"] for s in (seed, seed + 1)), **options)
+
+
+class GuidedFlux(Flux):
+    """FLUX.1's forward with y_hat = y + w (y(p+) - y(p-)) put in block by block, as the equation reads.
+
+    `terms` and `keep_norm` are set by reference(). y is computed three times over, from the whole time-text embedder, as the
+    paper's code does.
+    """
+
+    def _y(self, timesteps, guidance, pooled, dtype):
+        y = self.time_in(timestep_embedding(timesteps, 256).to(dtype))
+        if self.params.guidance_embed:
+            y = y + self.guidance_in(timestep_embedding(guidance, 256).to(dtype))
+        return y + self.vector_in(pooled.to(dtype))
+
+    def forward_orig(
+        self, img, img_ids, txt, txt_ids, timesteps, y, guidance=None, control=None, timestep_zero_index=None,
+        transformer_options={}, attn_mask=None,
+    ):
+        img = self.img_in(img)
+        plain = self._y(timesteps, guidance, y[:, :POOLED], img.dtype)
+        chunks = transformer_options["cond_or_uncond"]
+        sigma = transformer_options["sigmas"].max().item()
+        rows = plain.shape[0] // len(chunks)
+
+        def y_hat(layer):
+            shift = torch.zeros_like(plain)
+            for term in self.terms:
+                if not term.window[1] <= sigma <= term.window[0]:
+                    continue
+                toward = self._y(timesteps, guidance, term.positive.expand(len(plain), -1), img.dtype)
+                away = self._y(timesteps, guidance, term.negative.expand(len(plain), -1), img.dtype)
+                sign = {"both": (1, 1), "cond": (1, 0), "opposed": (1, -1)}[term.rows]
+                signs = torch.tensor([sign[chunk] for chunk in chunks], dtype=plain.dtype).repeat_interleave(rows)[:, None]
+                shift = shift + term.w * term.weights[layer] * signs * (toward - away)
+            guided = plain + shift
+            if self.keep_norm:
+                guided = guided * plain.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True)
+            return guided
+
+        txt = self.txt_in(txt)
+        pe = self.pe_embedder(torch.cat((txt_ids, img_ids), dim=1))
+        layer = 0
+        for i, block in enumerate(self.double_blocks):
+            img, txt = block(img=img, txt=txt, vec=y_hat(layer), pe=pe, attn_mask=attn_mask, transformer_options=transformer_options)
+            layer += 1
+            if control is not None and i < len(control["input"]) and control["input"][i] is not None:
+                img[:, :control["input"][i].shape[1]] += control["input"][i]
+        x = torch.cat((txt, img), 1)
+        for block in self.single_blocks:
+            x = block(x, vec=y_hat(layer), pe=pe, attn_mask=attn_mask, transformer_options=transformer_options)
+            layer += 1
+        return self.final_layer(x[:, txt.shape[1]:], y_hat(layer))
+
+
+def reference(model, *terms, keep_norm=False):
+    """The same model and patches with the equation for a forward; a second load that shares nothing with the first."""
+    patcher = model.clone(model_override=_loaded(*model.model.made_from).get_clone_model_override())
+    diffusion_model = patcher.model.diffusion_model
+    diffusion_model.__class__ = GuidedFlux
+    diffusion_model.terms = terms
+    diffusion_model.keep_norm = keep_norm
+    return patcher
