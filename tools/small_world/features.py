@@ -1,0 +1,45 @@
+"""Caption features in bulk, equal to what the host's text encoder loaders give for one prompt.
+
+`last`: the normalised last layer, what CLIPLoader gives as type "flux" (and "stable_diffusion").
+`penultimate`: the raw last layer but one, what CLIPLoader gives as type "sd3", there padded from 768 to 4096.
+"""
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from tqdm import tqdm
+
+LAYERS = ("last", "penultimate")
+
+
+def load_encoder(path: Path, device: torch.device) -> torch.nn.Module:
+    """The host's CLIP-L class with the weights of `path`, fp32."""
+    import comfy.clip_model
+    import comfy.ops
+    config = json.loads((Path(comfy.clip_model.__file__).parent / "sd1_clip_config.json").read_text())
+    encoder = comfy.clip_model.CLIPTextModel(config, torch.float32, device, comfy.ops.disable_weight_init)
+    encoder.load_state_dict(load_file(path))
+    return encoder.eval().requires_grad_(False)
+
+
+def tokenize(texts: list[str]) -> torch.Tensor:
+    """(N, 77) token ids. Captions here carry no weights or embeddings and fit one window."""
+    import comfy.sd1_clip
+    tokenizer = comfy.sd1_clip.SDTokenizer()
+    return torch.tensor([[token for token, _ in tokenizer.tokenize_with_weights(text)[0]] for text in texts])
+
+
+@torch.no_grad()
+def encode(encoder: torch.nn.Module, texts: list[str], layer: str, batch: int = 32,
+           dtype: torch.dtype = torch.float16) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features (N, 77, 768) of `layer` and pooled vectors (N, 768), on the encoder's device."""
+    device = encoder.text_projection.weight.device
+    tokens = tokenize(texts)
+    states, pooled = [], []
+    for at in tqdm(range(0, len(texts), batch), desc="encoding captions", leave=False):
+        last, penultimate, _, end = encoder(tokens[at:at + batch].to(device), intermediate_output=-2,
+                                            final_layer_norm_intermediate=False)
+        states.append((last if layer == "last" else penultimate).to(dtype))
+        pooled.append(end.to(dtype))
+    return torch.cat(states), torch.cat(pooled)

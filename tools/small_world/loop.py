@@ -1,0 +1,141 @@
+"""The training loop all three models share: AdamW, warm-up and cosine, EMA, checkpoints, a record and a loss curve.
+
+Every random number of a step comes from a generator seeded by (seed, step), so a run that was cut and resumed takes
+exactly the steps of one that was not.
+"""
+import copy
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import date
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from tqdm import tqdm
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One stage's training. steps and batch set the cost; scenes is how many distinct pictures are drawn."""
+    steps: int
+    batch: int
+    learning_rate: float
+    scenes: int
+    warmup: int = 200
+    ema: float = 0.999
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    seed: int = 0
+
+
+def rate(settings: Settings, step: int) -> float:
+    """Learning rate: linear warm-up, then a cosine to zero."""
+    if step < settings.warmup:
+        return settings.learning_rate * (step + 1) / settings.warmup
+    progress = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
+    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary file, then put it in place, so that `path` is never half a file."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    write(temporary)
+    os.replace(temporary, path)
+
+
+def hardware(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} CPU cores ({platform.machine()})"
+
+
+def fit(name: str, model: nn.Module, loss_of: Callable[[nn.Module, torch.Generator], torch.Tensor], settings: Settings,
+        work: Path, checkpoint_every: int = 500, stop_at: int | None = None) -> nn.Module:
+    """Train `model` in place and return its exponential moving average.
+
+    loss_of(model, generator) draws a batch and gives its loss. Checkpoints go to `work`; a checkpoint of the same
+    settings found there is resumed. `stop_at` leaves the run early, as an interruption would. On a GPU the forward
+    pass runs in bf16 autocast; on the CPU in fp32.
+    """
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    device = accelerator.device
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99),
+                                  weight_decay=settings.weight_decay, fused=device.type == "cuda")
+    model, optimizer = accelerator.prepare(model, optimizer)
+    average = copy.deepcopy(model).requires_grad_(False)
+    losses: list[float] = []
+    seconds = 0.0
+    work.mkdir(parents=True, exist_ok=True)
+    checkpoint = work / f"{name}.checkpoint"
+    if checkpoint.exists():
+        state = torch.load(checkpoint, map_location=device, weights_only=True)
+        if state["settings"] != asdict(settings):
+            raise ValueError(f"{checkpoint} was made with other settings; remove it to start over")
+        model.load_state_dict(state["model"])
+        average.load_state_dict(state["average"])
+        optimizer.load_state_dict(state["optimizer"])
+        losses, seconds = state["losses"], state["seconds"]
+
+    generator = torch.Generator(device)
+    pending: list[torch.Tensor] = []
+    started = time.time() - seconds
+    flushed, pace = time.time(), 0.0
+    bar = tqdm(range(len(losses), settings.steps), initial=len(losses), total=settings.steps, desc=name, mininterval=5)
+    for step in bar:
+        if step == stop_at:
+            break
+        for group in optimizer.param_groups:
+            group["lr"] = rate(settings, step)
+        generator.manual_seed(settings.seed * 1_000_003 + step)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            loss = loss_of(model, generator)
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(model.parameters(), settings.clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            decay = min(settings.ema, (1 + step) / (10 + step))
+            torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+        pending.append(loss.detach())
+        last = step + 1 == settings.steps
+        if len(pending) == 50 or last or step + 1 == stop_at or (step + 1) % checkpoint_every == 0:
+            losses += torch.stack(pending).tolist()
+            pace, flushed = (time.time() - flushed) / len(pending), time.time()
+            pending.clear()
+            bar.set_postfix(loss=f"{sum(losses[-100:]) / len(losses[-100:]):.4f}")
+        if (step + 1) % checkpoint_every == 0 or last:
+            state = {"settings": asdict(settings), "model": model.state_dict(), "average": average.state_dict(),
+                     "optimizer": optimizer.state_dict(), "losses": losses, "seconds": time.time() - started,
+                     "pace": pace}
+            write_whole(checkpoint, lambda path: torch.save(state, path))
+    return average
+
+
+def write_record(name: str, settings: Settings, work: Path, out: Path, **facts) -> None:
+    """`out`/`name`.json (settings, seed, loss, date, hardware) and `out`/`name`_loss.png, from the last checkpoint."""
+    import matplotlib
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    state = torch.load(work / f"{name}.checkpoint", map_location="cpu", weights_only=True)
+    losses = torch.tensor(state["losses"])
+    width = max(1, len(losses) // 200)
+    curve = losses[:len(losses) // width * width].view(-1, width).mean(1)
+    record = {"model": name, "settings": asdict(settings), "seed": settings.seed, "date": date.today().isoformat(),
+              "hardware": hardware(Accelerator(cpu=not torch.cuda.is_available()).device),
+              "torch": torch.__version__, "seconds": round(state["seconds"]),
+              "milliseconds_per_step": round(state["pace"] * 1000, 2),
+              "final_loss": round(losses[-max(1, len(losses) // 20):].mean().item(), 5),
+              "loss_every": width, "loss": [round(value, 5) for value in curve.tolist()], **facts}
+    write_whole(out / f"{name}.json", lambda path: path.write_text(json.dumps(record, indent=1) + "\n"))
+
+    figure, axes = pyplot.subplots(figsize=(6, 3.5), layout="constrained")
+    axes.plot(torch.arange(len(curve)) * width, curve)
+    axes.set(xlabel="step", ylabel="loss", yscale="log", title=f"{name}: {len(losses)} steps, batch {settings.batch}")
+    axes.grid(alpha=0.3, which="both")
+    figure.savefig(out / f"{name}_loss.png", dpi=100)
+    pyplot.close(figure)
