@@ -13,7 +13,7 @@ import pytest
 PACK = Path(__file__).parent.parent
 HOST = os.environ["COMFYUI_PATH"]
 
-sys.path.insert(0, HOST)
+sys.path[:0] = [HOST, str(PACK)]
 
 import comfy.options  # noqa: E402
 

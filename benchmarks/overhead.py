@@ -1,0 +1,237 @@
+"""What guidance costs: guided against unguided forward passes of FLUX.1, measured on the host with the pack loaded.
+
+    python benchmarks/overhead.py [--repeats N] [--json FILE]
+
+Without a GPU: FLUX width (hidden 3072), 1 double + 3 single blocks, 1024 image + 128 text tokens, fp32. With one: the full
+19 + 38 blocks, 1024 px (4096 + 512 tokens), bf16. Random weights. Each round runs the variants one after the other in one
+process, so that a change of the machine's speed meets all of them; the ratios are medians over rounds of times in the same
+round. "paper's way" is the unguided model with its time-text embedder run three times a step and the y of each block chosen
+beforehand, as the paper's code does. Eager and through the host's TorchCompileModel.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import sys
+import time
+from pathlib import Path
+
+PACK = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(PACK))
+
+from tools.host import ensure_host, run_under, write_whole  # noqa: E402
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, help="rounds (default 5 on a CPU, 30 on a GPU)")
+    parser.add_argument("--json", type=Path, help="write the figures there too")
+    options = parser.parse_args()
+    if "COMFYUI_PYTHON" not in os.environ:
+        run_under(ensure_host(), [__file__, *sys.argv[1:]])
+    load_host()
+    results = measure(options.repeats)
+    if options.json:
+        write_whole(options.json, json.dumps(results, indent=1))
+
+
+def load_host():
+    sys.path.insert(0, os.environ["COMFYUI_PATH"])
+    import comfy.options
+
+    comfy.options.enable_args_parsing(False)
+    import torch
+    from comfy.cli_args import args
+
+    args.cpu = not torch.cuda.is_available()
+    args.use_pytorch_cross_attention = True  # the default one for the CPU breaks torch.compile's graph by itself
+    import nodes
+
+    asyncio.run(nodes.init_extra_nodes(init_custom_nodes=False, init_api_nodes=False))
+    assert asyncio.run(nodes.load_custom_node(str(PACK)))
+
+
+def measure(repeats):
+    import torch
+
+    gpu = torch.cuda.is_available()
+    size = (19, 38, 128, 512) if gpu else (1, 3, 64, 128)
+    repeats = repeats or (30 if gpu else 5)
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        model, inputs = flux_model(*size, torch.bfloat16 if gpu else torch.float32)
+        machine = torch.cuda.get_device_name() if gpu else f"CPU, {torch.get_num_threads()} threads"
+        print(f"FLUX.1 width, {size[0]} + {size[1]} blocks, {size[2] ** 2 // 4} + {size[3]} tokens; {machine}; torch {torch.__version__}")
+        results = {"machine": machine, "torch": torch.__version__, "blocks": size[:2], "repeats": repeats}
+        results["eager"] = compare(model, inputs, repeats)
+        results["extra_peak_memory_bytes"] = extra_memory(model, inputs)
+        print(f"extra peak memory: {results['extra_peak_memory_bytes'] / 2**20:.3f} MiB")
+        results["compiled"] = compare(compiled(model), inputs, repeats)
+        results["dynamo"] = dynamo(compiled(model), inputs)
+    return results
+
+
+def flux_model(double, single, latent_size, text_tokens, dtype):
+    """A FLUX.1 schnell of real width with random weights, and the arguments of apply_model."""
+    import comfy.model_management
+    import comfy.model_patcher
+    import comfy.supported_models
+    import torch
+
+    config = comfy.supported_models.FluxSchnell(dict(
+        image_model="flux", in_channels=16, out_channels=16, vec_in_dim=768, context_in_dim=4096, hidden_size=3072, mlp_ratio=4.0,
+        num_heads=24, depth=double, depth_single_blocks=single, axes_dim=[16, 56, 56], theta=10000, patch_size=2, qkv_bias=True,
+        guidance_embed=False, txt_ids_dims=[],
+    ))
+    config.set_inference_dtype(dtype, None)
+    device = comfy.model_management.get_torch_device()
+    model = config.get_model({}, device=device)
+    for parameter in model.diffusion_model.parameters():
+        parameter.normal_(0, 0.02)
+    patcher = comfy.model_patcher.ModelPatcher(model, device, device)
+    inputs = dict(
+        x=torch.randn(1, 16, latent_size, latent_size, device=device), t=torch.tensor([0.7], device=device),
+        c_crossattn=torch.randn(1, text_tokens, 4096, device=device), y=torch.randn(1, 768, device=device),
+    )
+    return patcher, inputs
+
+
+def guided(model, w=3.0, start_layer=5, seed=1, keep_norm=False):
+    import nodes
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    sides = [[[torch.zeros(1, 1, 4096), {"pooled_output": torch.randn(1, 768, generator=generator)}]] for _ in range(2)]
+    node = nodes.NODE_CLASS_MAPPINGS
+    direction = node["GuidanceDirectionFromConditioning"].execute(*sides).args[0]
+    schedule = node["GuidanceLayerSchedule"].execute(start_layer, -1, 0, 0.25, 0.0).args[0]
+    return node["ApplyModulationGuidance"].execute(model, direction, w, keep_norm=keep_norm, schedule=schedule).args[0]
+
+
+def papers_way(model):
+    """y, y(p+) and y(p-) from three runs of the time-text embedder, outside; the guided y then costs a block nothing."""
+    import torch
+    from comfy.ldm.flux.layers import timestep_embedding
+    from comfy.patcher_extension import WrappersMP
+
+    def three_embeddings(executor, x, t, *args, **kwargs):
+        diffusion_model = executor.class_obj.diffusion_model
+        diffusion_model = getattr(diffusion_model, "_orig_mod", diffusion_model)
+        dtype = executor.class_obj.get_dtype_inference()
+        y, wanted, unwanted = (
+            diffusion_model.time_in(timestep_embedding(t, 256).to(dtype)) + diffusion_model.vector_in(pooled)
+            for pooled in torch.randn(3, 1, 768, device=x.device, dtype=dtype)
+        )
+        torch.add(y, wanted - unwanted, alpha=3.0)
+        return executor(x, t, *args, **kwargs)
+
+    model = model.clone()
+    model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "papers_way", three_embeddings)
+    return model
+
+
+def compiled(model):
+    import nodes
+
+    return nodes.NODE_CLASS_MAPPINGS["TorchCompileModel"].execute(model, "inductor").args[0]
+
+
+def forward(model, inputs):
+    """One call of the model as the sampler makes it."""
+    import comfy.patcher_extension
+
+    options = comfy.patcher_extension.copy_nested_dicts(model.model_options["transformer_options"])
+    comfy.patcher_extension.merge_nested_dicts(options.setdefault("wrappers", {}), model.wrappers, copy_dict1=False)
+    options |= {"cond_or_uncond": [0], "sigmas": inputs["t"]}
+    return model.model.apply_model(**inputs, transformer_options=options)
+
+
+def timed(model, inputs):
+    import torch
+
+    started = time.perf_counter()
+    forward(model, inputs)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def compare(model, inputs, repeats):
+    """Seconds of each variant by round, medians, and ratios to the unguided of the same round."""
+    start = min(5, len(model.model.diffusion_model.double_blocks))
+    variants = {
+        "unguided": model, "guided": guided(model, start_layer=start),
+        "guided, norm kept": guided(model, start_layer=start, keep_norm=True), "paper's way": papers_way(model), "unguided again": model,
+    }
+    for variant in variants.values():
+        timed(variant, inputs)
+    rounds = {name: [] for name in variants}
+    for i in range(repeats):
+        # Turned round each time, so that no variant always follows the same one.
+        for name in (list(variants)[i % len(variants):] + list(variants)[:i % len(variants)]):
+            rounds[name].append(timed(variants[name], inputs))
+    ratios = {name: [a / b for a, b in zip(rounds[name], rounds["unguided"])] for name in variants}
+    table = {
+        name: {"seconds": statistics.median(rounds[name]), "ratio": statistics.median(ratios[name]), "ratios": ratios[name]}
+        for name in variants
+    }
+    print("compiled" if "torch_compile_kwargs" in model.model_options else "eager")
+    for name, row in table.items():
+        low, _, high = statistics.quantiles(row["ratios"], n=4)
+        print(f"  {name:18} {row['seconds'] * 1000:10.2f} ms   x {row['ratio']:.4f}  (quartiles {low:.4f} to {high:.4f})", flush=True)
+    return table
+
+
+def extra_memory(model, inputs):
+    """Peak bytes allocated by a guided call beyond those of an unguided one."""
+    return peak(guided(model, start_layer=1), inputs) - peak(model, inputs)
+
+
+def peak(model, inputs):
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        forward(model, inputs)
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        forward(model, inputs)
+    changes = (event.nbytes() for event in profile.profiler.kineto_results.events() if event.name() == "[memory]")
+    now = highest = 0
+    for change in changes:
+        now += change
+        highest = max(highest, now)
+    return highest
+
+
+def dynamo(model, inputs):
+    """Graph breaks and graphs of the plain model, of the guided, and after every knob has been turned."""
+    import torch._dynamo
+    from torch._dynamo.utils import counters
+
+    def count(*models):
+        for variant in models:
+            forward(variant, inputs)
+        return {"graph_breaks": sum(counters["graph_break"].values()), "graphs": counters["stats"]["unique_graphs"]}
+
+    torch._dynamo.reset()
+    counters.clear()
+    results = {
+        "unguided": count(model),
+        "and guided": count(guided(model, start_layer=1)),
+        "after w, start layer, direction, on and off": count(
+            guided(model, w=-1.0, start_layer=1), guided(model, start_layer=2), model, guided(model, start_layer=0, seed=7), model,
+        ),
+    }
+    for name, row in results.items():
+        print(f"  {name:45} graph breaks {row['graph_breaks']}, graphs {row['graphs']}")
+    return results
+
+
+if __name__ == "__main__":
+    main()

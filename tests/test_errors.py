@@ -1,0 +1,103 @@
+"""What cannot work is refused when the node runs, with a sentence that says what and what to do."""
+
+import math
+
+import comfy.ops
+import comfy.sd
+import pytest
+import torch
+from flux import apply, conditioning, direction, flux, node
+
+
+@pytest.fixture(scope="module")
+def model():
+    return flux()
+
+
+def test_unet_is_named():
+    from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+    from comfy.model_base import BaseModel
+    from comfy.model_patcher import ModelPatcher
+    from comfy.supported_models import SD15
+
+    config = SD15(dict(
+        image_size=32, in_channels=4, out_channels=4, model_channels=32, num_res_blocks=[1, 1], channel_mult=(1, 2), num_heads=1,
+        transformer_depth=[0, 0], transformer_depth_output=[0, 0, 0, 0], transformer_depth_middle=0, use_spatial_transformer=True,
+        context_dim=32, use_temporal_attention=False, legacy=False, adm_in_channels=None,
+    ))
+    unet = ModelPatcher(BaseModel(config), "cpu", "cpu")
+    assert isinstance(unet.model.diffusion_model, UNetModel)
+    with pytest.raises(ValueError, match=r"diffusion transformer.*UNetModel.*FLUX\.1"):
+        apply(unet, direction())
+
+
+def test_text_blind_transformer_is_named():
+    from comfy.ldm.flux.model import Flux
+
+    blind = Flux(
+        image_model="flux2", in_channels=128, out_channels=128, vec_in_dim=None, context_in_dim=16, hidden_size=128, mlp_ratio=3.0,
+        num_heads=1, depth=1, depth_single_blocks=1, axes_dim=[32, 32, 32, 32], theta=2000, patch_size=1, qkv_bias=False,
+        guidance_embed=False, txt_ids_dims=[3], global_modulation=True, mlp_silu_act=True, ops_bias=False,
+        dtype=torch.float32, device="cpu", operations=comfy.ops.disable_weight_init,
+    )
+    state = {name: torch.zeros_like(tensor) for name, tensor in blind.state_dict().items()}
+    with pytest.raises(ValueError, match="pooled text"):
+        apply(comfy.sd.load_diffusion_model_state_dict(state), direction())
+
+
+def test_pooled_output_missing_says_which_encoder(model):
+    sides = conditioning(1), conditioning(2)
+    del sides[1][0][1]["pooled_output"]
+    lacking = node("GuidanceDirectionFromConditioning", positive=sides[0], negative=sides[1])[0]
+    with pytest.raises(ValueError, match="no pooled output.*CLIP-L.*DualCLIPLoader"):
+        apply(model, lacking)
+
+
+def test_pooled_output_too_narrow_names_both_widths(model):
+    with pytest.raises(ValueError, match="20 wide.*reads 32"):
+        apply(model, direction(pooled=20))
+
+
+def test_direction_takes_one_prompt_per_side():
+    with pytest.raises(ValueError, match="negative holds 2 prompts"):
+        node("GuidanceDirectionFromConditioning", positive=conditioning(1), negative=conditioning(2) + conditioning(3))
+
+
+@pytest.mark.parametrize("w", [math.nan, math.inf])
+def test_w_must_be_finite(model, w):
+    with pytest.raises(ValueError, match=f"w is {w}"):
+        apply(model, direction(), w=w)
+
+
+@pytest.mark.parametrize("start, end, words", [
+    (0.8, 0.2, "start_percent 0.8 is past end_percent 0.2"), (-0.5, 1.0, "start_percent is -0.5"), (0.0, 1.5, "end_percent is 1.5"),
+])
+def test_percents(model, start, end, words):
+    import nodes
+
+    with pytest.raises(ValueError, match=words):
+        apply(model, direction(), start_percent=start, end_percent=end)
+    queued = nodes.NODE_CLASS_MAPPINGS["ApplyModulationGuidance"].validate_inputs(start_percent=start, end_percent=end)
+    assert words in queued
+
+
+def test_cfg_rows_must_be_known(model):
+    with pytest.raises(ValueError, match="'uncond'; choose auto, both, cond, opposed"):
+        apply(model, direction(), cfg_rows="uncond")
+
+
+@pytest.mark.parametrize("weights, words", [("1, 2, 3", "3 weights .* for 2 directions"), ("1, x", "'x' is not a number"), ("1, nan", "'nan'")])
+def test_weights_of_combined_directions(weights, words):
+    with pytest.raises(ValueError, match=words):
+        node("CombineGuidanceDirections", directions={"direction0": direction(1), "direction1": direction(3)}, weights=weights)
+
+
+def test_encode_without_an_encoder():
+    with pytest.raises(ValueError, match="no text encoder on the clip input"):
+        node("EncodeGuidanceDirection", clip=None, positive="a", negative="b")
+
+
+@pytest.mark.parametrize("preset", ["counting", "color", "position"])
+def test_presets_with_a_slot_need_a_subject(preset):
+    with pytest.raises(ValueError, match=f"{preset} needs a subject"):
+        node("GuidancePreset", preset=preset, subject=" ")

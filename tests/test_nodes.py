@@ -1,0 +1,89 @@
+"""What users wire and save: ids, inputs, defaults and outputs, and what the small nodes give."""
+
+import nodes as host_nodes
+import pytest
+import torch
+from flux import direction, node
+
+OURS = {
+    "EncodeGuidanceDirection": (["clip", "positive", "negative"], ["direction"]),
+    "GuidanceDirectionFromConditioning": (["positive", "negative"], ["direction"]),
+    "CombineGuidanceDirections": (["directions", "weights"], ["direction"]),
+    "GuidancePreset": (["preset", "subject"], ["positive", "negative", "w", "start_layer"]),
+    "GuidanceLayerSchedule": (["start_layer", "end_layer", "taper_layers", "taper_scale", "final_layer"], ["schedule"]),
+    "GuidanceLayerScheduleCurve": (["curve", "final_layer"], ["schedule"]),
+    "GuidanceLayerScheduleText": (["layers", "final_layer"], ["schedule"]),
+    "ApplyModulationGuidance": (
+        ["model", "direction", "w", "start_percent", "end_percent", "cfg_rows", "keep_norm", "schedule"], ["model"],
+    ),
+}
+
+
+@pytest.mark.parametrize("node_id", OURS)
+def test_interface(node_id):
+    schema = host_nodes.NODE_CLASS_MAPPINGS[node_id].GET_SCHEMA()
+    inputs, outputs = OURS[node_id]
+    assert [i.id for i in schema.inputs] == inputs
+    assert [o.id for o in schema.outputs] == outputs
+    assert schema.category == "modulation guidance"
+    assert schema.description and schema.search_aliases
+    assert all(part.tooltip for part in [*schema.inputs, *schema.outputs])
+
+
+def test_defaults():
+    def defaults(node_id):
+        return {i.id: i.default for i in host_nodes.NODE_CLASS_MAPPINGS[node_id].GET_SCHEMA().inputs if getattr(i, "default", None) is not None}
+
+    assert defaults("GuidanceLayerSchedule") == dict(start_layer=5, end_layer=-1, taper_layers=0, taper_scale=0.25, final_layer=0.0)
+    assert defaults("ApplyModulationGuidance") == dict(w=3.0, start_percent=0.0, end_percent=1.0, cfg_rows="auto", keep_norm=False)
+    assert defaults("CombineGuidanceDirections") == dict(weights="")
+
+
+
+
+def test_combine_weighs_each_direction_in_order():
+    first, second = direction(1), direction(3)
+    combined = node("CombineGuidanceDirections", directions={"direction1": second, "direction0": first}, weights="")[0]
+    assert [pair.positive for pair in combined.pairs] == [first.pairs[0].positive, second.pairs[0].positive]
+    nested = node("CombineGuidanceDirections", directions={"direction0": combined, "direction1": first}, weights="2, -0.5")[0]
+    assert [pair.weight for pair in nested.pairs] == [2, 2, -0.5]
+
+
+@pytest.mark.parametrize("preset, subject, expected", [
+    ("complexity", "", ("Extremely complex, the highest quality", "Very simple, no details at all", 3.0, 5)),
+    ("aesthetics", "ignored", ("Ultra-detailed, photorealistic, cinematic", "Low-res, flat, cartoonish", 3.0, 5)),
+    ("hands", "", ("Natural and realistic hands", "Unnatural hands", 3.0, 5)),
+    ("hands", "A boy", ("A boy with natural and realistic hands", "Unnatural hands", 3.0, 5)),
+    ("counting", "three apples", ("three apples", "Very simple, no details at all", 3.0, 5)),
+    ("video", "", ("Ultra-detailed, photorealistic, cinematic", "Low-res, bad quality, blurred", 3.5, 5)),
+    ("booru quality", "", ("absurdres, masterpiece, score_9", "worst quality, low quality, score_1", 3.0, 8)),
+])
+def test_presets(preset, subject, expected):
+    assert tuple(node("GuidancePreset", preset=preset, subject=subject)) == expected
+
+
+def test_preset_list_is_the_interface():
+    presets, _ = host_nodes.NODE_CLASS_MAPPINGS["GuidancePreset"].GET_SCHEMA().inputs
+    assert presets.options == [
+        "complexity", "aesthetics", "hands", "counting", "color", "position", "video", "booru quality", "booru quality (long)",
+    ]
+
+
+def test_encode_keeps_pooled_tokens_and_extras(clip_l):
+    encoded = node("EncodeGuidanceDirection", clip=clip_l, positive="a red circle", negative="a blue square")[0]
+    pair, = encoded.pairs
+    (tokens, extras), = node("CLIPTextEncode", clip=clip_l, text="a red circle")[0]
+    assert torch.equal(pair.positive.tokens, tokens)
+    assert torch.equal(pair.positive.pooled, extras["pooled_output"])
+    assert not torch.equal(pair.positive.pooled, pair.negative.pooled)
+    assert pair.weight == 1
+
+
+@pytest.fixture(scope="module")
+def clip_l(tmp_path_factory):
+    import comfy.sd
+    from tools.small_world.text_encoder import write_clip_l
+
+    path = tmp_path_factory.mktemp("clip") / "clip_l.safetensors"
+    write_clip_l(path)
+    return comfy.sd.load_clip([str(path)])
