@@ -25,6 +25,8 @@ from comfy.cli_args import args  # noqa: E402
 args.cpu = not torch.cuda.is_available()
 # The host's default attention for the CPU breaks torch.compile's graph by itself.
 args.use_pytorch_cross_attention = True
+# Models this small gain nothing from threads, and lose much where cores are shared.
+torch.set_num_threads(1)
 
 import nodes as host_nodes  # noqa: E402
 

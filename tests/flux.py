@@ -107,7 +107,8 @@ class GuidedFlux(Flux):
     """FLUX.1's forward with y_hat = y + w (y(p+) - y(p-)) put in block by block, as the equation reads.
 
     `terms` and `keep_norm` are set by reference(). y is computed three times over, from the whole time-text embedder, as the
-    paper's code does.
+    paper's code does. Other nodes' block slots and ControlNets are served as in the host: a slot sees and may change the plain
+    y, and y_hat is made from what reaches the block.
     """
 
     def _y(self, timesteps, guidance, pooled, dtype):
@@ -121,39 +122,63 @@ class GuidedFlux(Flux):
         transformer_options={}, attn_mask=None,
     ):
         img = self.img_in(img)
+        txt = self.txt_in(txt)
+        pe = self.pe_embedder(torch.cat((txt_ids, img_ids), dim=1))
         plain = self._y(timesteps, guidance, y[:, :POOLED], img.dtype)
         chunks = transformer_options["cond_or_uncond"]
         sigma = transformer_options["sigmas"].max().item()
-        rows = plain.shape[0] // len(chunks)
+        rows = len(plain) // len(chunks)
 
-        def y_hat(layer):
-            shift = torch.zeros_like(plain)
+        def y_hat(layer, y):
+            shift = torch.zeros_like(y)
             for term in self.terms:
                 if not term.window[1] <= sigma <= term.window[0]:
                     continue
-                toward = self._y(timesteps, guidance, term.positive.expand(len(plain), -1), img.dtype)
-                away = self._y(timesteps, guidance, term.negative.expand(len(plain), -1), img.dtype)
-                sign = {"both": (1, 1), "cond": (1, 0), "opposed": (1, -1)}[term.rows]
-                signs = torch.tensor([sign[chunk] for chunk in chunks], dtype=plain.dtype).repeat_interleave(rows)[:, None]
-                shift = shift + term.w * term.weights[layer] * signs * (toward - away)
-            guided = plain + shift
+                toward = self._y(timesteps, guidance, term.positive.expand(len(y), -1), img.dtype)
+                away = self._y(timesteps, guidance, term.negative.expand(len(y), -1), img.dtype)
+                cond, uncond = {"both": (1, 1), "cond": (1, 0), "opposed": (1, -1)}[term.rows]
+                signs = torch.tensor([cond if chunk == 0 else uncond for chunk in chunks], dtype=y.dtype)
+                shift = shift + term.w * term.weights[layer] * signs.repeat_interleave(rows)[:, None] * (toward - away)
+            guided = y + shift
             if self.keep_norm:
-                guided = guided * plain.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True)
+                guided = guided * y.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True)
             return guided
 
-        txt = self.txt_in(txt)
-        pe = self.pe_embedder(torch.cat((txt_ids, img_ids), dim=1))
-        layer = 0
+        def through_slot(kind, i, original, **args):
+            slot = transformer_options.get("patches_replace", {}).get("dit", {}).get((kind, i))
+            return original(args) if slot is None else slot(args, {"original_block": original})
+
+        def controlled(image_tokens, kind, i):
+            added = (control or {}).get(kind, ())[i:i + 1]
+            if added and added[0] is not None:
+                image_tokens[:, :added[0].shape[1]] += added[0]
+
+        shared = {"pe": pe, "attn_mask": attn_mask}
+        depth = len(self.double_blocks)
         for i, block in enumerate(self.double_blocks):
-            img, txt = block(img=img, txt=txt, vec=y_hat(layer), pe=pe, attn_mask=attn_mask, transformer_options=transformer_options)
-            layer += 1
-            if control is not None and i < len(control["input"]) and control["input"][i] is not None:
-                img[:, :control["input"][i].shape[1]] += control["input"][i]
+            options = transformer_options | {"total_blocks": depth, "block_type": "double", "block_index": i}
+
+            def double(args):
+                return dict(zip(("img", "txt"), block(**args | {"vec": y_hat(i, args["vec"])})))
+
+            out = through_slot("double_block", i, double, img=img, txt=txt, vec=plain, transformer_options=options, **shared)
+            img, txt = out["img"], out["txt"]
+            controlled(img, "input", i)
+
         x = torch.cat((txt, img), 1)
-        for block in self.single_blocks:
-            x = block(x, vec=y_hat(layer), pe=pe, attn_mask=attn_mask, transformer_options=transformer_options)
-            layer += 1
-        return self.final_layer(x[:, txt.shape[1]:], y_hat(layer))
+        for i, block in enumerate(self.single_blocks):
+            options = transformer_options | {
+                "total_blocks": len(self.single_blocks), "block_type": "single", "block_index": i,
+                "img_slice": [txt.shape[1], x.shape[1]],
+            }
+
+            def single(args):
+                args = args | {"vec": y_hat(depth + i, args["vec"])}
+                return {"img": block(args.pop("img"), **args)}
+
+            x = through_slot("single_block", i, single, img=x, vec=plain, transformer_options=options, **shared)["img"]
+            controlled(x[:, txt.shape[1]:], "output", i)
+        return self.final_layer(x[:, txt.shape[1]:], y_hat(depth + len(self.single_blocks), plain))
 
 
 def reference(model, *terms, keep_norm=False):
