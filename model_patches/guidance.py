@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import comfy.model_management
 import comfy.utils
 import torch
 from comfy.patcher_extension import WrappersMP
@@ -183,6 +184,9 @@ def _row_deltas(guidance: Guidance, family: Family, diffusion_model, chunks, row
 
 
 def _modulation(pooled: Tensor, family: Family, diffusion_model, device, dtype) -> Tensor:
-    # A wider pooled output is cut to what the model reads, as the host cuts it.
-    pooled = pooled[:, :family.pooled_width(diffusion_model)].to(device, dtype)
+    # A wider pooled output is cut to what the model reads, as the host cuts it. A blocking copy would drain the GPU's queue.
+    pooled = comfy.model_management.cast_to(
+        pooled[:, :family.pooled_width(diffusion_model)], dtype, device,
+        non_blocking=comfy.model_management.device_supports_non_blocking(device),
+    )
     return family.pooled_to_modulation(diffusion_model, pooled).float()

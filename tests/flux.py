@@ -134,10 +134,10 @@ class GuidedFlux(Flux):
             for term in self.terms:
                 if not term.window[1] <= sigma <= term.window[0]:
                     continue
-                toward = self._y(timesteps, guidance, term.positive.expand(len(y), -1), img.dtype)
-                away = self._y(timesteps, guidance, term.negative.expand(len(y), -1), img.dtype)
+                toward = self._y(timesteps, guidance, term.positive.to(y).expand(len(y), -1), img.dtype)
+                away = self._y(timesteps, guidance, term.negative.to(y).expand(len(y), -1), img.dtype)
                 cond, uncond = {"both": (1, 1), "cond": (1, 0), "opposed": (1, -1)}[term.rows]
-                signs = torch.tensor([cond if chunk == 0 else uncond for chunk in chunks], dtype=y.dtype)
+                signs = torch.tensor([cond if chunk == 0 else uncond for chunk in chunks], dtype=y.dtype, device=y.device)
                 shift = shift + term.w * term.weights[layer] * signs.repeat_interleave(rows)[:, None] * (toward - away)
             guided = y + shift
             if self.keep_norm:
