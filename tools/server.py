@@ -158,12 +158,12 @@ def tail(log, lines=40):
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a running prompt is: `value` of `total` in the node `node` of class `class_type`."""
+    """Where a running prompt is: `value` of `total` steps (0 of 0: just begun) in the node with this id and title."""
 
     node: str
-    class_type: str
-    value: float = 0
-    total: float = 0
+    title: str
+    value: int
+    total: int
 
 
 class Client:
@@ -225,12 +225,16 @@ class Client:
         return self.images(prompt_id)
 
     def queue(self, prompt, client_id=None):
-        """Queues a prompt and returns its id. Raises PromptError when the server refuses it."""
+        """Queues a prompt and returns its id. Raises PromptError when the server refuses it, or some of its outputs."""
         try:
-            answer = self.post("/prompt", {"prompt": prompt, "client_id": client_id})
+            answer = json.loads(self.post("/prompt", {"prompt": prompt, "client_id": client_id}))
         except urllib.error.HTTPError as error:
             raise PromptError(refusal(error.read())) from error
-        return json.loads(answer)["prompt_id"]
+        if answer["node_errors"]:
+            # it would run the outputs that do not depend on these nodes
+            self.cancel(answer["prompt_id"])
+            raise PromptError("\n".join(node_errors(answer["node_errors"])))
+        return answer["prompt_id"]
 
     def images(self, prompt_id):
         """{node id: [file's bytes]} of a finished prompt's saved images."""
@@ -265,18 +269,23 @@ async def follow(connection, prompt, prompt_id, on_progress):
         if data.get("prompt_id") != prompt_id:
             continue
         kind = event["type"]
-        if kind == "execution_success":
-            return
+        if kind == "executing" and data["node"] is None:
+            return  # its outputs are in the history now; when execution_success is sent they need not be
         if kind == "execution_interrupted":
             raise PromptInterrupted("The prompt was interrupted.")
         if kind == "execution_error":
             raise PromptError(f"{data['node_type']} (node {data['node_id']}): {data['exception_message'].strip()}")
-        if kind in ("executing", "progress") and data.get("node"):
+        if kind in ("executing", "progress"):
             node = data["node"]
-            # a node may run others of its own making, which the prompt does not hold
-            class_type = prompt.get(node, {}).get("class_type", "")
-            on_progress(Progress(node, class_type, data.get("value", 0), data.get("max", 0)))
+            on_progress(Progress(node, title(prompt, node), data.get("value", 0), data.get("max", 0)))
     raise ConnectionError("The server closed the connection while the prompt ran.")
+
+
+def title(prompt, node):
+    """A node's title, or its class; the id alone for a node that another one made while running."""
+    if node not in prompt:
+        return node
+    return prompt[node].get("_meta", {}).get("title", prompt[node]["class_type"])
 
 
 def refusal(body):
@@ -286,7 +295,12 @@ def refusal(body):
     except ValueError:
         return body.decode(errors="replace")
     error = answer["error"]
-    lines = [" ".join(filter(None, (error["message"], error["details"])))]
-    for node, found in answer["node_errors"].items():
-        lines += [f"{found['class_type']} (node {node}): {each['message']}: {each['details']}" for each in found["errors"]]
-    return "\n".join(lines)
+    return "\n".join([" ".join(filter(None, (error["message"], error["details"]))), *node_errors(answer["node_errors"])])
+
+
+def node_errors(errors):
+    """One line for each error of each node, from the server's node_errors."""
+    return [
+        f"{found['class_type']} (node {node}): {each['message']}: {each['details']}"
+        for node, found in errors.items() for each in found["errors"]
+    ]

@@ -15,6 +15,7 @@ HIDDEN = 128  # one head, whose 128 dimensions FLUX's positions need
 DOUBLE_BLOCKS, SINGLE_BLOCKS = 4, 8  # so that guidance from layer 5 leaves layers on both sides
 TEXT = 768  # CLIP-L's width, for tokens and pooled output alike
 LATENT_CHANNELS = 16
+PICTURE = 512  # width and height in pixels
 SMALL_FOR = {  # the real file of a workflow -> the small one that takes its place
     "flux1-schnell.safetensors": "small_flux_schnell.safetensors",
     "flux1-dev.safetensors": "small_flux_dev.safetensors",
@@ -42,13 +43,15 @@ def with_small_models(prompt):
     """A copy of an API-format prompt that uses the small models in place of the real ones it names.
 
     File names are replaced, and the DualCLIPLoader of FLUX's two encoders becomes a CLIPLoader of the small CLIP-L: T5-XXL
-    cannot be made small, and the small FLUX reads CLIP-L's tokens instead of T5's.
+    cannot be made small, and the small FLUX reads CLIP-L's tokens instead of T5's. Pictures become PICTURE pixels wide and high.
     """
     prompt = copy.deepcopy(prompt)
     for node in prompt.values():
         if node["class_type"] == "DualCLIPLoader":
             node["class_type"] = "CLIPLoader"
             node["inputs"] = {"clip_name": node["inputs"]["clip_name1"], "type": "stable_diffusion", "device": "default"}
+        if node["class_type"] == "EmptySD3LatentImage":
+            node["inputs"].update(width=PICTURE, height=PICTURE)
         for name, value in node["inputs"].items():
             if isinstance(value, str) and value in SMALL_FOR:
                 node["inputs"][name] = SMALL_FOR[value]
