@@ -1,0 +1,213 @@
+"""The workflows on the real server, over HTTP, with small models; and the demo, which does the same for a user."""
+
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+from PIL import Image, ImageChops
+
+CHECKOUT = Path(__file__).parent.parent
+sys.path.insert(1, str(CHECKOUT))  # after the host's own folder, whose modules go first
+
+from tools.host import cache_folder, ensure_host  # noqa: E402
+from tools.server import Client, PromptError, PromptInterrupted, ServerError, running_server  # noqa: E402
+from tools.small_models import DOUBLE_BLOCKS, SINGLE_BLOCKS, with_small_models, write_small_models  # noqa: E402
+
+WORKFLOWS = ["flux_schnell_aesthetics", "flux_dev_complexity_schedule"]
+SIZE = 128
+
+
+@pytest.fixture(scope="module")
+def models():
+    folder = cache_folder() / "small-models"
+    write_small_models(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def client(models):
+    with running_server(ensure_host(), [models]) as url:
+        yield Client(url)
+
+
+def workflow(name, **settings):
+    """A shared workflow with the small models; settings: {class type: {input: value}}."""
+    prompt = with_small_models(json.loads((CHECKOUT / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8")))
+    for class_type, inputs in {"EmptySD3LatentImage": {"width": SIZE, "height": SIZE}, **settings}.items():
+        for node in nodes(prompt, class_type):
+            node["inputs"].update(inputs)
+    return prompt
+
+
+def nodes(prompt, class_type):
+    return [node for node in prompt.values() if node["class_type"] == class_type]
+
+
+def pictures(client, prompt, on_progress=lambda progress: None):
+    """{"Plain": picture, "Guided": picture}"""
+    images = client.run(prompt, on_progress)
+    return {prompt[node]["_meta"]["title"]: Image.open(io.BytesIO(files[0])).convert("RGB") for node, files in images.items()}
+
+
+def same(one, other):
+    return ImageChops.difference(one, other).getbbox() is None
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_a_workflow_gives_a_plain_and_another_guided_picture(client, name):
+    made = pictures(client, workflow(name))
+    assert made["Plain"].size == made["Guided"].size == (SIZE, SIZE)
+    assert not same(made["Plain"], made["Guided"])
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_the_same_seed_gives_the_same_pictures_again(client, name):
+    first = pictures(client, workflow(name))
+    client.forget()
+    sampled = []
+    again = pictures(client, workflow(name), lambda progress: sampled.append(progress.title))
+    assert "Sample guided" in sampled, "nothing was computed anew"
+    assert same(first["Plain"], again["Plain"]) and same(first["Guided"], again["Guided"])
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_w_0_is_the_plain_picture_bit_for_bit(client, name):
+    made = pictures(client, workflow(name, ApplyModulationGuidance={"w": 0.0}))
+    assert same(made["Plain"], made["Guided"])
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_the_api_form_is_the_graph(name):
+    graph = json.loads((CHECKOUT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
+    prompt = json.loads((CHECKOUT / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
+    assert {str(node["id"]): node["type"] for node in graph["nodes"] if node["type"] != "MarkdownNote"} == {
+        key: node["class_type"] for key, node in prompt.items()
+    }
+    in_graph = {}
+    inputs = {node["id"]: node["inputs"] for node in graph["nodes"]}
+    for _, source, source_slot, target, target_slot, _ in graph["links"]:
+        in_graph[str(target), inputs[target][target_slot]["name"]] = [str(source), source_slot]
+    in_prompt = {(key, name): value for key, node in prompt.items() for name, value in node["inputs"].items() if isinstance(value, list)}
+    assert in_graph == in_prompt
+    widgets = {str(node["id"]): node.get("widgets_values", []) for node in graph["nodes"]}
+    for key, node in prompt.items():
+        for value in node["inputs"].values():
+            assert isinstance(value, list) or value in widgets[key]
+
+
+def with_written_schedule(text):
+    """The dev workflow with a written layer schedule."""
+    prompt = workflow("flux_dev_complexity_schedule")
+    (schedule,) = nodes(prompt, "GuidanceLayerSchedule")
+    schedule.update(class_type="GuidanceLayerScheduleText", inputs={"layers": text, "final_layer": 0.0})
+    return prompt
+
+
+def test_a_schedule_that_does_not_parse_is_refused_when_queued(client):
+    with pytest.raises(PromptError, match="GuidanceLayerScheduleText .*5-x"):
+        client.queue(with_written_schedule("0-4: 1, 5-x: 1"))
+
+
+def test_a_layer_beyond_the_depth_is_an_error_that_names_both(client):
+    beyond, depth = 57, DOUBLE_BLOCKS + SINGLE_BLOCKS
+    with pytest.raises(PromptError, match=rf"(?s)ApplyModulationGuidance .*\b{beyond}\b.*\b({depth}|{depth - 1})\b"):
+        client.run(with_written_schedule(f"5-{beyond}: 1"))
+
+
+def test_a_missing_input_is_refused_by_name(client):
+    prompt = workflow("flux_schnell_aesthetics")
+    del nodes(prompt, "ApplyModulationGuidance")[0]["inputs"]["direction"]
+    with pytest.raises(PromptError, match="ApplyModulationGuidance .*direction"):
+        client.queue(prompt)
+
+
+def test_after_an_interrupted_run_the_server_makes_the_same_pictures(client):
+    before = pictures(client, workflow("flux_schnell_aesthetics"))
+
+    def interrupt(progress):
+        if progress.title == "Sample guided" and progress.value:
+            client.interrupt()
+
+    with pytest.raises(PromptInterrupted):
+        client.run(workflow("flux_schnell_aesthetics", KSampler={"steps": 300}), interrupt)
+    client.forget()
+    after = pictures(client, workflow("flux_schnell_aesthetics"))
+    assert same(before["Plain"], after["Plain"]) and same(before["Guided"], after["Guided"])
+
+
+def test_a_server_that_does_not_start_says_why():
+    with pytest.raises(ServerError, match="unrecognized arguments: --no-such-argument"):
+        with running_server(ensure_host(), arguments=["--no-such-argument"]):
+            pass
+
+
+def demo(*arguments):
+    return [sys.executable, str(CHECKOUT / "tools" / "demo.py"), *map(str, arguments)]
+
+
+def demo_result(*arguments):
+    return subprocess.run(demo(*arguments), capture_output=True, text=True, timeout=600)
+
+
+def test_the_demo_makes_its_three_pictures(tmp_path, models):
+    result = demo_result("--small", "--size", SIZE, "--w", 4, "--prompt", "a red cube", "--out", tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["guided.png", "plain.png", "side_by_side.png"]
+    assert "Sample guided 4/4" in result.stdout
+    plain, guided, both = (Image.open(tmp_path / f"{name}.png") for name in ("plain", "guided", "side_by_side"))
+    assert plain.size == guided.size == (SIZE, SIZE)
+    assert not same(plain.convert("RGB"), guided.convert("RGB"))
+    assert both.width > 2 * SIZE and both.height > SIZE
+    written = json.loads(guided.info["prompt"])
+    assert nodes(written, "ApplyModulationGuidance")[0]["inputs"]["w"] == 4
+    assert nodes(written, "CLIPTextEncode")[0]["inputs"]["text"] == "a red cube"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
+@pytest.mark.parametrize("how", ["SIGINT", "SIGTERM", "SIGKILL"])
+def test_an_ended_demo_leaves_no_process_and_no_picture(tmp_path, models, how):
+    temporary, out = tmp_path / "temporary", tmp_path / "out"
+    temporary.mkdir()
+    process = subprocess.Popen(
+        demo("--small", "--size", SIZE, "--steps", 10000, "--out", out), stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "TMPDIR": str(temporary)},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where the tests run in the background
+    )
+    try:
+        assert any(re.match(r"Sample (plain|guided) \d+/10000", line) for line in process.stdout)
+        started = psutil.Process(process.pid).children(recursive=True)
+        assert started
+        process.send_signal(signal.Signals[how])
+        assert process.wait(60) != 0
+        _, left = psutil.wait_procs(started, timeout=30)
+        assert not left
+        assert not out.exists()
+        if how != "SIGKILL":  # which leaves nobody to tidy up
+            assert not list(temporary.iterdir())
+    finally:
+        process.kill()
+
+
+def test_the_demo_uses_a_server_that_runs(client, tmp_path):
+    result = demo_result("--comfyui", client.url, "--small", "--size", SIZE, "--out", tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert Image.open(tmp_path / "guided.png").size == (SIZE, SIZE)
+
+
+def test_the_demo_names_the_models_that_a_running_server_lacks(client, tmp_path):
+    result = demo_result("--comfyui", client.url, "--out", tmp_path)
+    assert result.returncode != 0
+    assert "flux1-schnell.safetensors" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_the_demo_says_that_no_server_answers(tmp_path):
+    result = demo_result("--comfyui", "http://127.0.0.1:9", "--out", tmp_path)
+    assert result.returncode != 0
+    assert "http://127.0.0.1:9 does not answer" in result.stderr and "Traceback" not in result.stderr
