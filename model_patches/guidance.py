@@ -14,7 +14,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
-from .directions import GuidanceDirection
+from .directions import GuidanceDirection, PromptPair
 from .families import Family, family_of
 from .injection import Shift, shifted_modulation, uncompiled
 from .schedules import LayerSchedule
@@ -167,26 +167,25 @@ def _shifts(guidances, family, diffusion_model, chunks, rows, device, dtype):
 
 
 def _summed(terms: list[Tensor], dtype: torch.dtype) -> Tensor | None:
-    return sum(terms).to(dtype) if terms else None
+    return sum(terms[1:], terms[0]).to(dtype) if terms else None
 
 
 def _row_deltas(guidance: Guidance, family: Family, diffusion_model, chunks, rows, device, dtype) -> Tensor:
     """sign * w * (y(p+) - y(p-)) for every row of the batch, (rows, D) in fp32."""
-    delta = guidance.w * sum(
-        pair.weight * (
-            _modulation(pair.positive.pooled, family, diffusion_model, device, dtype)
-            - _modulation(pair.negative.pooled, family, diffusion_model, device, dtype)
-        )
+    terms = [
+        guidance.w * pair.weight * _difference(pair, family, diffusion_model, device, dtype)
         for pair in guidance.direction.pairs
-    )
-    per_chunk = comfy.utils.repeat_to_batch_size(delta, rows // len(chunks))
+    ]
+    per_chunk = comfy.utils.repeat_to_batch_size(sum(terms[1:], terms[0]), rows // len(chunks))
     return torch.cat([sign * per_chunk for sign in guidance.signs(chunks)])
 
 
-def _modulation(pooled: Tensor, family: Family, diffusion_model, device, dtype) -> Tensor:
-    # A wider pooled output is cut to what the model reads, as the host cuts it. A blocking copy would drain the GPU's queue.
-    pooled = comfy.model_management.cast_to(
-        pooled[:, :family.pooled_width(diffusion_model)], dtype, device,
-        non_blocking=comfy.model_management.device_supports_non_blocking(device),
-    )
-    return family.pooled_to_modulation(diffusion_model, pooled).float()
+def _difference(pair: PromptPair, family: Family, diffusion_model, device, dtype) -> Tensor:
+    """y(p+) - y(p-), (N, D) in fp32."""
+    width = family.pooled_width(diffusion_model)  # a wider pooled output is cut to it, as the host cuts it
+    pooled = torch.cat((pair.positive.pooled[:, :width], pair.negative.pooled[:, :width]))
+    # A blocking copy would drain the GPU's queue at every step.
+    non_blocking = comfy.model_management.device_supports_non_blocking(device)
+    pooled = comfy.model_management.cast_to(pooled, dtype, device, non_blocking=non_blocking)
+    toward, away = family.pooled_to_modulation(diffusion_model, pooled).float().tensor_split([len(pair.positive.pooled)])
+    return toward - away

@@ -161,7 +161,12 @@ def test_half_precision_is_finite_and_close(dtype, tolerance):
 def test_fp8_weights_equal_the_equation_on_the_same_weights():
     model = flux(weight_dtype=torch.float8_e4m3fn)
     assert model.model.get_dtype() == torch.float8_e4m3fn
-    assert_equals_equation(model, apply(model, direction()), terms_of(start=5))
+    expected = sample(reference(model, terms_of(start=5)))
+    actual = sample(apply(model, direction()))
+    # The host computes in fp32 on a CPU, in half precision on a GPU.
+    tolerance = 1e-6 if model.model.get_dtype_inference() == torch.float32 else 0.05
+    assert (actual - expected).norm() / expected.norm() < tolerance
+    assert (sample(model) - expected).norm() / expected.norm() > 0.1
 
 
 def test_offloaded_weights(schnell):
