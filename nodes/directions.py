@@ -105,7 +105,7 @@ class CombineGuidanceDirections(io.ComfyNode):
 
     @classmethod
     @override
-    def execute(cls, directions, weights) -> io.NodeOutput:
+    def execute(cls, directions, weights="") -> io.NodeOutput:
         connected = [directions[name] for name in sorted(directions, key=lambda name: int(name.removeprefix("direction")))]
         numbers = _numbers(weights) or [1.0] * len(connected)
         if len(numbers) != len(connected):
@@ -150,7 +150,7 @@ class GuidancePreset(io.ComfyNode):
 
     @classmethod
     @override
-    def execute(cls, preset, subject) -> io.NodeOutput:
+    def execute(cls, preset, subject="") -> io.NodeOutput:
         positive = _preset_positive(preset, subject)
         settings = PRESETS[preset]
         return io.NodeOutput(positive, settings["negative"], settings["w"], settings["start_layer"])

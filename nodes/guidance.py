@@ -61,6 +61,6 @@ class ApplyModulationGuidance(io.ComfyNode):
     @classmethod
     @override
     def execute(
-        cls, model, direction, w, start_percent=0.0, end_percent=1.0, cfg_rows="auto", keep_norm=False, schedule=None
+        cls, model, direction, w=3.0, start_percent=0.0, end_percent=1.0, cfg_rows="auto", keep_norm=False, schedule=None
     ) -> io.NodeOutput:
         return io.NodeOutput(guide(model, direction, w, schedule, cfg_rows, keep_norm, start_percent, end_percent))

@@ -60,7 +60,7 @@ class GuidanceLayerSchedule(io.ComfyNode):
 
     @classmethod
     @override
-    def execute(cls, start_layer, end_layer, taper_layers, taper_scale, final_layer) -> io.NodeOutput:
+    def execute(cls, start_layer=5, end_layer=-1, taper_layers=0, taper_scale=0.25, final_layer=0.0) -> io.NodeOutput:
         return io.NodeOutput(_range(start_layer, end_layer, taper_layers, taper_scale, final_layer))
 
 
@@ -86,7 +86,7 @@ class GuidanceLayerScheduleCurve(io.ComfyNode):
 
     @classmethod
     @override
-    def execute(cls, curve, final_layer) -> io.NodeOutput:
+    def execute(cls, curve, final_layer=0.0) -> io.NodeOutput:
         return io.NodeOutput(CurveSchedule(CurveInput.from_raw(curve).interp, final_layer))
 
 
@@ -117,7 +117,7 @@ class GuidanceLayerScheduleText(io.ComfyNode):
 
     @classmethod
     @override
-    def execute(cls, layers, final_layer) -> io.NodeOutput:
+    def execute(cls, layers, final_layer=0.0) -> io.NodeOutput:
         return io.NodeOutput(TextSchedule(parse_ranges(layers), final_layer))
 
 
