@@ -54,12 +54,12 @@ def hardware(device: torch.device) -> str:
 
 
 def fit(name: str, model: nn.Module, loss_of: Callable[[nn.Module, torch.Generator], torch.Tensor], settings: Settings,
-        work: Path, checkpoint_every: int = 500, stop_at: int | None = None) -> nn.Module:
+        work: Path, bf16: bool = False, checkpoint_every: int = 500, stop_at: int | None = None) -> nn.Module:
     """Train `model` in place and return its exponential moving average.
 
     loss_of(model, generator) draws a batch and gives its loss. Checkpoints go to `work`; a checkpoint of the same
-    settings found there is resumed. `stop_at` leaves the run early, as an interruption would. On a GPU the forward
-    pass runs in bf16 autocast; on the CPU in fp32.
+    settings found there is resumed. `stop_at` leaves the run early, as an interruption would. With `bf16` the
+    forward pass runs in autocast.
     """
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     device = accelerator.device
@@ -91,7 +91,7 @@ def fit(name: str, model: nn.Module, loss_of: Callable[[nn.Module, torch.Generat
         for group in optimizer.param_groups:
             group["lr"] = rate(settings, step)
         generator.manual_seed(settings.seed * 1_000_003 + step)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             loss = loss_of(model, generator)
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(model.parameters(), settings.clip)

@@ -1,7 +1,7 @@
 """Procedurally drawn scenes: one to five colored shapes on a grey ground, deterministic by seed.
 
-A scene is a plain value (what is where, in which style); `render` turns it into an 80 x 80 RGB picture. Patterns are
-aligned to the picture's 8-pixel grid, the autoencoder's patch, so that a small model can learn them.
+A scene is a plain value (what is where, in which style); `render` turns it into an 80 x 80 RGB picture. Objects and
+patterns are aligned to the picture's 8-pixel grid, the autoencoder's patch, so that a small model can learn them.
 """
 import random
 from dataclasses import dataclass
@@ -12,8 +12,9 @@ from PIL import Image, ImageFilter
 SIZE = 80          # picture side, pixels
 SUPERSAMPLE = 4    # sub-pixels per pixel and axis, for smooth edges
 BLUR_RADIUS = 1.5  # pixels, standard deviation of the blurred scenes
+GRID = 8           # pixels; every object's center lies on a multiple of it
 MARGIN = 3         # pixels kept free at the border
-GAP = 6            # pixels kept free between two objects
+GAP = 5            # pixels kept free between two objects
 TEXTURE_DEPTH = 0.45  # how much darker a texture's dark part is
 GROUND_DEPTH = 0.22   # ... a busy background's
 
@@ -31,7 +32,7 @@ TEXTURES = ("stripes", "bars", "dots", "checks")
 GROUNDS = ("tiles", "hatch", "grid")
 RARE = frozenset({("purple", "triangle"), ("cyan", "cross"), ("yellow", "circle")})  # never drawn for training
 
-RADII = {"small": (8.0, 10.0), "medium": (11.5, 14.0), "large": (16.0, 19.0)}  # half the bounding box, pixels
+RADII = {"small": 9.0, "medium": 12.5, "large": 17.0}  # half the bounding box, pixels
 
 
 @dataclass(frozen=True)
@@ -97,26 +98,31 @@ def sample_size(rng: random.Random, layout: str, total: int) -> str:
     return "small"
 
 
+def stops(radius: float) -> list[int]:
+    """Where on one axis an object of this radius may have its center, pixels."""
+    return [at for at in range(0, SIZE + 1, GRID) if radius + MARGIN <= at <= SIZE - radius - MARGIN]
+
+
 def single_position(rng: random.Random, place: str, radius: float) -> tuple[float, float]:
     """Center of a lone object near the named place, pixels."""
-    low, high = radius + MARGIN, SIZE - radius - MARGIN
-    near = lambda target: min(max(rng.uniform(target - 4, target + 4), low), high)
-    x, y = {"left": (low, SIZE / 2), "right": (high, SIZE / 2), "top": (SIZE / 2, low), "bottom": (SIZE / 2, high),
-            "center": (SIZE / 2, SIZE / 2)}[place]
-    return near(x), near(y)
+    axis = stops(radius)
+    middle = [at for at in axis if abs(at - SIZE / 2) <= GRID]
+    x = {"left": axis[:1], "right": axis[-1:]}.get(place, middle)
+    y = {"top": axis[:1], "bottom": axis[-1:]}.get(place, middle)
+    return rng.choice(x), rng.choice(y)
 
 
 def pair_positions(rng: random.Random, relation: str, radii: list[float]) -> list[tuple[float, float]]:
     """Centers of two objects, the first `relation` the second, pixels."""
-    ends = [radii[0] + MARGIN + rng.uniform(0, 5), SIZE - radii[1] - MARGIN - rng.uniform(0, 5)]
-    middle = SIZE / 2 + rng.uniform(-12, 12)
-    offset = rng.uniform(-5, 5)
-    first, second = ends[0], ends[1]
-    if relation in ("right of", "below"):
-        first, second = SIZE - first, SIZE - second
+    first, second = stops(radii[0]), stops(radii[1])
+    if relation in ("left of", "above"):
+        ends = rng.choice(first[:2]), rng.choice(second[-2:])
+    else:
+        ends = rng.choice(first[-2:]), rng.choice(second[:2])
+    across = rng.choice([at for at in first if at in second])
     if relation in ("left of", "right of"):
-        return [(first, middle - offset), (second, middle + offset)]
-    return [(middle - offset, first), (middle + offset, second)]
+        return [(ends[0], across), (ends[1], across)]
+    return [(across, ends[0]), (across, ends[1])]
 
 
 def free_positions(rng: random.Random, radii: list[float]) -> list[tuple[float, float]]:
@@ -125,7 +131,7 @@ def free_positions(rng: random.Random, radii: list[float]) -> list[tuple[float, 
         centers: list[tuple[float, float]] = []
         for radius in radii:
             for _ in range(60):
-                x, y = (rng.uniform(radius + MARGIN, SIZE - radius - MARGIN) for _ in range(2))
+                x, y = rng.choice(stops(radius)), rng.choice(stops(radius))
                 if all(max(abs(x - u), abs(y - v)) > radius + r + GAP for (u, v), r in zip(centers, radii)):
                     centers.append((x, y))
                     break
@@ -146,9 +152,7 @@ def sample_scene(seed: int, rare: bool = False) -> Scene:
     named = [kind for kind, n in zip(kinds, counts) for _ in range(n)]
     sizes = [sample_size(rng, layout, total) for _ in counts]
     sizes = [size for size, n in zip(sizes, counts) for _ in range(n)]
-    radii = [rng.uniform(*RADII[size]) for size in sizes]
-    if total == 5:
-        radii = [min(radius, 9.0) for radius in radii]
+    radii = [RADII[size] for size in sizes]
 
     relation = place = None
     if layout == "single":
@@ -203,7 +207,7 @@ def pattern(name: str) -> np.ndarray:
 
 def coverage(thing: Thing, shrink: float = 0.0) -> np.ndarray:
     """(SIZE, SIZE) in [0, 1]: how much of each pixel the object covers, its outline drawn in by `shrink` pixels."""
-    radius = thing.radius * (0.9 if thing.shape == "square" else 1.0)
+    radius = thing.radius * (0.95 if thing.shape == "square" else 1.0)
     scale = 1 / (radius - shrink)
     left, top = (max(int(center - radius), 0) for center in (thing.x, thing.y))
     right, bottom = (min(int(center + radius) + 1, SIZE) for center in (thing.x, thing.y))

@@ -1,0 +1,248 @@
+"""The small world: scenes, captions, checkers, training, shipped weights, and a check of the weights from outside."""
+import json
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import comfy.model_management
+from tools.small_world.captions import caption
+from tools.small_world.checkers import Expectation, read_picture, score
+from tools.small_world.dataset import HELD_OUT, draw
+from tools.small_world.loop import Settings, fit, write_record
+from tools.small_world.measure import check_checkers
+from tools.small_world.models import FLUX, build_flux
+from tools.small_world.sampling import load, pictures
+from tools.small_world.scenes import RARE, SIZE, Thing, render, sample_scene
+from tools.small_world.text_encoder import clip_l_shapes, uniform_weights, write_clip_l
+from tools.small_world.train import flux_loss
+
+WEIGHTS = Path(__file__).parent.parent / "tools" / "small_world" / "weights"
+
+
+# ---- scenes and captions ------------------------------------------------------------------------------------------
+
+def test_a_seed_is_a_scene():
+    assert sample_scene(7) == sample_scene(7) != sample_scene(8)
+    assert np.array_equal(render(sample_scene(7)), render(sample_scene(7)))
+    pictures_drawn, texts = draw(4, first=5, workers=1)
+    assert np.array_equal(pictures_drawn[2], render(sample_scene(7)))
+    assert texts[2] == caption(sample_scene(7), 7)
+
+
+def test_scenes_hold_one_to_five_objects_apart():
+    for seed in range(500):
+        things = sample_scene(seed).things
+        assert 1 <= len(things) <= 5
+        for i, a in enumerate(things):
+            assert a.radius < min(a.x, a.y) and max(a.x, a.y) < SIZE - a.radius
+            assert all(max(abs(a.x - b.x), abs(a.y - b.y)) > a.radius + b.radius for b in things[:i])
+
+
+def test_rare_kinds_are_never_trained_on_and_always_asked_for():
+    kinds = {(thing.color, thing.shape) for seed in range(3000) for thing in sample_scene(seed).things}
+    assert len(kinds) == 6 * 4 - len(RARE) and not kinds & RARE
+    assert all((sample_scene(seed, rare=True).things[0].color, sample_scene(seed, rare=True).things[0].shape) in RARE
+               for seed in range(100))
+
+
+def test_captions_say_what_is_there_in_varied_words():
+    texts = [caption(sample_scene(seed), seed) for seed in range(2000)]
+    lengths = [len(text.split()) for text in texts]
+    assert min(lengths) <= 4 and max(lengths) >= 25 and len(set(texts)) > 1700
+    spoken = sum("detail" in text or "simple" in text or "flat" in text for text in texts) / len(texts)
+    assert 0.3 < spoken < 0.7
+    named = [all(color in text and shape in text for _, color, shape in sample_scene(seed).groups)
+             for seed, text in enumerate(texts)]
+    assert 0.94 < np.mean(named) < 0.98  # the others are quality words alone
+
+
+# ---- checkers -----------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("rare", (False, True))
+def test_checkers_read_held_out_scenes_right(rare):
+    right = check_checkers(400, rare, first=HELD_OUT + 1_000_000)
+    assert min(right.values()) >= 97, right
+
+
+def test_checkers_see_what_is_wrong():
+    scene = next(s for s in map(sample_scene, range(HELD_OUT, HELD_OUT + 100)) if s.relation == "left of")
+    reading = read_picture(render(scene))
+    swapped = {"left of": "right of"}[scene.relation]
+    assert score(reading, Expectation(scene.groups, scene.relation))["position"]
+    assert not score(reading, Expectation(scene.groups, swapped))["position"]
+    n, color, shape = scene.groups[0]
+    assert not score(reading, Expectation(((n + 1, color, shape),) + scene.groups[1:]))["count"]
+    assert not score(read_picture(np.full((SIZE, SIZE, 3), 128, np.uint8)), Expectation(scene.groups))["color"]
+
+
+def test_detail_and_sharpness_follow_the_rendering():
+    scene = replace(sample_scene(HELD_OUT), things=(Thing("square", "blue", "large", 17.0, 40, 40),),
+                    texture=None, blurred=False)
+    flat, detailed, blurred = (read_picture(render(s)) for s in
+                               (scene, replace(scene, texture="checks"), replace(scene, blurred=True)))
+    assert detailed.detail > flat.detail and detailed.gradient > flat.gradient
+    assert blurred.sharpness < flat.sharpness
+
+
+# ---- text encoder -------------------------------------------------------------------------------------------------
+
+def test_text_encoder_weights_are_fixed_by_the_seed():
+    name, (shape, std) = "encoder.layers.0.mlp.fc1.weight", clip_l_shapes()["encoder.layers.0.mlp.fc1.weight"]
+    assert shape == (3072, 768), name
+    weights = uniform_weights(np.random.PCG64(0), (2, 3), 1.0)
+    assert weights.tolist() == uniform_weights(np.random.PCG64(0), (2, 3), 1.0).tolist()
+    assert abs(uniform_weights(np.random.PCG64(1), (1000, 100), std).astype(np.float64).std() / std - 1) < 0.01
+
+
+# ---- training -----------------------------------------------------------------------------------------------------
+
+TINY = Settings(steps=6, batch=4, learning_rate=1e-3, scenes=8, warmup=2)
+
+
+def train_tiny(work: Path, **how) -> dict[str, torch.Tensor]:
+    random_numbers = torch.Generator().manual_seed(0)
+    normal = lambda *shape: torch.randn(*shape, generator=random_numbers)
+    loss = flux_loss(normal(8, 16, 4, 4), normal(8, 5, 768), normal(8, 768), normal(1, 5, 768), normal(1, 768), TINY.batch)
+    model = build_flux(0, depth=1, depth_single_blocks=1)
+    return fit("flux", model, loss, TINY, work, checkpoint_every=3, **how).state_dict()
+
+
+def test_a_resumed_training_is_bit_equal(tmp_path, monkeypatch):
+    monkeypatch.setattr(comfy.model_management, "in_training", True)
+    with torch.inference_mode(False):
+        whole = train_tiny(tmp_path / "whole")
+        train_tiny(tmp_path / "cut", stop_at=4)  # the last checkpoint is of step 3
+        resumed = train_tiny(tmp_path / "cut")
+    start = build_flux(0, depth=1, depth_single_blocks=1).state_dict()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert any(not torch.equal(whole[name], start[name]) for name in whole)
+
+    write_record("flux", TINY, tmp_path / "cut", tmp_path)
+    record = json.loads((tmp_path / "flux.json").read_text())
+    assert record["settings"]["steps"] == 6 and len(record["loss"]) == 6 and record["hardware"]
+    assert (tmp_path / "flux_loss.png").stat().st_size > 0
+    with pytest.raises(ValueError, match="other settings"), torch.inference_mode(False):
+        fit("flux", build_flux(0, depth=1, depth_single_blocks=1), None, replace(TINY, seed=1), tmp_path / "cut")
+
+
+# ---- shipped weights ----------------------------------------------------------------------------------------------
+
+def test_shipped_weights_are_small_and_recorded():
+    assert sum(file.stat().st_size for file in WEIGHTS.glob("*.safetensors")) <= 20e6
+    for name in ("autoencoder", "flux", "wan"):
+        record = json.loads((WEIGHTS / f"{name}.json").read_text())
+        assert {"settings", "seed", "final_loss", "date", "hardware"} <= set(record)
+
+
+@pytest.fixture(scope="module")
+def text_encoder(tmp_path_factory):
+    return write_clip_l(tmp_path_factory.mktemp("encoder") / "clip_l.safetensors")
+
+
+@pytest.mark.parametrize("kind", ("flux", "wan"))
+def test_weights_load_by_the_hosts_loaders_and_draw_what_is_asked(kind, text_encoder):
+    loaded = load(kind, WEIGHTS, text_encoder)
+    assert type(loaded.model.model).__name__ == {"flux": "Flux", "wan": "WAN21"}[kind]
+    right = []
+    for color, shape in (("red", "square"), ("green", "triangle"), ("blue", "cross")):
+        for picture in pictures(loaded, f"a {color} {shape}", 4, seed=3):
+            right.append(score(read_picture(picture), Expectation(((1, color, shape),)))["color"])
+    assert np.mean(right) >= 0.6, right
+
+
+# ---- a check from outside: diffusers ------------------------------------------------------------------------------
+
+def to_diffusers(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The host's FLUX weights under diffusers' names."""
+    width, out = FLUX["hidden_size"], {}
+    top = {"img_in": "x_embedder", "txt_in": "context_embedder", "final_layer.linear": "proj_out",
+           "time_in.in_layer": "time_text_embed.timestep_embedder.linear_1",
+           "time_in.out_layer": "time_text_embed.timestep_embedder.linear_2",
+           "vector_in.in_layer": "time_text_embed.text_embedder.linear_1",
+           "vector_in.out_layer": "time_text_embed.text_embedder.linear_2"}
+    double = {"img_mod.lin": "norm1.linear", "txt_mod.lin": "norm1_context.linear",
+              "img_attn.proj": "attn.to_out.0", "txt_attn.proj": "attn.to_add_out",
+              "img_attn.norm.query_norm": "attn.norm_q", "img_attn.norm.key_norm": "attn.norm_k",
+              "txt_attn.norm.query_norm": "attn.norm_added_q", "txt_attn.norm.key_norm": "attn.norm_added_k",
+              "img_mlp.0": "ff.net.0.proj", "img_mlp.2": "ff.net.2",
+              "txt_mlp.0": "ff_context.net.0.proj", "txt_mlp.2": "ff_context.net.2"}
+    double_qkv = {"img_attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
+                  "txt_attn.qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj")}
+    single = {"linear2": "proj_out", "modulation.lin": "norm.linear", "norm.query_norm": "attn.norm_q",
+              "norm.key_norm": "attn.norm_k"}
+    for key, weight in weights.items():
+        name, kind = key.rsplit(".", 1)
+        part, _, rest = name.partition(".")
+        index, _, inner = rest.partition(".")
+        if name in top:
+            out[f"{top[name]}.{kind}"] = weight
+        elif name == "final_layer.adaLN_modulation.1":
+            shift, scale = weight.chunk(2)
+            out[f"norm_out.linear.{kind}"] = torch.cat([scale, shift])
+        elif part == "double_blocks" and inner in double:
+            out[f"transformer_blocks.{index}.{double[inner]}.{kind}"] = weight
+        elif part == "double_blocks":
+            for target, piece in zip(double_qkv[inner], weight.chunk(3)):
+                out[f"transformer_blocks.{index}.{target}.{kind}"] = piece
+        elif inner in single:
+            out[f"single_transformer_blocks.{index}.{single[inner]}.{kind}"] = weight
+        else:
+            pieces = weight.split([width, width, width, 4 * width])
+            for target, piece in zip(("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"), pieces):
+                out[f"single_transformer_blocks.{index}.{target}.{kind}"] = piece
+    return out
+
+
+@cache
+def both_models():
+    from diffusers import FluxTransformer2DModel
+    weights = {name: weight.float() for name, weight in load_file(WEIGHTS / "small_world_flux.safetensors").items()}
+    ours = build_flux(0)
+    ours.load_state_dict(weights)
+    theirs = FluxTransformer2DModel(
+        patch_size=1, in_channels=64, num_layers=FLUX["depth"], num_single_layers=FLUX["depth_single_blocks"],
+        attention_head_dim=128, num_attention_heads=1, joint_attention_dim=768, pooled_projection_dim=768,
+        guidance_embeds=False, axes_dims_rope=tuple(FLUX["axes_dim"]))
+    theirs.load_state_dict(to_diffusers(weights))
+    return ours.eval(), theirs.eval()
+
+
+@pytest.mark.parametrize("w, start_layer", ((0.0, 0), (3.0, 0), (3.0, 5), (2.0, 2)))
+def test_weights_give_the_same_output_in_diffusers_plain_and_guided(w, start_layer):
+    """y_hat = y + w (y+ - y-) on blocks from start_layer on, doubles first; the head keeps the plain y."""
+    ours, theirs = both_models()
+    generator = torch.Generator().manual_seed(0)
+    noisy = torch.randn(2, 16, 10, 10, generator=generator)
+    context = torch.randn(2, 77, 768, generator=generator)
+    pooled, positive, negative = torch.randn(3, 2, 768, generator=generator)
+    sigma = torch.tensor([0.3, 0.9])
+
+    delta = w * (ours.vector_in(positive) - ours.vector_in(negative))
+
+    def guided(args, extra):
+        return extra["original_block"]({**args, "vec": args["vec"] + delta})
+
+    blocks = [("double_block", i) for i in range(FLUX["depth"])] + [("single_block", i) for i in range(FLUX["depth_single_blocks"])]
+    options = {"patches_replace": {"dit": {block: guided for block in blocks[start_layer:]}}}
+    ours_out = ours(noisy, sigma, context, y=pooled, transformer_options=options)
+
+    embed = theirs.time_text_embed
+    y = {name: embed(sigma * 1000, vector) for name, vector in (("+", positive), ("-", negative))}
+    hooks = [block.register_forward_pre_hook(
+        lambda _, args, kwargs: (args, {**kwargs, "temb": kwargs["temb"] + w * (y["+"] - y["-"])}), with_kwargs=True)
+        for block in [*theirs.transformer_blocks, *theirs.single_transformer_blocks][start_layer:]]
+    packed = noisy.view(2, 16, 5, 2, 5, 2).permute(0, 2, 4, 1, 3, 5).reshape(2, 25, 64)
+    rows, columns = torch.meshgrid(torch.arange(5), torch.arange(5), indexing="ij")
+    ids = torch.stack([torch.zeros(25), rows.flatten(), columns.flatten()], dim=1)
+    theirs_out = theirs(packed, context, pooled, sigma, img_ids=ids, txt_ids=torch.zeros(77, 3)).sample
+    for hook in hooks:
+        hook.remove()
+    theirs_out = theirs_out.view(2, 5, 5, 16, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(2, 16, 10, 10)
+
+    assert ours_out.abs().max() > 0.1
+    torch.testing.assert_close(ours_out, theirs_out, atol=1e-4, rtol=1e-4)
