@@ -4,9 +4,10 @@ The blocks' `forward` is overridden on the instances and put back in `finally`, 
 no weight is touched, and nothing outlives the call.
 
 Under torch.compile everything that varies reaches the compiled region as a tensor: a Python number read there would be baked
-into the graph, silently, since the host drops guards on transformer_options. All blocks share one override, since one closure
-a block would mean one graph a block; and the model itself gets an override too, which is what keeps the graphs of guided and
-unguided calls apart in dynamo's cache.
+into the graph, silently, since the host drops guards on transformer_options. Blocks of a class share one override, since one
+closure a block would mean one graph a block, and blocks of another class have another, since all graphs of one override count
+against dynamo's recompile limit. The model itself gets an override too: it keeps the graphs of guided and unguided calls apart
+even where the guards on modules are dropped, as torch.compiler.skip_guard_on_all_nn_modules_unsafe does for speed.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from types import MethodType
+from functools import cache
+from types import FunctionType, MethodType
 
 import torch
 from torch import Tensor, nn
@@ -49,12 +51,15 @@ def _with_norm_of(plain: Tensor, guided: Tensor) -> Tensor:
 @contextmanager
 def shifted_modulation(model: nn.Module, shifts: Iterable[tuple[ModulationInput, Shift]]):
     """Within the context, each module named in `shifts` sees its y shifted."""
+    shifts = list(shifts)
+    terms = "".join(f"_{name}" for name, tensor in vars(shifts[0][1]).items() if tensor is not None)
     with ExitStack() as stack:
-        stack.enter_context(_overridden(model, _marked_forward))
+        stack.enter_context(_overridden(model, _marked_forward, terms))
         for site, shift in shifts:
             stack.enter_context(_overridden(
                 uncompiled(site.module),
                 _shifted_forward,
+                terms,
                 modulation_input=(site.name, site.position),
                 modulation_added=shift.added,
                 modulation_norm_kept=shift.norm_kept,
@@ -88,10 +93,17 @@ def _inner_forward(module, args, kwargs):
     return type(module).forward(module, *args, **kwargs)
 
 
+@cache
+def _copied_for(cls: type, function, suffix: str):
+    """A copy of `function` with a code object and a name of its own, which is what dynamo keeps graphs and seen shapes by."""
+    name = f"{function.__name__}_{cls.__name__}{suffix}"
+    return FunctionType(function.__code__.replace(co_name=name), function.__globals__, name)
+
+
 @contextmanager
-def _overridden(module: nn.Module, forward, **attributes):
+def _overridden(module: nn.Module, forward, suffix: str, **attributes):
     attributes["modulation_inner_forward"] = module.__dict__.get("forward")
-    attributes["forward"] = MethodType(forward, module)
+    attributes["forward"] = MethodType(_copied_for(type(module), forward, suffix), module)
     before = {name: module.__dict__[name] for name in attributes if name in module.__dict__}
     try:
         module.__dict__.update(attributes)
