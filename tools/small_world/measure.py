@@ -3,7 +3,7 @@
     python -m tools.small_world.measure checkers
     python -m tools.small_world.measure quality --model flux
 
-`quality` writes <model>_quality.json beside the weights, and the contact sheet.
+`quality` writes <model>_quality.json beside the weights, and two contact sheets (CFG 1 and WITH_CFG).
 """
 import argparse
 import json
@@ -20,6 +20,7 @@ from .loop import write_whole
 from .scenes import COLORS, RARE, SHAPES, render, sample_scene
 
 HERE = Path(__file__).parent
+WITH_CFG = 3.0  # the bar is for CFG 1; this is measured beside it
 ENLARGE = 2  # pixels of the contact sheet for one of a picture
 SHEET_PROMPTS = (
     "a red circle", "a blue square", "a green triangle on the left", "a yellow cross in the center",
@@ -46,26 +47,26 @@ def check_checkers(count: int, rare: bool = False, first: int = HELD_OUT) -> dic
     return {name: round(100 * float(np.mean(values)), 2) for name, values in right.items()}
 
 
-def single_objects(loaded, per_kind: int, rare: bool = False) -> dict[str, float]:
+def single_objects(loaded, per_kind: int, rare: bool = False, cfg: float = 1.0) -> dict[str, float]:
     """Share of "a [color] [shape]" pictures that are right, in percent; `exact` also asks for exactly one object."""
     from .sampling import pictures
     kinds = [(color, shape) for color in COLORS for shape in SHAPES if ((color, shape) in RARE) == rare]
     scores = []
     for index, (color, shape) in enumerate(tqdm(kinds, desc="single objects", leave=False)):
-        for picture in pictures(loaded, f"a {color} {shape}", per_kind, seed=index):
+        for picture in pictures(loaded, f"a {color} {shape}", per_kind, seed=index, cfg=cfg):
             scores.append(score(read_picture(picture), Expectation(((1, color, shape),))))
     result = {name: round(100 * float(np.mean([s[name] for s in scores])), 1) for name in ("color", "shape", "count", "exact")}
     result["color and shape"] = round(100 * float(np.mean([s["color"] and s["shape"] for s in scores])), 1)
     return result | {"pictures": len(scores)}
 
 
-def contact_sheet(loaded, path: Path, per_prompt: int = 4) -> None:
+def contact_sheet(loaded, path: Path, cfg: float, per_prompt: int = 4) -> None:
     """A row of pictures under each prompt, two columns of prompts."""
     from .sampling import pictures
     cells = []
     for index, prompt in enumerate(tqdm(SHEET_PROMPTS, desc="contact sheet", leave=False)):
         row = np.concatenate([np.pad(picture, ((1, 1), (1, 1), (0, 0)), constant_values=1)
-                              for picture in pictures(loaded, prompt, per_prompt, seed=1000 + index)], axis=1)
+                              for picture in pictures(loaded, prompt, per_prompt, seed=1000 + index, cfg=cfg)], axis=1)
         image = Image.fromarray((row * 255 + 0.5).astype(np.uint8))
         image = image.resize((image.width * ENLARGE, image.height * ENLARGE), Image.NEAREST)
         cell = Image.new("RGB", (image.width, image.height + 16), "white")
@@ -100,12 +101,13 @@ def main() -> None:
         write_clip_l(options.text_encoder)
     loaded = load(options.model, options.weights, options.text_encoder)
     quality = {"single objects": single_objects(loaded, options.per_kind),
-               "rare single objects": single_objects(loaded, options.per_kind, rare=True)}
+               "rare single objects": single_objects(loaded, options.per_kind, rare=True),
+               f"single objects, CFG {WITH_CFG}": single_objects(loaded, options.per_kind, cfg=WITH_CFG)}
     print(json.dumps(quality, indent=1))
     write_whole(options.weights / f"{options.model}_quality.json",
                 lambda path: path.write_text(json.dumps(quality, indent=1) + "\n"))
-    name = "contact_sheet.png" if options.model == "flux" else f"contact_sheet_{options.model}.png"
-    contact_sheet(loaded, options.weights.parent / name)
+    for name, cfg in (("contact_sheet", 1.0), ("contact_sheet_cfg", WITH_CFG)):
+        contact_sheet(loaded, options.weights.parent / f"{options.model}_{name}.png", cfg)
 
 
 if __name__ == "__main__":
