@@ -156,8 +156,15 @@ def _shifts(guidances, family, diffusion_model, chunks, rows, device, dtype):
     be a guard.
     """
     deltas = [_row_deltas(guidance, family, diffusion_model, chunks, rows, device, dtype) for guidance in guidances]
-    sites = [*family.blocks(diffusion_model), family.head(diffusion_model)]
-    weights = list(zip(*((*guidance.layer_weights, guidance.head_weight) for guidance in guidances)))
+    blocks = family.blocks(diffusion_model)
+    for guidance in guidances:
+        if len(guidance.layer_weights) != len(blocks):
+            raise ValueError(
+                f"Modulation guidance was applied to a model of {len(guidance.layer_weights)} layers and now runs on one of "
+                f"{len(blocks)}. Apply it after the node that changes the model, and to each model of a guider on its own."
+            )
+    sites = [*blocks, family.head(diffusion_model)]
+    weights = zip(*((*guidance.layer_weights, guidance.head_weight) for guidance in guidances))
     distinct = {}
     for site, key in zip(sites, weights, strict=True):
         if key not in distinct:
@@ -176,8 +183,13 @@ def _row_deltas(guidance: Guidance, family: Family, diffusion_model, chunks, row
         guidance.w * pair.weight * _difference(pair, family, diffusion_model, device, dtype)
         for pair in guidance.direction.pairs
     ]
-    per_chunk = comfy.utils.repeat_to_batch_size(sum(terms[1:], terms[0]), rows // len(chunks))
-    return torch.cat([sign * per_chunk for sign in guidance.signs(chunks)])
+    delta = sum(terms[1:], terms[0])
+    signs = guidance.signs(chunks)
+    if len(delta) == 1 and len(set(signs)) == 1:
+        # All rows alike: right even where another pack reorders the rows without saying so in cond_or_uncond.
+        return (signs[0] * delta).repeat(rows, 1)
+    per_chunk = comfy.utils.repeat_to_batch_size(delta, rows // len(chunks))
+    return torch.cat([sign * per_chunk for sign in signs])
 
 
 def _difference(pair: PromptPair, family: Family, diffusion_model, device, dtype) -> Tensor:

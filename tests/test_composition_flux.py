@@ -3,12 +3,14 @@
 In each pair the other node is put once on the equation's model and once on the guided one, set before and after guidance.
 """
 
+from functools import partial
 from types import MethodType
 
 import comfy.controlnet
 import comfy.hooks
 import comfy.ldm.flux.controlnet
 import comfy.ops
+import comfy.samplers
 import comfy.sd
 import pytest
 import torch
@@ -91,8 +93,8 @@ def function_wrapper(apply_model, args):
     return 0.9 * apply_model(args["input"], args["timestep"], **args["c"])
 
 
-def one_row_at_a_time(apply_model, args):
-    """As packs that save memory do: each chunk of the batch in a call of its own."""
+def one_row_at_a_time(apply_model, args, told=True):
+    """As packs that save memory do: each chunk of the batch in a call of its own, of which cond_or_uncond is told or not."""
     def chunk(i, value):
         if i is None or not torch.is_tensor(value):
             return value
@@ -101,7 +103,8 @@ def one_row_at_a_time(apply_model, args):
     outputs = []
     for i, cond_or_uncond in enumerate(args["cond_or_uncond"]):
         c = {name: chunk(i, value) for name, value in args["c"].items()}
-        c["transformer_options"] = c["transformer_options"] | {"cond_or_uncond": [cond_or_uncond]}
+        if told:
+            c["transformer_options"] = c["transformer_options"] | {"cond_or_uncond": [cond_or_uncond]}
         outputs.append(apply_model(chunk(i, args["input"]), chunk(i, args["timestep"]), **c))
     return 0.9 * torch.cat(outputs)
 
@@ -344,3 +347,22 @@ def test_guiders_of_three_conditionings(model, guider, inputs):
     expected = sampled_by(guider, equation(model, rows="both"), **inputs)
     assert_differ(expected, sampled_by(guider, model, **inputs))
     torch.testing.assert_close(sampled_by(guider, guided(model, rows="both"), **inputs), expected, **TOLERANCE)
+
+
+def test_rows_guided_alike_need_no_word_of_which_is_which(model):
+    def split(told):
+        return on_clone(lambda model: model.set_model_unet_function_wrapper(partial(one_row_at_a_time, told=told)))
+
+    expected = sample(split(told=True)(equation(model, rows="both")), cfg=2.0)
+    torch.testing.assert_close(sample(split(told=False)(guided(model, rows="both")), cfg=2.0), expected, **TOLERANCE)
+
+
+def test_a_guider_that_hands_guidance_to_a_model_of_another_depth_is_refused(model):
+    guider = node(
+        "DualModelGuider", model=guided(model), model_negative=flux(double=1, single=2), positive=conditioning(1),
+        negative=conditioning(2), cfg=2.0,
+    )[0]
+    noise = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(1))
+    sigmas = torch.tensor([1.0, 0.5, 0.0])
+    with pytest.raises(ValueError, match="model of 8 layers and now runs on one of 3"):
+        guider.sample(noise, torch.zeros_like(noise), comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True)
