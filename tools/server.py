@@ -5,7 +5,6 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import tempfile
@@ -18,28 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tools.host import CHECKOUT
+from tools.leash import leashed
 
 PACK = "ComfyUI-Modulation-Guidance"
-
-# The server runs behind this: it ends when a connection to us closes, which the system does when we end in whatever way,
-# killed or not. So no server outlives the process that started it. (Not its standard input: on Windows a thread that reads
-# that makes the loading of some libraries hang.)
-LEASH = """
-import os, runpy, socket, sys, threading
-
-leash = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
-
-def end_with_the_other_side():
-    try:
-        leash.recv(1)
-    finally:
-        os._exit(1)
-
-threading.Thread(target=end_with_the_other_side, daemon=True).start()
-sys.argv = sys.argv[2:]
-sys.path.insert(0, os.path.dirname(sys.argv[0]))
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
 
 GPU_CHECK = "import sys, torch; sys.exit(not (torch.cuda.is_available() or torch.xpu.is_available() or torch.backends.mps.is_available()))"
 
@@ -65,36 +45,26 @@ def running_server(host, models=(), arguments=(), timeout=300):
     Raises ServerError with the end of its log when it does not answer within `timeout` seconds, without our nodes, or
     when it stops while in use.
     """
-    with (
-        tempfile.TemporaryDirectory(prefix="modulation-guidance-", ignore_cleanup_errors=True) as base,
-        socket.create_server(("127.0.0.1", 0)) as leash,
-    ):
+    with tempfile.TemporaryDirectory(prefix="modulation-guidance-", ignore_cleanup_errors=True) as base:
         base = Path(base)
         add_pack(base / "custom_nodes")
         (base / "models.yaml").write_text(extra_model_paths(models), encoding="utf-8")
         port = free_port()
         log = base / "server.log"
         command = [
-            host.python, "-c", LEASH, leash.getsockname()[1], host.folder / "main.py", "--port", port, "--disable-api-nodes",
-            "--base-directory", base, "--extra-model-paths-config", base / "models.yaml",
-            "--database-url", "sqlite:///:memory:", *([] if has_gpu(host) else ["--cpu"]), *arguments,
+            host.folder / "main.py", "--port", port, "--disable-api-nodes", "--base-directory", base,
+            "--extra-model-paths-config", base / "models.yaml", "--database-url", "sqlite:///:memory:",
+            *([] if has_gpu(host) else ["--cpu"]), *arguments,
         ]
-        with open(log, "wb") as output:
-            # a group of its own: Ctrl-C in the terminal is for us, and we stop the server
-            process = subprocess.Popen(
-                [str(part) for part in command], cwd=host.folder, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-                start_new_session=os.name != "nt", creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
-            )
-        try:
-            url = f"http://127.0.0.1:{port}"
-            wait_until_ready(url, process, log, timeout)
-            yield url
-        except ConnectionError as error:
-            if process.poll() is None:
-                raise
-            raise ServerError(f"ComfyUI stopped. The end of its log:\n{tail(log)}") from error
-        finally:
-            stop(process)
+        with open(log, "wb") as output, leashed(host.python, command, cwd=host.folder, stdout=output) as process:
+            try:
+                url = f"http://127.0.0.1:{port}"
+                wait_until_ready(url, process, log, timeout)
+                yield url
+            except ConnectionError as error:
+                if process.poll() is None:
+                    raise
+                raise ServerError(f"ComfyUI stopped. The end of its log:\n{tail(log)}") from error
 
 
 def add_pack(custom_nodes):
@@ -141,15 +111,6 @@ def wait_until_ready(url, process, log, timeout):
             time.sleep(0.2)
     if not nodes:
         raise ServerError(f"ComfyUI started without this pack's nodes. The end of its log:\n{tail(log)}")
-
-
-def stop(process):
-    """Ends the server and what it started."""
-    process.kill()
-    process.wait()
-    if os.name != "nt":
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # compile workers, where there are any
 
 
 def tail(log, lines=40):
