@@ -10,7 +10,6 @@ beforehand, as the paper's code does. Eager and through the host's TorchCompileM
 """
 
 import argparse
-import asyncio
 import json
 import os
 import statistics
@@ -21,6 +20,7 @@ from pathlib import Path
 PACK = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PACK))
 
+from benchmarks.in_process import load_host  # noqa: E402
 from tools.host import ensure_host, run_under, write_whole  # noqa: E402
 
 
@@ -35,22 +35,6 @@ def main():
     results = measure(options.repeats)
     if options.json:
         write_whole(options.json, json.dumps(results, indent=1))
-
-
-def load_host():
-    sys.path.insert(0, os.environ["COMFYUI_PATH"])
-    import comfy.options
-
-    comfy.options.enable_args_parsing(False)
-    import torch
-    from comfy.cli_args import args
-
-    args.cpu = not torch.cuda.is_available()
-    args.use_pytorch_cross_attention = True  # the default one for the CPU breaks torch.compile's graph by itself
-    import nodes
-
-    asyncio.run(nodes.init_extra_nodes(init_custom_nodes=False, init_api_nodes=False))
-    assert asyncio.run(nodes.load_custom_node(str(PACK)))
 
 
 def measure(repeats):

@@ -1,0 +1,162 @@
+"""What guidance does to pictures: counting, color, position, detail, sharpness and adherence, measured on the host.
+
+    python benchmarks/effect.py                      on the small world (tools/small_world), at most half an hour on 2 cores
+    python benchmarks/effect.py --quick              the same as a smoke run: one prompt a set, one seed, 2 steps
+    python benchmarks/effect.py --diffusion-model FILE --text-encoder FILE [FILE] --clip-type flux --vae FILE \\
+        --prompts-file FILE [--preset NAME | --positive TEXT --negative TEXT] [--w ...] [--start-layers ...] [--scorer MODULE:FUNCTION]
+
+On the small world it writes effect.json, table.md, pareto.png, detail_by_w.png and grid.png; with your own models each picture and a grid
+per prompt, and with a scorer you have installed (a function of a picture (H, W, 3), float in [0, 1], and its prompt) scores.json and table.md.
+Cut at any time, it goes on where it was. Nothing is downloaded but the host where there is none.
+"""
+
+import argparse
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+PACK = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(PACK))
+
+from benchmarks.in_process import load_host  # noqa: E402
+from tools.host import SetupError, ensure_host, run_under, write_whole  # noqa: E402
+
+SMALL_WORLD = PACK / "tools" / "small_world" / "weights"
+SMALL_ENCODER = PACK / "out" / "small_world" / "small_world_clip_l.safetensors"
+SMALL_DEFAULTS = {"seeds": 4, "steps": 20, "cfg": 3.0, "size": 80}
+MOST_WORKERS = 4
+OWN_DEFAULTS = {"seeds": 1, "steps": 4, "cfg": 1.0, "size": 1024}
+
+
+def arguments(given=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="folder for the results (default out/effect, with your own models out/effect_own)")
+    parser.add_argument("--seeds", type=int, help="pictures of each prompt and condition (default 4; your own models 1)")
+    parser.add_argument("--steps", type=int, help="sampling steps (default 20; your own models 4)")
+    parser.add_argument("--cfg", type=float, help="classifier-free guidance, negative prompt empty (default 3; your own models 1)")
+    parser.add_argument("--text-encoder", type=Path, nargs="+", metavar="FILE", help="(small world: written once where it is not yet)")
+    small = parser.add_argument_group("on the small world")
+    small.add_argument("--prompts", type=int, help="prompts in each set (default 24 general ones, 32 in the others)")
+    small.add_argument("--quick", action="store_true", help="one prompt a set, one seed, 2 steps: do all conditions run?")
+    small.add_argument("--workers", type=int, help="processes that draw side by side, about 1.5 GB of memory each (default one a core, at most 4; with a GPU 1)")
+    own = parser.add_argument_group("on your own models")
+    own.add_argument("--diffusion-model", type=Path, metavar="FILE")
+    own.add_argument("--vae", type=Path, metavar="FILE")
+    own.add_argument("--clip-type", default="flux", help="the text encoder loader's type (default flux)")
+    own.add_argument("--prompts-file", type=Path, metavar="FILE", help="a prompt on each line")
+    own.add_argument("--preset", help="a direction of the Guidance Preset node (default complexity)")
+    own.add_argument("--positive", help="p+ of a direction of your own")
+    own.add_argument("--negative", help="p- of it")
+    own.add_argument("--w", type=float, nargs="+", default=[0.0, 1.5, 3.0, 6.0], help="guidance scales (default 0 1.5 3 6)")
+    own.add_argument("--start-layers", type=int, nargs="+", default=[0, 5, 10], help="first guided layers (default 0 5 10)")
+    own.add_argument("--size", type=int, help="width and height in pixels (default 1024)")
+    own.add_argument("--scorer", metavar="MODULE:FUNCTION", help="scores a picture for its prompt")
+    options = parser.parse_args(given)
+    check(parser, options)
+    if options.quick:
+        options.prompts, options.seeds, options.steps = options.prompts or 1, options.seeds or 1, options.steps or 2
+    for name, value in (OWN_DEFAULTS if options.diffusion_model else SMALL_DEFAULTS).items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+    options.out = options.out or PACK / "out" / ("effect_own" if options.diffusion_model else "effect_quick" if options.quick else "effect")
+    return options
+
+
+def check(parser, options):
+    """Ends with what to do about arguments that cannot work."""
+    if options.diffusion_model:
+        needed = {"--text-encoder": options.text_encoder, "--vae": options.vae, "--prompts-file": options.prompts_file}
+        missing = [name for name, value in needed.items() if not value]
+        if missing:
+            parser.error(f"--diffusion-model needs {', '.join(missing)} too")
+    elif options.vae or options.prompts_file or options.size:
+        parser.error("--vae, --prompts-file and --size go with --diffusion-model")
+    if (options.positive is None) != (options.negative is None) or (options.positive and options.preset):
+        parser.error("give --positive and --negative together, or --preset")
+    for file in (options.diffusion_model, options.vae, options.prompts_file, *(options.text_encoder or ())):
+        if file and not file.is_file():
+            parser.error(f"there is no file {file}")
+    for name in ("prompts", "seeds", "steps", "size", "workers"):
+        if getattr(options, name) is not None and getattr(options, name) < 1:
+            parser.error(f"--{name} must be at least 1")
+
+
+def main():
+    options = arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the processes started here end, too
+    try:
+        if "COMFYUI_PYTHON" not in os.environ:
+            run_under(ensure_host(), [__file__, *sys.argv[1:]])
+        load_host()
+        import torch
+
+        with torch.inference_mode():  # as the host runs its nodes
+            (own_models if options.diffusion_model else small_world)(options)
+    except (SetupError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\nInterrupted. Run it again to go on.")
+
+
+def small_world(options):
+    """Draws, scores and reports."""
+    import torch
+    from benchmarks.effect_plots import detail_by_w, grid, pareto
+    from benchmarks.effect_report import table
+    from benchmarks.effect_results import Results
+    from benchmarks.effect_run import fingerprint, jobs_of, run
+    from benchmarks.effect_settings import Files, Settings
+    from benchmarks.effect_workers import painters
+    from tools.small_world.text_encoder import write_clip_l
+
+    encoders = tuple(options.text_encoder or (SMALL_ENCODER if SMALL_ENCODER.is_file() else write_clip_l(SMALL_ENCODER),))
+    files = Files(SMALL_WORLD / "small_world_flux.safetensors", encoders, SMALL_WORLD / "small_world_vae.safetensors", "flux")
+    made_by = fingerprint([files.diffusion_model, *encoders, files.vae])
+    jobs = jobs_of(options.prompts)
+    options.out.mkdir(parents=True, exist_ok=True)
+    settings = Settings(options.steps, options.cfg, options.size)
+    workers = options.workers or (1 if torch.cuda.is_available() else min(os.cpu_count(), MOST_WORKERS))
+    with painters(files, settings, workers) as draw:
+        results = Results(run(draw, jobs, settings, options.seeds, made_by, options.out))
+
+    about = description(options, jobs, results, made_by)
+    write_whole(options.out / "effect.json", json.dumps({"about": about, "best": getattr(results.best(), "name", None),
+                                                         "sets": results.as_json()}, indent=1))
+    write_whole(options.out / "table.md", table(results, about))
+    pareto(results, options.out / "pareto.png")
+    detail_by_w(results, options.out / "detail_by_w.png")
+    grid(jobs, results, options.seeds, options.out / "pictures", options.out / "grid.png")
+    print(*(options.out / name for name in ("table.md", "effect.json", "pareto.png", "detail_by_w.png", "grid.png")), sep="\n")
+
+
+def description(options, jobs, results, made_by):
+    """What was run, in words."""
+    import comfyui_version
+    import torch
+
+    prompts = {name: len({job.index for job in jobs if job.set_name == name}) for name in dict.fromkeys(job.set_name for job in jobs)}
+    return {
+        "model": f"the small world's FLUX.1-shaped one (4 double + 8 single blocks), {options.steps} steps, euler, simple, CFG {options.cfg:g}, "
+                 f"negative prompt empty, {options.size} x {options.size} pixels",
+        "prompts": ", ".join(f"{count} {name}" for name, count in prompts.items()) + f"; {options.seeds} seeds each; {results.pictures} pictures",
+        "made by": f"ComfyUI {comfyui_version.__version__}, torch {torch.__version__}, weights and code {made_by}",
+        "time": f"{results.seconds / 60:.1f} minutes of one core, drawing and scoring",
+    }
+
+
+def own_models(options):
+    """Pictures, a grid per prompt, and scores where there is a scorer."""
+    from benchmarks.effect_own import run
+    from benchmarks.effect_settings import Files, Settings
+    from benchmarks.effect_studio import Studio
+
+    files = Files(options.diffusion_model, tuple(options.text_encoder), options.vae, options.clip_type)
+    studio = Studio(files, Settings(options.steps, options.cfg, options.size))
+    for path in run(studio, files, options):
+        print(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""What is compared in effect.py: each condition is one way to wire the pack's nodes."""
+
+from dataclasses import dataclass
+
+SCHEDULES = {  # name -> node and inputs, for the small world's 4 double + 8 single = 12 layers
+    "last 4 layers x 0.25": ("GuidanceLayerSchedule", {"start_layer": 0, "taper_layers": 4, "taper_scale": 0.25}),
+    "ramp 0 to 1": ("GuidanceLayerScheduleCurve", {"curve": [(0.0, 0.0), (1.0, 1.0)]}),
+    "double blocks only": ("GuidanceLayerScheduleText", {"layers": "0-3: 1"}),
+}
+SHARPNESS = ("sharp, in sharp focus", "blurred, out of focus")
+WEIGHTS = (0.5, 1.0, 2.0, 3.0, 6.0)
+START_LAYERS = (0, 2, 4, 6)
+NORM_KEPT_WEIGHTS = (2.0, 3.0, 6.0)
+
+
+@dataclass(frozen=True)
+class Condition:
+    """pooled: the pooled vector the model gets plainly, on all rows of CFG: the "prompt"'s own, "zero"s, or the "empty" prompt's.
+
+    preset: a Guidance Preset, whose subject is the prompt where it needs one; or sides: p+ and p- written out.
+    w: guidance scale; with neither preset nor sides there is no guidance.
+    schedule: one of SCHEDULES, or "" for all layers from start_layer on.
+    """
+
+    pooled: str = "prompt"
+    preset: str = ""
+    sides: tuple[str, str] | tuple[()] = ()
+    w: float = 0.0
+    start_layer: int = 0
+    schedule: str = ""
+    keep_norm: bool = False
+
+    @property
+    def guided(self) -> bool:
+        return bool(self.preset or self.sides)
+
+    @property
+    def name(self) -> str:
+        if not self.guided:
+            return {"prompt": "plain", "zero": "pooled zeroed", "empty": "pooled of the empty prompt"}[self.pooled]
+        layers = self.schedule or f"start {self.start_layer}"
+        return f"{self.preset or self.sides[0]}, w {self.w:g}, {layers}{', norm kept' if self.keep_norm else ''}"
+
+
+PLAIN = Condition()
+ZEROED = Condition(pooled="zero")
+EMPTY = Condition(pooled="empty")
+
+
+def complexity(w: float, start_layer: int = 0, **options) -> Condition:
+    return Condition(preset="complexity", w=w, start_layer=start_layer, **options)
+
+
+def of_set(name: str) -> list[Condition]:
+    """The conditions measured on a set of prompts, plain first."""
+    if name == "general":
+        return [
+            PLAIN, ZEROED, EMPTY,
+            *(complexity(w, start) for start in START_LAYERS for w in WEIGHTS),
+            complexity(-2.0),
+            *(complexity(w, keep_norm=True) for w in NORM_KEPT_WEIGHTS),
+            *(complexity(3.0, schedule=schedule) for schedule in SCHEDULES),
+            *(Condition(preset="aesthetics", w=w) for w in (1.0, 3.0)),
+            *(Condition(sides=SHARPNESS, w=w) for w in (1.0, 3.0)),
+        ]
+    if name == "long":
+        return [PLAIN, ZEROED]
+    return [PLAIN, ZEROED, *(Condition(preset=name, w=w, start_layer=start) for start in (0, 4) for w in (1.0, 3.0))]

@@ -1,0 +1,115 @@
+"""effect.py on a user's own models: pictures, a grid per prompt, and the scores of a scorer the user has installed."""
+
+import hashlib
+import importlib
+import json
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from tools.host import write_whole
+from tqdm import tqdm
+
+from .effect_conditions import Condition
+from .effect_plots import sheet
+from .effect_report import markdown
+from .effect_run import read_strip, strip_key, write_strip
+from .effect_settings import Files
+from .effect_statistics import difference, mean
+from .effect_studio import Studio
+
+GRID_WIDTH = 2400  # pixels; larger pictures are made smaller in a grid
+
+
+def run(studio: Studio, files: Files, options) -> list[Path]:
+    """Draws what is not there yet, and returns what was written for people to look at."""
+    prompts = [line.strip() for line in options.prompts_file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not prompts:
+        raise ValueError(f"{options.prompts_file} holds no prompt; write one on each line.")
+    scorer = scorer_of(options.scorer) if options.scorer else None
+    conditions = conditions_of(options)
+    distinct = list(dict.fromkeys(conditions.values()))
+    for condition in distinct:
+        studio.guided(condition, prompts[0])  # a direction or layer that does not fit this model shows before anything is drawn
+    options.out.mkdir(parents=True, exist_ok=True)
+    drawn = {}
+    jobs = [(i, seed, condition) for i in range(len(prompts)) for seed in range(options.seeds) for condition in distinct]
+    for i, seed, condition in tqdm(jobs, unit="picture", desc="effect"):
+        path = options.out / f"prompt{i + 1:02d}_seed{seed}_{file_name(condition)}.png"
+        key = key_of(files, studio.settings, prompts[i], condition, seed)
+        if strip_key(path) != key:
+            write_strip(path, studio.pictures(prompts[i], condition, seed), key)
+        drawn[i, seed, condition] = path
+    written = [options.out]
+    for i, prompt in enumerate(prompts):
+        written.append(options.out / f"grid_prompt{i + 1:02d}.png")
+        write_grid(written[-1], prompt, conditions, lambda condition: drawn[i, 0, condition], options)
+    if scorer:
+        written += write_scores(scorer, prompts, distinct, drawn, options)
+    return written
+
+
+def conditions_of(options) -> dict[tuple[float, int], Condition]:
+    """(w, start layer) -> condition; w 0 is the same plain one for every start layer."""
+    how = {"sides": (options.positive, options.negative)} if options.positive is not None else {"preset": options.preset or "complexity"}
+    return {
+        (w, start): Condition(w=w, start_layer=start, **how) if w else Condition()
+        for w in dict.fromkeys([0.0, *options.w]) for start in dict.fromkeys(options.start_layers)
+    }
+
+
+def file_name(condition: Condition) -> str:
+    return f"w{condition.w:g}_start{condition.start_layer}" if condition.guided else "plain"
+
+
+def key_of(files: Files, settings, prompt: str, condition: Condition, seed: int) -> str:
+    """Hash of all that decides a picture; a model's file by its path, size and time, as it may be large."""
+    named = [(str(path.absolute()), path.stat().st_size, path.stat().st_mtime) for path in (files.diffusion_model, *files.text_encoders, files.vae)]
+    content = json.dumps([named, files.clip_type, asdict(settings), prompt, asdict(condition), seed])
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def write_grid(path: Path, prompt: str, conditions: dict, picture_of, options) -> None:
+    """A row for each start layer, a column for each w."""
+    weights = list(dict.fromkeys(w for w, _ in conditions))
+    starts = list(dict.fromkeys(start for _, start in conditions))
+    every = -(-options.size * len(weights) // GRID_WIDTH)
+    cells = [[read_strip(picture_of(conditions[w, start]), 1)[0][::every, ::every] for w in weights] for start in starts]
+    sheet(cells, [f"w {w:g}" if w else "plain" for w in weights], [f"start {start}" for start in starts], prompt, path)
+
+
+def scorer_of(name: str):
+    """The function module:function, from what is installed or lies in the current folder."""
+    module, _, function = name.partition(":")
+    sys.path.append(os.getcwd())
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"--scorer {name}: {error}. Give module:function, of a module that is installed or lies in this folder.") from error
+
+
+def write_scores(scorer, prompts: list[str], conditions: list[Condition], drawn: dict, options) -> list[Path]:
+    """scores.json and table.md: the mean of each condition and its paired difference to plain."""
+    scores = {
+        condition: np.array([
+            [float(scorer(read_strip(drawn[i, seed, condition], 1)[0].astype(np.float32) / 255, prompt)) for seed in range(options.seeds)]
+            for i, prompt in enumerate(prompts)
+        ])
+        for condition in conditions
+    }
+    plain = scores[Condition()]
+    summary = {
+        condition.name: {"mean": asdict(mean(values)), "minus_plain": asdict(difference(values, plain)), "scores": values.tolist()}
+        for condition, values in scores.items()
+    }
+    rows = [
+        [name, *("{mean:.4g} ({low:.4g} to {high:.4g})".format(**row[each]) for each in ("mean", "minus_plain"))]
+        for name, row in summary.items()
+    ]
+    title = f"# {options.scorer}\n\n{len(prompts)} prompts, {options.seeds} seeds; means with 95 % intervals, bootstrap over prompts.\n\n"
+    written = [options.out / "scores.json", options.out / "table.md"]
+    write_whole(written[0], json.dumps({"scorer": options.scorer, "prompts": prompts, "conditions": summary}, indent=1))
+    write_whole(written[1], title + markdown(["condition", "score", "difference to plain"], rows) + "\n")
+    return written

@@ -1,0 +1,78 @@
+"""Pictures for effect.py by the host's loaders and sampler and the pack's nodes, wired as a user would wire them."""
+
+import json
+from functools import cache
+from pathlib import Path
+
+import comfy.utils
+import folder_paths
+import numpy as np
+import torch
+
+from .effect_conditions import SCHEDULES, Condition
+from .effect_settings import Files, Settings
+from .in_process import PACK, node
+
+PRESETS = json.loads((PACK / "nodes" / "presets.json").read_text(encoding="utf-8"))
+CLIP_LOADERS = {1: "CLIPLoader", 2: "DualCLIPLoader", 3: "TripleCLIPLoader", 4: "QuadrupleCLIPLoader"}
+
+
+class Studio:
+    """A model, its text encoder and its autoencoder, ready to draw."""
+
+    def __init__(self, files: Files, settings: Settings):
+        comfy.utils.PROGRESS_BAR_ENABLED = False  # the sampler's own bar; the command has one
+        self.settings = settings
+        self.model, = node("UNETLoader", unet_name=_offered("diffusion_models", files.diffusion_model), weight_dtype="default")
+        names = [_offered("text_encoders", file) for file in files.text_encoders]
+        inputs = {"clip_name": names[0]} if len(names) == 1 else {f"clip_name{i + 1}": name for i, name in enumerate(names)}
+        if len(names) <= 2:  # the loaders of more take no type
+            inputs["type"] = files.clip_type
+        self.clip, = node(CLIP_LOADERS[len(names)], **inputs)
+        self.vae, = node("VAELoader", vae_name=_offered("vae", files.vae))
+        self.encoded = cache(lambda text: node("CLIPTextEncode", clip=self.clip, text=text)[0])
+        self.direction = cache(
+            lambda positive, negative: node("EncodeGuidanceDirection", clip=self.clip, positive=positive, negative=negative)[0]
+        )
+
+    def conditioning(self, text: str, pooled: str = "prompt"):
+        """The prompt encoded, its pooled vector replaced as Condition.pooled says."""
+        encoded = self.encoded(text)
+        if pooled == "prompt":
+            return encoded
+        (tokens, extras), = encoded
+        replaced = {"zero": torch.zeros_like(extras["pooled_output"]), "empty": self.encoded("")[0][1]["pooled_output"]}[pooled]
+        return [[tokens, {**extras, "pooled_output": replaced}]]
+
+    def guided(self, condition: Condition, prompt: str):
+        """The model with the condition's guidance on it."""
+        if not condition.guided:
+            return self.model
+        sides = condition.sides
+        if condition.preset:
+            subject = "" if "positive" in PRESETS[condition.preset] else prompt
+            sides = node("GuidancePreset", preset=condition.preset, subject=subject)[:2]
+        name, inputs = SCHEDULES.get(condition.schedule, ("GuidanceLayerSchedule", {"start_layer": condition.start_layer}))
+        return node(
+            "ApplyModulationGuidance", model=self.model, direction=self.direction(*sides), w=condition.w,
+            keep_norm=condition.keep_norm, schedule=node(name, **inputs)[0],
+        )[0]
+
+    def pictures(self, prompt: str, condition: Condition, seed: int, count: int = 1) -> np.ndarray:
+        """(count, size, size, 3) float in [0, 1], one batch."""
+        settings = self.settings
+        empty, = node("EmptySD3LatentImage", width=settings.size, height=settings.size, batch_size=count)
+        latent, = node(
+            "KSampler", model=self.guided(condition, prompt), seed=seed, steps=settings.steps, cfg=settings.cfg,
+            sampler_name=settings.sampler, scheduler=settings.scheduler, positive=self.conditioning(prompt, condition.pooled),
+            negative=self.conditioning("", condition.pooled), latent_image=empty, denoise=1.0,
+        )
+        decoded, = node("VAEDecode", vae=self.vae, samples=latent)
+        return decoded.float().clamp(0, 1).cpu().numpy()
+
+
+def _offered(kind: str, file: Path) -> str:
+    """A name under which the host's loaders of `kind` now find the file; its folder's too, as several may be called model.safetensors."""
+    file = file.absolute()
+    folder_paths.add_model_folder_path(kind, str(file.parent.parent), is_default=True)
+    return f"{file.parent.name}/{file.name}"

@@ -1,0 +1,39 @@
+"""The host in this process, with the pack loaded by the host's own loader."""
+
+import asyncio
+import logging
+import os
+import sys
+from pathlib import Path
+
+PACK = Path(__file__).resolve().parent.parent
+
+
+def load_host():
+    """Makes the ComfyUI of COMFYUI_PATH importable and its nodes, the pack's too, callable by `node`."""
+    sys.path.insert(0, os.environ["COMFYUI_PATH"])
+    import comfy.options
+
+    comfy.options.enable_args_parsing(False)
+    import torch
+    from comfy.cli_args import args
+
+    args.cpu = not torch.cuda.is_available()
+    args.use_pytorch_cross_attention = True  # the default one for the CPU breaks torch.compile's graph by itself
+    import nodes
+
+    logging.disable(logging.WARNING)  # of the host's own nodes one needs a running server, and says so at length
+    asyncio.run(nodes.init_extra_nodes(init_custom_nodes=False, init_api_nodes=False))
+    logging.disable(logging.NOTSET)
+    assert asyncio.run(nodes.load_custom_node(str(PACK)))
+
+
+def node(name, /, **inputs):
+    """The outputs of a node of ours or of the host, called with what the graph would give it."""
+    import nodes
+
+    cls = nodes.NODE_CLASS_MAPPINGS[name]
+    if hasattr(cls, "define_schema"):
+        outputs = cls.execute(**inputs)
+        return getattr(outputs, "args", outputs)
+    return getattr(cls(), cls.FUNCTION)(**inputs)

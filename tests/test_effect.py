@@ -1,0 +1,302 @@
+"""benchmarks/effect.py: its statistics, resuming, what its conditions do to the model, and both modes from end to end."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from benchmarks import effect
+from benchmarks.effect_conditions import EMPTY, PLAIN, SCHEDULES, SHARPNESS, ZEROED, Condition, complexity, of_set
+from benchmarks.effect_prompts import PROMPTS, prompt_set
+from benchmarks.effect_results import Results
+from benchmarks.effect_run import Job, Scores, draw_job, key_of, run
+from benchmarks.effect_settings import Files, Settings
+from benchmarks.effect_statistics import at_strength, difference, equal_strength, mean
+from benchmarks.effect_studio import Studio
+from comfy.patcher_extension import WrappersMP
+from tools.small_world.captions import QUALITY
+from tools.small_world.dataset import HELD_OUT
+from tools.small_world.text_encoder import write_clip_l
+
+WEIGHTS = Path(effect.SMALL_WORLD)
+
+
+# ---- statistics ----------------------------------------------------------------------------------------------------
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape)
+
+
+def test_an_interval_is_that_of_the_normal_distribution_where_scores_are_normal():
+    estimate = mean(50 + 10 * normal(400, 1))
+    assert (estimate.high - estimate.low) / 2 == pytest.approx(1.96 * 10 / 400 ** 0.5, rel=0.1)
+    covered = [estimate.low < 0 < estimate.high for estimate in (mean(normal(100, 2, seed=seed)) for seed in range(100))]
+    assert 88 <= sum(covered) <= 99
+
+
+def test_more_seeds_of_the_same_do_not_narrow_an_interval():
+    scores = normal(50, 1)
+    assert mean(np.repeat(scores, 4, axis=1)) == mean(scores)
+
+
+def test_pairing_finds_what_independent_means_cannot():
+    plain = 50 + 20 * normal(30, 1) + np.zeros((30, 4))
+    guided = plain + 2 + normal(30, 4, seed=1)
+    paired = difference(guided, plain)
+    assert paired.sign == 1 and 1.5 < paired.mean < 2.5
+    assert mean(guided).low < mean(plain).high
+    assert difference(plain, guided).sign == -1 and difference(plain, plain).sign == 0
+
+
+def test_adherence_at_a_strength_is_read_off_the_line():
+    strengths, adherences = np.array([[1.0, 2.0, 4.0]]), np.array([[100.0, 90.0, 50.0]])
+    assert at_strength(strengths, adherences, 1.5) == 95 and at_strength(strengths, adherences, 3.0) == 70
+    assert np.isnan(at_strength(strengths, adherences, 5.0))
+    assert at_strength(np.array([[0.0, 4.0, 2.0]]), np.array([[100.0, 60.0, 10.0]]), 3.0) == 70, "the higher of two"
+    assert at_strength(np.array([[3.0, 3.0]]), np.array([[8.0, 9.0]]), 1.0) != 8, "a flat line reaches only itself"
+
+
+def test_curves_are_compared_at_equal_strength():
+    """Adherence falls by 1 a step of strength along one curve and by 2 along the other, which needs twice the w."""
+    noise = normal(40, 4)
+    first = [k + noise for k in range(5)], [100 - k + noise for k in range(5)]
+    second = [k / 2 + noise for k in range(9)], [100 - k + noise for k in range(9)]
+    equal = equal_strength(first, second, 2.0 + noise.mean())
+    assert equal.first - equal.second == pytest.approx(2) and equal.difference.mean == pytest.approx(2)
+    assert equal.difference.sign == 1 and equal.reached == 1
+
+
+def records(scores):
+    """Records of {condition: {score: (prompts, seeds)}} in the general set; scores not given are 0."""
+    return [
+        {"set": "general", "condition": condition.name, "seconds": 1.0, "scores": {name: list(values[i]) for name, values in named.items()}}
+        for condition, named in scores.items() for i in range(len(next(iter(named.values()))))
+    ]
+
+
+def test_the_best_setting_has_the_most_detail_without_a_clear_loss_of_adherence():
+    noise = normal(20, 4)
+    scores = {condition: {"exact": 90 + noise, "detail": 5 + noise} for condition in of_set("general")}
+    assert Results(records(scores)).at_equal_detail(2) == {}, "no detail gained, nothing to compare"
+    scores[complexity(2.0, 4)] = {"exact": 90 + normal(20, 4, seed=1), "detail": 8 + noise}
+    scores[complexity(6.0, 0)] = {"exact": 60 + noise, "detail": 20 + noise}
+    scores[Condition(preset="aesthetics", w=3.0)] = {"exact": 90 + noise, "detail": 30 + noise}
+    results = Results(records(scores))
+    assert results.best() == complexity(2.0, 4)
+    assert results.gain("general", complexity(6.0, 0), "exact").mean == pytest.approx(-30)
+    assert list(results.at_equal_detail(4)) == [0.25, 0.5, 0.75]
+
+
+# ---- prompts -------------------------------------------------------------------------------------------------------
+
+def test_prompts_are_held_out_and_silent_about_the_style():
+    words = [word for kind in QUALITY.values() for word in kind]
+    for name, count in PROMPTS.items():
+        prompts = prompt_set(name, count)
+        assert len({prompt.text for prompt in prompts}) == count and all(prompt.seed >= HELD_OUT for prompt in prompts)
+        assert not any(word in prompt.text for prompt in prompts for word in words)
+        assert prompts[:3] == prompt_set(name, 3)
+    assert all(len(prompt.text.split()) > 10 for prompt in prompt_set("long", 8))
+    assert sorted({prompt.wanted.groups[0][0] for prompt in prompt_set("counting", 8)}) == [2, 3, 4, 5]
+    assert all(prompt.wanted.relation for prompt in prompt_set("position", 8))
+    assert all(len({color for _, color, _ in prompt.wanted.groups}) == 2 for prompt in prompt_set("color", 8))
+
+
+# ---- resuming ------------------------------------------------------------------------------------------------------
+
+class Painter:
+    """Stands in for the studio: grey pictures, counted."""
+
+    def __init__(self):
+        self.painted = []
+
+    def pictures(self, prompt, condition, seed, count=1):
+        self.painted.append(condition)
+        return np.full((count, 80, 80, 3), 0.5, np.float32)
+
+
+def jobs():
+    return [Job("long", i, prompt, condition) for i, prompt in enumerate(prompt_set("long", 2)) for condition in of_set("long")]
+
+
+def painted(out, made_by="weights", seeds=2):
+    painter = Painter()
+    done = run(lambda tasks: (draw_job(painter, *task) for task in tasks), jobs(), Settings(2, 3.0, 80), seeds, made_by, out)
+    assert [record["condition"] for record in done] == [job.condition.name for job in jobs()]
+    return len(painter.painted)
+
+
+def test_what_is_scored_is_not_drawn_again(tmp_path):
+    assert painted(tmp_path) == 4 and painted(tmp_path) == 0
+    assert painted(tmp_path, made_by="other weights") == 4
+    assert painted(tmp_path, seeds=3) == 4
+
+
+def test_a_torn_last_line_costs_one_job(tmp_path):
+    painted(tmp_path)
+    file = tmp_path / "scores.jsonl"
+    file.write_text(file.read_text()[:-40])
+    assert painted(tmp_path) == 1 and painted(tmp_path) == 0
+    assert len(Scores(file).records) == 4
+
+
+def test_a_lost_picture_is_drawn_again(tmp_path):
+    painted(tmp_path)
+    (tmp_path / "pictures" / jobs()[0].strip).unlink()
+    assert painted(tmp_path) == 1
+
+
+def test_every_setting_that_matters_is_in_the_key():
+    job, other = jobs()[0], jobs()[2]
+    settings = Settings(20, 3.0, 80)
+    keys = [
+        key_of(job, settings, 4, "w"), key_of(other, settings, 4, "w"), key_of(job, settings, 5, "w"), key_of(job, settings, 4, "v"),
+        key_of(job, Settings(21, 3.0, 80), 4, "w"), key_of(job, Settings(20, 1.0, 80), 4, "w"), key_of(jobs()[1], settings, 4, "w"),
+        *(key_of(Job("long", 0, job.prompt, condition), settings, 4, "w") for condition in of_set("general")[2:]),
+    ]
+    assert len(set(keys)) == len(keys)
+    assert len({Job("general", 0, job.prompt, condition).strip for condition in of_set("general")}) == len(of_set("general"))
+
+
+# ---- conditions ----------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    return write_clip_l(tmp_path_factory.mktemp("encoder") / "clip_l.safetensors")
+
+
+@pytest.fixture(scope="module")
+def studio(encoder):
+    files = Files(WEIGHTS / "small_world_flux.safetensors", (encoder,), WEIGHTS / "small_world_vae.safetensors", "flux")
+    with torch.inference_mode():
+        return Studio(files, Settings(1, 3.0, 80))
+
+
+def pooled_seen(studio, condition):
+    """y of every row of every model call."""
+    seen = []
+
+    def look(executor, *args, **kwargs):
+        seen.append(kwargs["y"].clone())
+        return executor(*args, **kwargs)
+
+    plain = studio.model
+    studio.model = plain.clone()
+    studio.model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "look", look)
+    try:
+        studio.pictures("a red circle", condition, 0, 2)
+    finally:
+        studio.model = plain
+    return torch.cat(seen)
+
+
+def test_plain_zeroed_and_empty_give_the_model_the_pooled_vector_they_claim(studio):
+    prompt, empty = (studio.encoded(text)[0][1]["pooled_output"][0] for text in ("a red circle", ""))
+    plain = pooled_seen(studio, PLAIN)
+    assert {tuple(row[:4].tolist()) for row in plain} == {tuple(prompt[:4].tolist()), tuple(empty[:4].tolist())}
+    assert not pooled_seen(studio, ZEROED).any()
+    assert torch.equal(pooled_seen(studio, EMPTY), empty.expand(len(plain), -1))
+    assert torch.equal(studio.conditioning("a red circle", "zero")[0][0], studio.encoded("a red circle")[0][0]), "tokens stay"
+
+
+def guidance_of(studio, condition, prompt="three red circles"):
+    guidance, = studio.guided(condition, prompt).model_options["transformer_options"]["modulation_guidance"]
+    return guidance
+
+
+def test_guided_conditions_give_the_model_the_guidance_they_claim(studio):
+    assert studio.guided(PLAIN, "a red circle") is studio.model
+    guidance = guidance_of(studio, complexity(2.0, 4, keep_norm=True))
+    assert guidance.w == 2 and guidance.keep_norm and guidance.layer_weights == (0.0,) * 4 + (1.0,) * 8 and guidance.head_weight == 0
+    weights = {name: guidance_of(studio, complexity(3.0, schedule=name)).layer_weights for name in SCHEDULES}
+    assert weights["last 4 layers x 0.25"] == (1.0,) * 8 + (0.25,) * 4
+    assert weights["double blocks only"] == (1.0,) * 4 + (0.0,) * 8
+    assert weights["ramp 0 to 1"] == pytest.approx([i / 11 for i in range(12)])
+
+
+def test_directions_are_the_papers_and_the_prompts_own(studio):
+    def sides(condition):
+        pair, = guidance_of(studio, condition).direction.pairs
+        return [pair.positive.pooled, pair.negative.pooled]
+
+    expected = {
+        complexity(3.0): ("Extremely complex, the highest quality", "Very simple, no details at all"),
+        Condition(preset="counting", w=3.0): ("three red circles", "Very simple, no details at all"),
+        Condition(sides=SHARPNESS, w=3.0): SHARPNESS,
+    }
+    for condition, texts in expected.items():
+        for pooled, text in zip(sides(condition), texts):
+            assert torch.equal(pooled, studio.encoded(text)[0][1]["pooled_output"])
+
+
+def test_the_pictures_of_a_condition_are_repeatable_and_differ_from_plain(studio):
+    plain, guided, again = (studio.pictures("a red circle", c, 5, 2) for c in (PLAIN, complexity(6.0), complexity(6.0)))
+    assert plain.shape == (2, 80, 80, 3) and 0 <= plain.min() and plain.max() <= 1
+    assert np.array_equal(guided, again) and not np.array_equal(guided, plain)
+
+
+# ---- from end to end -----------------------------------------------------------------------------------------------
+
+def test_a_quick_run_reports_on_every_condition(tmp_path, monkeypatch, encoder):
+    options = effect.arguments(["--quick", "--steps", "1", "--workers", "1", "--out", str(tmp_path), "--text-encoder", str(encoder)])
+    effect.small_world(options)
+    report = json.loads((tmp_path / "effect.json").read_text())
+    for name, conditions in report["sets"].items():
+        assert list(conditions) == [condition.name for condition in of_set(name)]
+        assert conditions["plain"]["exact"]["minus_plain"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
+    table = (tmp_path / "table.md").read_text()
+    assert table.count("\n## ") == 8 and "nan" not in table
+    assert all((tmp_path / name).stat().st_size > 1000 for name in ("pareto.png", "detail_by_w.png", "grid.png"))
+    assert len(list((tmp_path / "pictures").glob("*.png"))) == sum(len(of_set(name)) for name in PROMPTS)
+
+    monkeypatch.setattr(Studio, "pictures", lambda *_: pytest.fail("drawn again"))
+    effect.small_world(options)
+
+
+def test_own_models_give_pictures_grids_and_scores(tmp_path, monkeypatch, encoder):
+    (tmp_path / "prompts.txt").write_text("a red circle\n\ntwo blue squares\n")
+    (tmp_path / "redness_scorer.py").write_text("def redness(picture, prompt):\n    return float(picture[..., 0].mean()) + len(prompt)\n")
+    monkeypatch.chdir(tmp_path)
+    given = [
+        "--diffusion-model", str(WEIGHTS / "small_world_flux.safetensors"), "--vae", str(WEIGHTS / "small_world_vae.safetensors"),
+        "--text-encoder", str(encoder), "--prompts-file", "prompts.txt", "--out", "made", "--size", "80", "--steps", "1",
+        "--positive", "detailed", "--negative", "flat", "--w", "0", "3", "--start-layers", "0", "2", "--seeds", "2",
+        "--scorer", "redness_scorer:redness",
+    ]
+    effect.own_models(effect.arguments(given))
+    made = tmp_path / "made"
+    assert len(list(made.glob("prompt*.png"))) == 2 * 2 * 3, "two prompts, two seeds, plain and two start layers"
+    assert len(list(made.glob("grid_prompt*.png"))) == 2
+    scores = json.loads((made / "scores.json").read_text())["conditions"]
+    assert list(scores) == ["plain", "detailed, w 3, start 0", "detailed, w 3, start 2"]
+    assert 12 < scores["plain"]["scores"][0][0] < 13 and 16 < scores["plain"]["scores"][1][1] < 17
+    assert "| plain |" in (made / "table.md").read_text()
+
+    monkeypatch.setattr(Studio, "pictures", lambda *_: pytest.fail("drawn again"))
+    effect.own_models(effect.arguments(given))
+
+
+def test_a_start_layer_beyond_the_model_is_refused_before_anything_is_drawn(tmp_path, encoder):
+    (tmp_path / "prompts.txt").write_text("a red circle\n")
+    options = effect.arguments([
+        "--diffusion-model", str(WEIGHTS / "small_world_flux.safetensors"), "--vae", str(WEIGHTS / "small_world_vae.safetensors"),
+        "--text-encoder", str(encoder), "--prompts-file", str(tmp_path / "prompts.txt"), "--out", str(tmp_path / "made"),
+    ])
+    options.start_layers = [0, 12]
+    with pytest.raises(ValueError, match="12 layers"):
+        effect.own_models(options)
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("given, message", (
+    (["--vae", __file__], "go with --diffusion-model"),
+    (["--diffusion-model", __file__], "needs --text-encoder, --vae, --prompts-file too"),
+    (["--text-encoder", "nowhere.safetensors"], "there is no file nowhere.safetensors"),
+    (["--seeds", "0"], "--seeds must be at least 1"),
+    (["--positive", "sharp"], "--positive and --negative together"),
+))
+def test_arguments_that_cannot_work_are_refused_with_a_sentence(given, message, capsys):
+    with pytest.raises(SystemExit):
+        effect.arguments(given)
+    assert message in capsys.readouterr().err
