@@ -148,7 +148,7 @@ def timed(model, inputs):
 
 
 def compare(model, inputs, repeats):
-    """Seconds of each variant by round, medians, and ratios to the unguided of the same round."""
+    """Medians of seconds and of ratios to the mean of both unguided runs of the same round; theirs show the noise."""
     start = min(5, len(model.model.diffusion_model.double_blocks))
     variants = {
         "unguided": model, "guided": guided(model, start_layer=start),
@@ -161,7 +161,8 @@ def compare(model, inputs, repeats):
         # Turned round each time, so that no variant always follows the same one.
         for name in (list(variants)[i % len(variants):] + list(variants)[:i % len(variants)]):
             rounds[name].append(timed(variants[name], inputs))
-    ratios = {name: [a / b for a, b in zip(rounds[name], rounds["unguided"])] for name in variants}
+    plain = [(a + b) / 2 for a, b in zip(rounds["unguided"], rounds["unguided again"])]
+    ratios = {name: [a / b for a, b in zip(rounds[name], plain)] for name in variants}
     table = {
         name: {"seconds": statistics.median(rounds[name]), "ratio": statistics.median(ratios[name]), "ratios": ratios[name]}
         for name in variants
