@@ -102,12 +102,23 @@ def test_the_api_form_is_the_graph(name):
             assert isinstance(value, list) or value in widgets[key]
 
 
-def with_written_schedule(text):
-    """The dev workflow with a written layer schedule."""
+def with_schedule(class_type, **inputs):
+    """The dev workflow with another schedule node."""
     prompt = workflow("flux_dev_complexity_schedule")
     (schedule,) = nodes(prompt, "GuidanceLayerSchedule")
-    schedule.update(class_type="GuidanceLayerScheduleText", inputs={"layers": text, "final_layer": 0.0})
+    schedule.update(class_type=class_type, inputs={"final_layer": 0.0} | inputs)
     return prompt
+
+
+def with_written_schedule(text):
+    return with_schedule("GuidanceLayerScheduleText", layers=text)
+
+
+def test_a_drawn_and_a_written_schedule_of_the_same_weights_give_the_same_picture(client):
+    curve = {"points": [[0, 0.5], [1, 0.5]], "interpolation": "linear"}
+    drawn = pictures(client, with_schedule("GuidanceLayerScheduleCurve", curve=curve))
+    written = pictures(client, with_written_schedule(f"0-{DOUBLE_BLOCKS + SINGLE_BLOCKS - 1}: 0.5"))
+    assert same(drawn["Guided"], written["Guided"]) and not same(drawn["Guided"], drawn["Plain"])
 
 
 def test_a_schedule_that_does_not_parse_is_refused_when_queued(client):

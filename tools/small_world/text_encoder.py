@@ -67,7 +67,7 @@ def write_clip_l(path: Path, seed: int = 0) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     bits = np.random.PCG64(seed)
     weights = {}
-    for name, (shape, std) in tqdm(clip_l_shapes().items(), desc="text encoder", leave=False):
+    for name, (shape, std) in tqdm(clip_l_shapes().items(), desc="text encoder", leave=False, disable=None):
         if std:
             weights[f"text_model.{name}"] = uniform_weights(bits, shape, std)
         else:
