@@ -51,7 +51,9 @@ class Guidance:
         if self.start_percent == 0 and self.end_percent == 1:
             return True  # spares reading sigma back from the device
         first, last = (model_sampling.percent_to_sigma(p) for p in (self.start_percent, self.end_percent))
-        return last <= sigma.max().item() <= first
+        sigma = sigma.max()
+        # Compared as tensors, in the precision of sigma, as the host does: a step right on the edge belongs to the window.
+        return bool((last <= sigma) & (sigma <= first))
 
     def signs(self, cond_or_uncond: list[int]) -> list[int]:
         """The sign of w for each chunk of the batch; 0 is conditional in `cond_or_uncond`."""
@@ -80,14 +82,17 @@ def guide(
     if cfg_rows not in ("auto", *CFG_ROWS):
         raise ValueError(f"Modulation guidance: cfg_rows is {cfg_rows!r}; choose auto, {', '.join(CFG_ROWS)}.")
     diffusion_model = uncompiled(model.get_model_object("diffusion_model"))
-    family = family_of(diffusion_model)
+    family = family_of(diffusion_model, type(model.model).__name__)
     _check_pooled(direction, family, diffusion_model)
     depth = len(family.blocks(diffusion_model))
     schedule = schedule or family.default_schedule(depth)
+    layer_weights = schedule.resolve(depth)
+    if not all(map(math.isfinite, (*layer_weights, schedule.final_layer))):
+        raise ValueError("Layer schedule: it holds a weight that is not a finite number; look at taper_scale, final_layer or the curve.")
     guidance = Guidance(
         direction=direction,
         w=w,
-        layer_weights=schedule.resolve(depth),
+        layer_weights=layer_weights,
         head_weight=schedule.final_layer,
         cfg_rows=family.cfg_rows if cfg_rows == "auto" else cfg_rows,
         keep_norm=keep_norm,
@@ -126,6 +131,12 @@ def _check_pooled(direction: GuidanceDirection, family: Family, diffusion_model:
                 f"The guidance direction's pooled output is {prompt.pooled.shape[-1]} wide, but this {family.name} model "
                 f"reads {needed}. Encode it with the text encoder the model uses: {family.encoder}."
             )
+    counts = {len(side.pooled) for pair in direction.pairs for side in (pair.positive, pair.negative)} - {1}
+    if len(counts) > 1:
+        raise ValueError(
+            f"The guidance direction holds batches of {' and '.join(map(str, sorted(counts)))} prompts; "
+            "batches in one direction must be of one size."
+        )
 
 
 def _guided_call(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **kwargs):
@@ -142,7 +153,7 @@ def _guided_call(executor, x, t, c_concat=None, c_crossattn=None, control=None, 
     if not guidances:
         return executor(*args, **kwargs)
     diffusion_model = uncompiled(base_model.diffusion_model)
-    family = family_of(diffusion_model)
+    family = family_of(diffusion_model, type(base_model).__name__)
     shifts = _shifts(guidances, family, diffusion_model, chunks, x.shape[0], x.device, base_model.get_dtype_inference())
     with shifted_modulation(diffusion_model, shifts):
         return executor(*args, **kwargs)
@@ -155,7 +166,6 @@ def _shifts(guidances, family, diffusion_model, chunks, rows, device, dtype):
     graph. Layers of equal weights share memory, each through a view of its own: the same tensor object on two layers would
     be a guard.
     """
-    deltas = [_row_deltas(guidance, family, diffusion_model, chunks, rows, device, dtype) for guidance in guidances]
     blocks = family.blocks(diffusion_model)
     for guidance in guidances:
         if len(guidance.layer_weights) != len(blocks):
@@ -163,6 +173,7 @@ def _shifts(guidances, family, diffusion_model, chunks, rows, device, dtype):
                 f"Modulation guidance was applied to a model of {len(guidance.layer_weights)} layers and now runs on one of "
                 f"{len(blocks)}. Apply it after the node that changes the model, and to each model of a guider on its own."
             )
+    deltas = [_row_deltas(guidance, family, diffusion_model, chunks, rows, device, dtype) for guidance in guidances]
     sites = [*blocks, family.head(diffusion_model)]
     weights = zip(*((*guidance.layer_weights, guidance.head_weight) for guidance in guidances))
     distinct = {}

@@ -32,6 +32,8 @@ class RangeSchedule:
                 f"Layer schedule: layers count from 0, but start_layer is {self.start_layer} and end_layer {self.end_layer}. "
                 "Only end_layer may be -1, for the last layer."
             )
+        if self.taper_layers < 0:
+            raise ValueError(f"Layer schedule: taper_layers is {self.taper_layers}; it counts layers, so 0 or more.")
         if 0 <= self.end_layer < self.start_layer:
             raise ValueError(
                 f"Layer schedule: start_layer {self.start_layer} is past end_layer {self.end_layer}. "
@@ -85,7 +87,6 @@ def parse_ranges(text: str) -> tuple[tuple[int, int, float], ...]:
     Raises ValueError naming the part that does not parse, a range that runs backwards, or a layer named twice.
     """
     ranges = []
-    named = set()
     for part in filter(None, (part.strip() for part in re.split(r"[,;\n]", text))):
         entry = _ENTRY.fullmatch(part)
         weight = _finite(entry[3]) if entry else None
@@ -97,10 +98,10 @@ def parse_ranges(text: str) -> tuple[tuple[int, int, float], ...]:
         first, last = int(entry[1]), int(entry[2] or entry[1])
         if last < first:
             raise ValueError(f"Layer schedule: the range in {part!r} runs backwards; write {last}-{first}.")
-        twice = named.intersection(range(first, last + 1))
-        if twice:
-            raise ValueError(f"Layer schedule: layer {min(twice)} in {part!r} already has a weight; name each layer once.")
-        named.update(range(first, last + 1))
+        for other_first, other_last, _ in ranges:
+            if first <= other_last and other_first <= last:
+                twice = max(first, other_first)
+                raise ValueError(f"Layer schedule: layer {twice} in {part!r} already has a weight; name each layer once.")
         ranges.append((first, last, weight))
     if not ranges:
         raise ValueError("Layer schedule: the text is empty. Write e.g. 5-56: 1")

@@ -100,20 +100,14 @@ class CombineGuidanceDirections(io.ComfyNode):
 
     @classmethod
     @override
-    def validate_inputs(cls, weights=None):
-        return checked(_numbers, weights)
+    def validate_inputs(cls, weights=None, directions=None):
+        return checked(_weights, weights, directions)
 
     @classmethod
     @override
     def execute(cls, directions, weights="") -> io.NodeOutput:
         connected = [directions[name] for name in sorted(directions, key=lambda name: int(name.removeprefix("direction")))]
-        numbers = _numbers(weights) or [1.0] * len(connected)
-        if len(numbers) != len(connected):
-            raise ValueError(
-                f"Combine Guidance Directions: {len(numbers)} weights ({weights}) for {len(connected)} directions. "
-                "Give one per direction, or leave weights empty."
-            )
-        return io.NodeOutput(combine(connected, numbers))
+        return io.NodeOutput(combine(connected, _weights(weights, directions)))
 
 
 class GuidancePreset(io.ComfyNode):
@@ -172,9 +166,12 @@ def _from_conditioning(conditioning, side: str) -> EncodedPrompt:
     return EncodedPrompt(pooled=extras.pop("pooled_output", None), tokens=tokens, extras=extras)
 
 
-def _numbers(text: str) -> list[float]:
+def _weights(text: str, directions: dict) -> list[float]:
+    """One number per direction; 1 each for an empty text."""
+    if not text.strip():
+        return [1.0] * len(directions)
     numbers = []
-    for part in text.split(",") if text.strip() else []:
+    for part in text.split(","):
         try:
             number = float(part)
         except ValueError:
@@ -182,6 +179,11 @@ def _numbers(text: str) -> list[float]:
         if not math.isfinite(number):
             raise ValueError(f"Combine Guidance Directions: the weight {part.strip()!r} is not a number. Write e.g. 1, 0.5")
         numbers.append(number)
+    if len(numbers) != len(directions):
+        raise ValueError(
+            f"Combine Guidance Directions: {len(numbers)} weights ({text}) for {len(directions)} directions. "
+            "Give one per direction, or leave weights empty."
+        )
     return numbers
 
 

@@ -1,4 +1,8 @@
-"""Errors of the core as answers of a node's `validate_inputs`, so that they show before anything runs."""
+"""Errors of the core as answers of a node's `validate_inputs`, so that they show before anything runs.
+
+The host skips its own min, max and choice checks for every input in the signature of `validate_inputs`, and hands a node
+with an Autogrow input that input too: both must be answered there.
+"""
 
 from collections.abc import Callable
 

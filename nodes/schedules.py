@@ -56,12 +56,12 @@ class GuidanceLayerSchedule(io.ComfyNode):
     @classmethod
     @override
     def validate_inputs(cls, start_layer=None, end_layer=None):
-        return checked(_range, start_layer, end_layer)
+        return checked(RangeSchedule, start_layer, end_layer)
 
     @classmethod
     @override
     def execute(cls, start_layer=5, end_layer=-1, taper_layers=0, taper_scale=0.25, final_layer=0.0) -> io.NodeOutput:
-        return io.NodeOutput(_range(start_layer, end_layer, taper_layers, taper_scale, final_layer))
+        return io.NodeOutput(RangeSchedule(start_layer, end_layer, taper_layers, taper_scale, final_layer))
 
 
 class GuidanceLayerScheduleCurve(io.ComfyNode):
@@ -87,7 +87,10 @@ class GuidanceLayerScheduleCurve(io.ComfyNode):
     @classmethod
     @override
     def execute(cls, curve, final_layer=0.0) -> io.NodeOutput:
-        return io.NodeOutput(CurveSchedule(CurveInput.from_raw(curve).interp, final_layer))
+        curve = CurveInput.from_raw(curve)
+        if not curve.points:
+            raise ValueError("Layer Schedule (Curve): the curve has no points. Draw at least one.")
+        return io.NodeOutput(CurveSchedule(curve.interp, final_layer))
 
 
 class GuidanceLayerScheduleText(io.ComfyNode):
@@ -119,7 +122,3 @@ class GuidanceLayerScheduleText(io.ComfyNode):
     @override
     def execute(cls, layers, final_layer=0.0) -> io.NodeOutput:
         return io.NodeOutput(TextSchedule(parse_ranges(layers), final_layer))
-
-
-def _range(start_layer, end_layer, taper_layers=0, taper_scale=1.0, final_layer=0.0) -> RangeSchedule:
-    return RangeSchedule(start_layer, end_layer, taper_layers, taper_scale, final_layer)

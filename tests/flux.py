@@ -95,6 +95,7 @@ class Term:
     negative: torch.Tensor
     rows: str = "both"
     window: tuple = (float("inf"), 0.0)  # sigmas, first and last
+    keep_norm: bool = False
 
 
 def terms_of(seed=10, w=3.0, weights=None, layers=8, start=0, head=0.0, **options):
@@ -106,8 +107,8 @@ def terms_of(seed=10, w=3.0, weights=None, layers=8, start=0, head=0.0, **option
 class GuidedFlux(Flux):
     """FLUX.1's forward with y_hat = y + w (y(p+) - y(p-)) put in block by block, as the equation reads.
 
-    `terms` and `keep_norm` are set by reference(). y is computed three times over, from the whole time-text embedder, as the
-    paper's code does. Other nodes' block slots and ControlNets are served as in the host: a slot sees and may change the plain
+    `terms` is set by reference(). y is computed three times over, from the whole time-text embedder, as the paper's code
+    does. Terms that keep the norm are added first, and their sum with y rescaled to the norm of y. Other nodes' block slots and ControlNets are served as in the host: a slot sees and may change the plain
     y, and y_hat is made from what reaches the block.
     """
 
@@ -126,11 +127,11 @@ class GuidedFlux(Flux):
         pe = self.pe_embedder(torch.cat((txt_ids, img_ids), dim=1))
         plain = self._y(timesteps, guidance, y[:, :POOLED], img.dtype)
         chunks = transformer_options["cond_or_uncond"]
-        sigma = transformer_options["sigmas"].max().item()
+        sigma = transformer_options["sigmas"].max()
         rows = len(plain) // len(chunks)
 
         def y_hat(layer, y):
-            shift = torch.zeros_like(y)
+            shift, kept = torch.zeros_like(y), torch.zeros_like(y)
             for term in self.terms:
                 if not term.window[1] <= sigma <= term.window[0]:
                     continue
@@ -138,11 +139,9 @@ class GuidedFlux(Flux):
                 away = self._y(timesteps, guidance, term.negative.to(y).expand(len(y), -1), img.dtype)
                 cond, uncond = {"both": (1, 1), "cond": (1, 0), "opposed": (1, -1)}[term.rows]
                 signs = torch.tensor([cond if chunk == 0 else uncond for chunk in chunks], dtype=y.dtype, device=y.device)
-                shift = shift + term.w * term.weights[layer] * signs.repeat_interleave(rows)[:, None] * (toward - away)
-            guided = y + shift
-            if self.keep_norm:
-                guided = guided * y.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True)
-            return guided
+                added = term.w * term.weights[layer] * signs.repeat_interleave(rows)[:, None] * (toward - away)
+                shift, kept = (shift, kept + added) if term.keep_norm else (shift + added, kept)
+            return (y + kept) * y.norm(dim=-1, keepdim=True) / (y + kept).norm(dim=-1, keepdim=True) + shift
 
         def through_slot(kind, i, original, **args):
             slot = transformer_options.get("patches_replace", {}).get("dit", {}).get((kind, i))
@@ -181,11 +180,10 @@ class GuidedFlux(Flux):
         return self.final_layer(x[:, txt.shape[1]:], y_hat(depth + len(self.single_blocks), plain))
 
 
-def reference(model, *terms, keep_norm=False):
+def reference(model, *terms):
     """The same model and patches with the equation for a forward; a second load that shares nothing with the first."""
     patcher = model.clone(model_override=_loaded(*model.model.made_from).get_clone_model_override())
     diffusion_model = patcher.model.diffusion_model
     diffusion_model.__class__ = GuidedFlux
     diffusion_model.terms = terms
-    diffusion_model.keep_norm = keep_norm
     return patcher

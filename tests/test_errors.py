@@ -6,7 +6,7 @@ import comfy.ops
 import comfy.sd
 import pytest
 import torch
-from flux import apply, conditioning, direction, flux, node
+from flux import apply, conditioning, direction, flux, node, schedule
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def test_unet_is_named():
     ))
     unet = ModelPatcher(BaseModel(config), "cpu", "cpu")
     assert isinstance(unet.model.diffusion_model, UNetModel)
-    with pytest.raises(ValueError, match=r"diffusion transformer.*UNetModel.*FLUX\.1"):
+    with pytest.raises(ValueError, match=r"diffusion transformers.*FLUX\.1\. This model is a BaseModel \(class UNetModel\)"):
         apply(unet, direction())
 
 
@@ -41,7 +41,7 @@ def test_text_blind_transformer_is_named():
         dtype=torch.float32, device="cpu", operations=comfy.ops.disable_weight_init,
     )
     state = {name: torch.zeros_like(tensor) for name, tensor in blind.state_dict().items()}
-    with pytest.raises(ValueError, match="pooled text"):
+    with pytest.raises(ValueError, match=r"This model is a Flux2 \(class Flux\).*text-blind"):
         apply(comfy.sd.load_diffusion_model_state_dict(state), direction())
 
 
@@ -56,6 +56,21 @@ def test_pooled_output_missing_says_which_encoder(model):
 def test_pooled_output_too_narrow_names_both_widths(model):
     with pytest.raises(ValueError, match="20 wide.*reads 32"):
         apply(model, direction(pooled=20))
+
+
+def test_batches_of_prompts_must_be_of_one_size(model):
+    sides = conditioning(1), conditioning(2)
+    for count, side in zip((2, 3), sides):
+        side[0][1]["pooled_output"] = side[0][1]["pooled_output"].repeat(count, 1)
+    unequal = node("GuidanceDirectionFromConditioning", positive=sides[0], negative=sides[1])[0]
+    with pytest.raises(ValueError, match="batches of 2 and 3 prompts"):
+        apply(model, unequal)
+
+
+@pytest.mark.parametrize("layers", [{"taper_layers": 1, "taper_scale": math.nan}, {"final_layer": math.inf}])
+def test_schedule_weights_must_be_finite(model, layers):
+    with pytest.raises(ValueError, match="not a finite number"):
+        apply(model, direction(), schedule=schedule(0, **layers))
 
 
 def test_direction_takes_one_prompt_per_side():

@@ -30,6 +30,31 @@ def test_interface(node_id):
     assert all(part.tooltip for part in [*schema.inputs, *schema.outputs])
 
 
+def test_types():
+    def types(node_id):
+        schema = host_nodes.NODE_CLASS_MAPPINGS[node_id].GET_SCHEMA()
+        return [part.get_io_type() for part in (*schema.inputs, *schema.outputs)]
+
+    assert types("EncodeGuidanceDirection") == ["CLIP", "STRING", "STRING", "GUIDANCE_DIRECTION"]
+    assert types("GuidanceDirectionFromConditioning") == ["CONDITIONING", "CONDITIONING", "GUIDANCE_DIRECTION"]
+    assert types("GuidancePreset") == ["COMBO", "STRING", "STRING", "STRING", "FLOAT", "INT"]
+    assert types("GuidanceLayerSchedule") == ["INT", "INT", "INT", "FLOAT", "FLOAT", "LAYER_SCHEDULE"]
+    assert types("GuidanceLayerScheduleCurve") == ["CURVE", "FLOAT", "LAYER_SCHEDULE"]
+    assert types("GuidanceLayerScheduleText") == ["STRING", "FLOAT", "LAYER_SCHEDULE"]
+    assert types("ApplyModulationGuidance") == [
+        "MODEL", "GUIDANCE_DIRECTION", "FLOAT", "FLOAT", "FLOAT", "COMBO", "BOOLEAN", "LAYER_SCHEDULE", "MODEL",
+    ]
+
+
+def test_ranges_and_choices():
+    inputs = {i.id: i for i in host_nodes.NODE_CLASS_MAPPINGS["ApplyModulationGuidance"].GET_SCHEMA().inputs}
+    assert (inputs["w"].min, inputs["w"].max) == (-50, 50)
+    assert inputs["cfg_rows"].options == ["auto", "both", "cond", "opposed"]
+    assert inputs["schedule"].optional and not inputs["direction"].optional
+    directions, _ = host_nodes.NODE_CLASS_MAPPINGS["CombineGuidanceDirections"].GET_SCHEMA().inputs
+    assert (directions.template.prefix, directions.template.min, directions.template.max) == ("direction", 1, 16)
+
+
 def test_defaults():
     def defaults(node_id):
         return {i.id: i.default for i in host_nodes.NODE_CLASS_MAPPINGS[node_id].GET_SCHEMA().inputs if getattr(i, "default", None) is not None}
@@ -37,8 +62,6 @@ def test_defaults():
     assert defaults("GuidanceLayerSchedule") == dict(start_layer=5, end_layer=-1, taper_layers=0, taper_scale=0.25, final_layer=0.0)
     assert defaults("ApplyModulationGuidance") == dict(w=3.0, start_percent=0.0, end_percent=1.0, cfg_rows="auto", keep_norm=False)
     assert defaults("CombineGuidanceDirections") == dict(weights="")
-
-
 
 
 def test_combine_weighs_each_direction_in_order():
@@ -55,8 +78,14 @@ def test_combine_weighs_each_direction_in_order():
     ("hands", "", ("Natural and realistic hands", "Unnatural hands", 3.0, 5)),
     ("hands", "A boy", ("A boy with natural and realistic hands", "Unnatural hands", 3.0, 5)),
     ("counting", "three apples", ("three apples", "Very simple, no details at all", 3.0, 5)),
+    ("color", "a purple apple", ("a purple apple", "Very simple, no details at all", 3.0, 5)),
+    ("position", "a dog above a bench", ("a dog above a bench", "Very simple, no details at all", 3.0, 5)),
     ("video", "", ("Ultra-detailed, photorealistic, cinematic", "Low-res, bad quality, blurred", 3.5, 5)),
     ("booru quality", "", ("absurdres, masterpiece, score_9", "worst quality, low quality, score_1", 3.0, 8)),
+    ("booru quality (long)", "", (
+        "absurdres, highres, masterpiece, best quality, score_7, score_8, score_9",
+        "worst quality, low quality, score_1, score_2, score_3", 3.0, 8,
+    )),
 ])
 def test_presets(preset, subject, expected):
     assert tuple(node("GuidancePreset", preset=preset, subject=subject)) == expected
@@ -76,6 +105,7 @@ def test_encode_keeps_pooled_tokens_and_extras(clip_l):
     assert torch.equal(pair.positive.tokens, tokens)
     assert torch.equal(pair.positive.pooled, extras["pooled_output"])
     assert not torch.equal(pair.positive.pooled, pair.negative.pooled)
+    assert pair.positive.extras == {name: value for name, value in extras.items() if name != "pooled_output"}
     assert pair.weight == 1
 
 

@@ -7,8 +7,8 @@ from flux import apply, conditioning, direction, flux, node, reference, sample, 
 TOLERANCE = dict(rtol=0, atol=1e-5)
 
 
-def assert_equals_equation(model, guided, *terms, keep_norm=False, **sampling):
-    expected = sample(reference(model, *terms, keep_norm=keep_norm), **sampling)
+def assert_equals_equation(model, guided, *terms, **sampling):
+    expected = sample(reference(model, *terms), **sampling)
     actual = sample(guided, **sampling)
     plain = sample(model, **sampling)
     assert not torch.allclose(expected, plain, atol=1e-3), "the reference itself must move the picture"
@@ -63,14 +63,32 @@ def test_curve_schedule(schnell):
 @pytest.mark.parametrize("head", [0.0, 1.0])
 def test_keep_norm(schnell, head):
     guided = apply(schnell, direction(), keep_norm=True, schedule=schedule(3, final_layer=head))
-    assert_equals_equation(schnell, guided, terms_of(start=3, head=head), keep_norm=True, cfg=2.0, batch=2)
+    assert_equals_equation(schnell, guided, terms_of(start=3, head=head, keep_norm=True), cfg=2.0, batch=2)
 
 
-def test_percent_window(schnell):
+def test_stacked_guidances_that_keep_the_norm_keep_it_together(schnell):
+    guided = apply(apply(schnell, direction(10), keep_norm=True), direction(20), w=2.0, keep_norm=True)
+    assert_equals_equation(schnell, guided, terms_of(10, start=5, keep_norm=True), terms_of(20, w=2.0, start=5, keep_norm=True))
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_guidance_that_keeps_the_norm_and_one_that_does_not(schnell, first):
+    guided = apply(apply(schnell, direction(10), keep_norm=first), direction(20), w=2.0, keep_norm=not first)
+    assert_equals_equation(schnell, guided, terms_of(10, start=5, keep_norm=first), terms_of(20, w=2.0, start=5, keep_norm=not first))
+
+
+# On 10 steps, 0.2 and 0.6 lie right on a step, which belongs to the window.
+@pytest.mark.parametrize("start, end, steps", [(0.3, 0.7, 6), (0.2, 0.6, 10)])
+def test_percent_window(schnell, start, end, steps):
     model_sampling = schnell.get_model_object("model_sampling")
-    window = tuple(model_sampling.percent_to_sigma(p) for p in (0.3, 0.7))
-    guided = apply(schnell, direction(), start_percent=0.3, end_percent=0.7)
-    assert_equals_equation(schnell, guided, terms_of(start=5, window=window), steps=6)
+    window = tuple(model_sampling.percent_to_sigma(p) for p in (start, end))
+    guided = apply(schnell, direction(), start_percent=start, end_percent=end)
+    assert_equals_equation(schnell, guided, terms_of(start=5, window=window), steps=steps)
+
+
+def test_a_step_on_the_edge_belongs_to_the_window(schnell):
+    guided = apply(schnell, direction(), start_percent=0.2, end_percent=0.2)
+    assert (sample(guided, steps=10) - sample(schnell, steps=10)).abs().max() > 1e-3
 
 
 def test_two_guidances_add_up(schnell):

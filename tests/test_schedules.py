@@ -44,6 +44,7 @@ def test_curve_is_the_one_the_editor_draws():
     ("-3: 1", "'-3: 1'"),
     ("8-2: 1", "runs backwards"),
     ("0-5: 1, 4: 0", "layer 4"),
+    ("3: 1, 0-99999999999: 1", "layer 3"),
     (" ", "empty"),
 ])
 def test_text_that_cannot_be_read_names_the_part(text, part):
@@ -68,3 +69,13 @@ def test_range_that_cannot_be_meant(start, end, words):
 def test_layer_beyond_the_model_names_both_numbers(layers):
     with pytest.raises(ValueError, match="layer 8 is beyond this model, which has 8 layers"):
         apply(flux(3, 5), direction(), schedule=layers())
+
+
+def test_taper_counts_layers():
+    with pytest.raises(ValueError, match="taper_layers is -1"):
+        schedule(0, taper_layers=-1)
+
+
+def test_curve_without_points():
+    with pytest.raises(ValueError, match="no points"):
+        node("GuidanceLayerScheduleCurve", curve={"points": []}, final_layer=0.0)

@@ -121,6 +121,29 @@ def test_a_drawn_and_a_written_schedule_of_the_same_weights_give_the_same_pictur
     assert same(drawn["Guided"], written["Guided"]) and not same(drawn["Guided"], drawn["Plain"])
 
 
+def with_combined_directions(weights):
+    """The schnell workflow with its direction taken twice, and combined."""
+    prompt = workflow("flux_schnell_aesthetics")
+    (apply,) = nodes(prompt, "ApplyModulationGuidance")
+    link = apply["inputs"]["direction"]
+    apply["inputs"]["direction"] = ["combined", 0]
+    inputs = {"directions.direction0": link, "directions.direction1": link, "weights": weights}
+    prompt["combined"] = {"class_type": "CombineGuidanceDirections", "inputs": inputs, "_meta": {"title": "Combined"}}
+    return prompt
+
+
+def test_half_of_a_direction_twice_is_the_direction(client):
+    made = pictures(client, workflow("flux_schnell_aesthetics"))
+    assert same(made["Guided"], pictures(client, with_combined_directions("0.5, 0.5"))["Guided"])
+    assert not same(made["Guided"], pictures(client, with_combined_directions(""))["Guided"])
+
+
+@pytest.mark.parametrize("weights, words", [("1, x", "'x' is not a number"), ("1, 2, 3", "3 weights .* for 2 directions")])
+def test_weights_that_cannot_be_are_refused_when_queued(client, weights, words):
+    with pytest.raises(PromptError, match=f"CombineGuidanceDirections .*{words}"):
+        client.queue(with_combined_directions(weights))
+
+
 def test_a_schedule_that_does_not_parse_is_refused_when_queued(client):
     with pytest.raises(PromptError, match="GuidanceLayerScheduleText .*5-x"):
         client.queue(with_written_schedule("0-4: 1, 5-x: 1"))
