@@ -5,8 +5,9 @@
     python benchmarks/effect.py --diffusion-model FILE --text-encoder FILE [FILE] --clip-type flux --vae FILE \\
         --prompts-file FILE [--preset NAME | --positive TEXT --negative TEXT] [--w ...] [--start-layers ...] [--scorer MODULE:FUNCTION]
 
-On the small world it writes effect.json, table.md, pareto.png, detail_by_w.png and grid.png; with your own models each picture and a grid
-per prompt, and with a scorer you have installed (a function of a picture (H, W, 3), float in [0, 1], and its prompt) scores.json and table.md.
+On the small world it writes effect.json, table.md, pareto.png, detail_by_w.png and grid.png; with your own models each picture and
+a grid per prompt, and with a scorer you have installed (a function of a picture (H, W, 3), float in [0, 1], and its prompt) scores.json
+and table.md.
 Cut at any time, it goes on where it was. Nothing is downloaded but the host where there is none.
 """
 
@@ -27,6 +28,7 @@ SMALL_WORLD = PACK / "tools" / "small_world" / "weights"
 SMALL_ENCODER = PACK / "out" / "small_world" / "small_world_clip_l.safetensors"
 SMALL_DEFAULTS = {"seeds": 4, "steps": 20, "cfg": 3.0, "size": 80}
 MOST_WORKERS = 4
+DRAWN = 300  # held-out drawn scenes that the measures' scale is told from
 OWN_DEFAULTS = {"seeds": 1, "steps": 4, "cfg": 1.0, "size": 1024}
 
 
@@ -40,7 +42,7 @@ def arguments(given=None):
     small = parser.add_argument_group("on the small world")
     small.add_argument("--prompts", type=int, help="prompts in each set (default 24 general ones, 32 in the others)")
     small.add_argument("--quick", action="store_true", help="one prompt a set, one seed, 2 steps: do all conditions run?")
-    small.add_argument("--workers", type=int, help="processes that draw side by side, about 1.5 GB of memory each (default one a core, at most 4; with a GPU 1)")
+    small.add_argument("--workers", type=int, help="processes that draw, 1.5 GB each (default: as many as cores, at most 4; GPU 1)")
     own = parser.add_argument_group("on your own models")
     own.add_argument("--diffusion-model", type=Path, metavar="FILE")
     own.add_argument("--vae", type=Path, metavar="FILE")
@@ -122,7 +124,7 @@ def small_world(options):
         results = Results(run(draw, jobs, settings, options.seeds, made_by, options.out))
 
     about = description(options, jobs, results, made_by)
-    write_whole(options.out / "effect.json", json.dumps({"about": about, "best": getattr(results.best(), "name", None),
+    write_whole(options.out / "effect.json", json.dumps({"about": about, "best": [condition.name for condition in results.best()],
                                                          "sets": results.as_json()}, indent=1))
     write_whole(options.out / "table.md", table(results, about))
     pareto(results, options.out / "pareto.png")
@@ -137,13 +139,36 @@ def description(options, jobs, results, made_by):
     import torch
 
     prompts = {name: len({job.index for job in jobs if job.set_name == name}) for name in dict.fromkeys(job.set_name for job in jobs)}
+    counts = ", ".join(f"{count} {name}" for name, count in prompts.items())
     return {
-        "model": f"the small world's FLUX.1-shaped one (4 double + 8 single blocks), {options.steps} steps, euler, simple, CFG {options.cfg:g}, "
-                 f"negative prompt empty, {options.size} x {options.size} pixels",
-        "prompts": ", ".join(f"{count} {name}" for name, count in prompts.items()) + f"; {options.seeds} seeds each; {results.pictures} pictures",
+        "model": f"the small world's FLUX.1-shaped one (4 double + 8 single blocks), {options.steps} steps, euler, simple, "
+                 f"CFG {options.cfg:g}, negative prompt empty, {options.size} x {options.size} pixels",
+        "prompts": f"{counts}; {options.seeds} seeds each; {results.pictures} pictures",
         "made by": f"ComfyUI {comfyui_version.__version__}, torch {torch.__version__}, weights and code {made_by}",
+        "for scale": drawn_scale(),
         "time": f"{results.seconds / 60:.1f} minutes of one core, drawing and scoring",
     }
+
+
+def drawn_scale():
+    """What the checkers measure on held-out drawn scenes, in words."""
+    from statistics import mean
+
+    from tools.small_world.checkers import read_picture
+    from tools.small_world.dataset import HELD_OUT
+    from tools.small_world.scenes import render, sample_scene
+
+    scenes = [sample_scene(seed) for seed in range(HELD_OUT, HELD_OUT + DRAWN)]
+    read = [(scene, read_picture(render(scene))) for scene in scenes]
+    detail, sharpness = {}, {}
+    for scene, reading in read:
+        detail.setdefault(bool(scene.texture), []).append(100 * reading.detail)
+        sharpness.setdefault((scene.blurred, bool(scene.texture)), []).append(100 * reading.sharpness)
+    return (
+        f"drawn scenes have detail {mean(detail[False]):.1f} (flat) or {mean(detail[True]):.1f} (detailed), sharpness "
+        f"{mean(sharpness[True, False]):.0f} (blurred), {mean(sharpness[False, False]):.0f} (sharp, flat) or "
+        f"{mean(sharpness[False, True]):.0f} (sharp, detailed: the dark outline counts)"
+    )
 
 
 def own_models(options):

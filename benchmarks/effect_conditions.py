@@ -6,6 +6,7 @@ SCHEDULES = {  # name -> node and inputs, for the small world's 4 double + 8 sin
     "last 4 layers x 0.25": ("GuidanceLayerSchedule", {"start_layer": 0, "taper_layers": 4, "taper_scale": 0.25}),
     "ramp 0 to 1": ("GuidanceLayerScheduleCurve", {"curve": [(0.0, 0.0), (1.0, 1.0)]}),
     "double blocks only": ("GuidanceLayerScheduleText", {"layers": "0-3: 1"}),
+    "first 2 layers only": ("GuidanceLayerScheduleText", {"layers": "0-1: 1"}),
 }
 SHARPNESS = ("sharp, in sharp focus", "blurred, out of focus")
 WEIGHTS = (0.5, 1.0, 2.0, 3.0, 6.0)
@@ -20,6 +21,7 @@ class Condition:
     preset: a Guidance Preset, whose subject is the prompt where it needs one; or sides: p+ and p- written out.
     w: guidance scale; with neither preset nor sides there is no guidance.
     schedule: one of SCHEDULES, or "" for all layers from start_layer on.
+    words: put after the prompt itself.
     """
 
     pooled: str = "prompt"
@@ -29,6 +31,7 @@ class Condition:
     start_layer: int = 0
     schedule: str = ""
     keep_norm: bool = False
+    words: str = ""
 
     @property
     def guided(self) -> bool:
@@ -36,6 +39,8 @@ class Condition:
 
     @property
     def name(self) -> str:
+        if self.words:
+            return f"plain, \"{self.words}\" in the prompt"
         if not self.guided:
             return {"prompt": "plain", "zero": "pooled zeroed", "empty": "pooled of the empty prompt"}[self.pooled]
         layers = self.schedule or f"start {self.start_layer}"
@@ -45,6 +50,7 @@ class Condition:
 PLAIN = Condition()
 ZEROED = Condition(pooled="zero")
 EMPTY = Condition(pooled="empty")
+IN_WORDS = Condition(words="highly detailed")  # what guidance for detail is to be compared with
 
 
 def complexity(w: float, start_layer: int = 0, **options) -> Condition:
@@ -55,7 +61,7 @@ def of_set(name: str) -> list[Condition]:
     """The conditions measured on a set of prompts, plain first."""
     if name == "general":
         return [
-            PLAIN, ZEROED, EMPTY,
+            PLAIN, ZEROED, EMPTY, IN_WORDS,
             *(complexity(w, start) for start in START_LAYERS for w in WEIGHTS),
             complexity(-2.0),
             *(complexity(w, keep_norm=True) for w in NORM_KEPT_WEIGHTS),

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from .effect_conditions import Condition
 from .effect_plots import sheet
 from .effect_report import markdown
-from .effect_run import read_strip, strip_key, write_strip
+from .effect_run import pause, read_strip, strip_key, write_strip
 from .effect_settings import Files
 from .effect_statistics import difference, mean
 from .effect_studio import Studio
@@ -36,7 +36,7 @@ def run(studio: Studio, files: Files, options) -> list[Path]:
     options.out.mkdir(parents=True, exist_ok=True)
     drawn = {}
     jobs = [(i, seed, condition) for i in range(len(prompts)) for seed in range(options.seeds) for condition in distinct]
-    for i, seed, condition in tqdm(jobs, unit="picture", desc="effect"):
+    for i, seed, condition in tqdm(jobs, unit="picture", desc="effect", mininterval=pause()):
         path = options.out / f"prompt{i + 1:02d}_seed{seed}_{file_name(condition)}.png"
         key = key_of(files, studio.settings, prompts[i], condition, seed)
         if strip_key(path) != key:
@@ -66,7 +66,8 @@ def file_name(condition: Condition) -> str:
 
 def key_of(files: Files, settings, prompt: str, condition: Condition, seed: int) -> str:
     """Hash of all that decides a picture; a model's file by its path, size and time, as it may be large."""
-    named = [(str(path.absolute()), path.stat().st_size, path.stat().st_mtime) for path in (files.diffusion_model, *files.text_encoders, files.vae)]
+    paths = (files.diffusion_model, *files.text_encoders, files.vae)
+    named = [(str(path.absolute()), path.stat().st_size, path.stat().st_mtime) for path in paths]
     content = json.dumps([named, files.clip_type, asdict(settings), prompt, asdict(condition), seed])
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
@@ -87,7 +88,7 @@ def scorer_of(name: str):
     try:
         return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"--scorer {name}: {error}. Give module:function, of a module that is installed or lies in this folder.") from error
+        raise ValueError(f"--scorer {name}: {error}. Give module:function, of an installed module or one in this folder.") from error
 
 
 def write_scores(scorer, prompts: list[str], conditions: list[Condition], drawn: dict, options) -> list[Path]:

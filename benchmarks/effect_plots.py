@@ -17,56 +17,61 @@ ENLARGE = 2  # pixels of grid.png for one of a picture
 
 
 def pareto(results: Results, path: Path) -> None:
-    """Adherence against detail, a line for each start layer, points labelled with w; bars are 95 % intervals."""
-    figure, axes = pyplot.subplots(figsize=(8, 5.5))
-    for start in START_LAYERS:
-        points = [PLAIN, *(complexity(w, start) for w in WEIGHTS)]
-        detail, exact = ([results.mean("general", point, score) for point in points] for score in ("detail", "exact"))
-        line = axes.errorbar(
-            [e.mean for e in detail], [e.mean for e in exact], xerr=_bars(detail), yerr=_bars(exact), marker="o", elinewidth=0.5,
-            label=f"start {start}" + (" (constant)" if start == 0 else ""), alpha=0.85,
-        )
-        for w, x, y in zip(WEIGHTS, detail[1:], exact[1:]):
-            axes.annotate(f"{w:g}", (x.mean, y.mean), xytext=(4, 4), textcoords="offset points", color=line[0].get_color())
+    """Adherence against detail as differences to plain, a line for each start layer, points labelled with w; bars are 95 % intervals."""
+    figure, axes = pyplot.subplots(figsize=(9, 6))
     plain = [results.mean("general", PLAIN, score).mean for score in ("detail", "exact")]
-    axes.plot(*plain, "ks", markersize=9, zorder=5, label="plain")
-    axes.set(xlabel="detail: texture contrast in the objects, %", ylabel="adherence: pictures exactly as asked, %",
-             title="Complexity direction: adherence against detail, by w and start layer")
+    for start in START_LAYERS:
+        detail, exact = ([results.gain("general", complexity(w, start), score) for w in WEIGHTS] for score in ("detail", "exact"))
+        line, = axes.plot([0, *(e.mean for e in detail)], [0, *(e.mean for e in exact)], marker="o", label=_start(start))
+        axes.errorbar(
+            [e.mean for e in detail], [e.mean for e in exact], xerr=_bars(detail), yerr=_bars(exact), fmt="none",
+            ecolor=line.get_color(), elinewidth=0.7, alpha=0.5,
+        )
+        for w, x, y in list(zip(WEIGHTS, detail, exact))[2:]:  # the first ones lie close together
+            axes.annotate(f"w {w:g}", (x.mean, y.mean), xytext=(4, 4), textcoords="offset points", color=line.get_color(), fontsize=8)
+    axes.plot(0, 0, "ks", markersize=9, zorder=5, label="plain")
+    axes.axhline(0, color="grey", linewidth=0.5)
+    axes.axvline(0, color="grey", linewidth=0.5)
+    axes.set(xlabel=f"detail (texture contrast in the objects), points above plain's {plain[0]:.1f} %",
+             ylabel=f"adherence (pictures exactly as asked), points above plain's {plain[1]:.0f} %",
+             title=f"Complexity direction: what detail costs in adherence (w {', '.join(f'{w:g}' for w in WEIGHTS)} along each line)")
     axes.legend()
     _save(figure, path)
 
 
 def detail_by_w(results: Results, path: Path) -> None:
-    """Detail by w, a line for each start layer and one for the kept norm; bands are 95 % intervals."""
-    figure, axes = pyplot.subplots(figsize=(8, 5))
-    lines = {f"start {start}": [(w, complexity(w, start)) for w in WEIGHTS] for start in START_LAYERS}
-    lines["start 0"] = [(-2.0, complexity(-2.0)), (0.0, PLAIN), *lines["start 0"]]
-    lines["start 0, norm kept"] = [(w, complexity(w, keep_norm=True)) for w in NORM_KEPT_WEIGHTS]
+    """Difference in detail to plain by w, a line for each start layer and one for the kept norm; bands are 95 % intervals."""
+    figure, axes = pyplot.subplots(figsize=(9, 5))
+    lines = {_start(start): [(w, complexity(w, start)) for w in (0.0, *WEIGHTS)] for start in START_LAYERS}
+    lines[_start(0)] = [(-2.0, complexity(-2.0)), *lines[_start(0)]]
+    lines["start 0, norm kept"] = [(w, complexity(w, keep_norm=True)) for w in (0.0, *NORM_KEPT_WEIGHTS)]
     for name, points in lines.items():
-        points = points if points[0][0] < 0 else [(0.0, PLAIN), *points]
-        detail = [results.mean("general", condition, "detail") for _, condition in points]
-        line, = axes.plot([w for w, _ in points], [e.mean for e in detail], "--" if "norm" in name else "-", marker="o", label=name)
-        axes.fill_between([w for w, _ in points], [e.low for e in detail], [e.high for e in detail], color=line.get_color(), alpha=0.1)
-    axes.set(xlabel="w", ylabel="detail: texture contrast in the objects, %", title="Complexity direction: detail by w")
+        weights = [w for w, _ in points]
+        gains = [results.gain("general", condition if w else PLAIN, "detail") for w, condition in points]
+        line, = axes.plot(weights, [e.mean for e in gains], "--" if "norm" in name else "-", marker="o", label=name)
+        axes.fill_between(weights, [e.low for e in gains], [e.high for e in gains], color=line.get_color(), alpha=0.12)
+    axes.axhline(0, color="grey", linewidth=0.5)
+    axes.set(xlabel="w", ylabel=f"detail, points above plain's {results.mean('general', PLAIN, 'detail').mean:.1f} %",
+             title="Complexity direction: detail by w")
     axes.legend()
     _save(figure, path)
 
 
 def grid(jobs: list[Job], results: Results, seeds: int, folder: Path, path: Path) -> None:
-    """One prompt and seed: a row for each start layer, a column for each w.
-
-    The prompt is the first of two or more objects whose plain picture of the first seed is exactly as asked (else the first of all): chosen
-    by the plain pictures alone.
-    """
-    plain = [job for job in jobs if job.set_name == "general" and job.condition == PLAIN]
-    exact = results.of("general", PLAIN, "exact")
-    chosen = next((job for job in plain if exact[job.index, 0] and sum(n for n, _, _ in job.prompt.wanted.groups) > 1), plain[0])
-    strips = {job.condition: job.strip for job in jobs if job.set_name == "general" and job.index == chosen.index}
+    """A picture of typical effect (Results.typical) in all settings: a row for each start layer, a column for each w."""
+    prompt, seed = results.typical()
+    shown = {job.condition: job for job in jobs if job.set_name == "general" and job.index == prompt}
     cells = [
-        [read_strip(folder / strips[complexity(w, start) if w else PLAIN], seeds)[0] for w in (0.0, *WEIGHTS)] for start in START_LAYERS
+        [read_strip(folder / shown[complexity(w, start) if w else PLAIN].strip, seeds)[seed] for w in (0.0, *WEIGHTS)]
+        for start in START_LAYERS
     ]
     columns = ["plain", *(f"w {w:g}" for w in WEIGHTS)]
-    sheet(cells, columns, [f"start {start}" for start in START_LAYERS], f"\"{chosen.prompt.text}\", complexity direction", path, ENLARGE)
+    title = f"\"{shown[PLAIN].prompt.text}\", complexity direction; a picture of average effect"
+    sheet(cells, columns, [f"start {start}" for start in START_LAYERS], title, path, ENLARGE)
+
+
+def _start(layer: int) -> str:
+    return f"start {layer}" if layer else "start 0 (constant)"
 
 
 def sheet(cells: list[list[np.ndarray]], columns: list[str], rows: list[str], title: str, path: Path, enlarge: int = 1) -> None:

@@ -1,14 +1,17 @@
 """effect.py's table.md: question by question, the numbers and what they say."""
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from .effect_conditions import (
-    EMPTY, NORM_KEPT_WEIGHTS, PLAIN, SCHEDULES, SHARPNESS, START_LAYERS, WEIGHTS, ZEROED, Condition, complexity, of_set,
+    EMPTY, IN_WORDS, NORM_KEPT_WEIGHTS, PLAIN, SCHEDULES, SHARPNESS, START_LAYERS, WEIGHTS, ZEROED, Condition, complexity, of_set,
 )
 from .effect_results import SHARES, Results
 from .effect_statistics import Estimate
 
 PAPER = {"counting": (56, 65), "color": (79, 86), "position": (25, 30)}  # GenEval, FLUX schnell, percent: plain, guided
+DIGITS = {"detail": 2, "gradient": 2}  # decimals, where not 1
 SCORE = {"counting": "count", "color": "color", "position": "position", "general": "exact", "long": "exact"}
 
 
@@ -28,34 +31,32 @@ def _head(results: Results, about: dict) -> str:
         + "\n\nMeans with 95 % intervals (bootstrap over prompts); differences are to plain on the same prompts and seeds, in bold where "
         "their interval leaves out zero. With this many comparisons about one in twenty does so by chance.\n\n"
         "Right in percent: *exact*, every object as asked and nothing else (adherence); *count*, *color*, *position* likewise. *Detail*: "
-        "texture contrast inside the objects, standard deviation over mean of luma, percent. *Gradient*: mean luma gradient, 8-bit steps "
-        "a pixel. *Sharpness*: steepness of the objects' edges, percent. *Change*: mean difference to the plain picture of the same "
-        "seed, 8-bit steps."
+        "texture contrast inside the objects, standard deviation over mean of luma, percent (blotches count like texture: see `grid.png`). "
+        "*Gradient*: mean luma gradient, 8-bit steps a pixel. *Sharpness*: steepness of the objects' edges, percent. *Change*: mean "
+        "difference to the plain picture of the same seed, 8-bit steps."
     )
 
 
 def _pooled(results: Results) -> str:
-    rows = [
-        [name, condition.name, _mean(results.mean(name, condition, SCORE[name])), *(
-            ["", "", ""] if condition == PLAIN else [
-                _gain(results.gain(name, condition, SCORE[name])), _gain(results.gain(name, condition, "detail")),
-                f"{results.mean(name, condition, 'change').mean:.1f}",
+    rows, answers = [], []
+    for name in results.scores:
+        right = SCORE[name]
+        for condition in (condition for condition in of_set(name) if condition in (PLAIN, ZEROED, EMPTY)):
+            differences = [] if condition == PLAIN else [
+                _gain(results, condition, right, name), _gain(results, condition, "detail", name),
+                f"{results.of(name, condition, 'change').mean():.1f}",
             ]
-        )]
-        for name in results.scores for condition in of_set(name) if condition in (PLAIN, ZEROED, EMPTY)
-    ]
-    answers = [
-        f"- {name}: zeroing it {_verb(results.gain(name, ZEROED, SCORE[name]))} {SCORE[name]} "
-        f"({_gain(results.gain(name, ZEROED, SCORE[name]))} points); the picture changes by {results.of(name, ZEROED, 'change').mean():.1f} steps"
-        f"{_other_seed(results, name)}."
-        for name in results.scores
-    ]
-    return (
-        "## Is pooled text, as a plain condition, nearly inactive?\n\n" + markdown(
-            ["prompts", "condition", "right, %", "difference", "detail, difference", "change"], rows) + "\n\n" + "\n".join(answers)
-        + "\n\nThis model was trained with its pooled vector taken away in half of the rows (so that attention can't lean on it), "
-        "which makes it dispensable by training: the finding is of this model, not a test of the paper's claim about large ones."
-    )
+            rows.append([name, condition.name, _mean(results, condition, right, name), *differences])
+        answers.append(
+            f"- {name}: zeroing it {_verb(results.gain(name, ZEROED, right))} {right} ({_gain(results, ZEROED, right, name)} points); the "
+            f"picture changes by {results.of(name, ZEROED, 'change').mean():.1f} steps{_other_seed(results, name)}."
+        )
+    return "\n\n".join((
+        "## Is pooled text, as a plain condition, nearly inactive?",
+        markdown(["prompts", "condition", "right, %", "difference", "detail, difference", "change"], rows), "\n".join(answers),
+        "This model was trained with its pooled vector taken away in half of the rows (so that attention can't lean on it), which makes "
+        "it dispensable by training: the finding is of this model, not a test of the paper's claim about large ones.",
+    ))
 
 
 def _other_seed(results: Results, name: str) -> str:
@@ -66,86 +67,85 @@ def _other_seed(results: Results, name: str) -> str:
 def _attributes(results: Results) -> str:
     rows, answers = [], []
     for name, (before, after) in PAPER.items():
-        guided = [condition for condition in of_set(name) if condition.guided]
-        for condition in (PLAIN, ZEROED, *guided):
-            rows.append([
-                name, condition.name, _mean(results.mean(name, condition, SCORE[name])),
-                "" if condition == PLAIN else _gain(results.gain(name, condition, SCORE[name])),
-                "" if condition == PLAIN else _gain(results.gain(name, condition, "exact")),
-                f"{before} to {after}" if condition == PLAIN else "",
-            ])
-        gains = {condition: results.gain(name, condition, SCORE[name]) for condition in guided}
+        right, guided = SCORE[name], [condition for condition in of_set(name) if condition.guided]
+        rows.append([name, "plain", _mean(results, PLAIN, right, name), "", "", f"{before} to {after}"])
+        rows += [
+            [name, condition.name, _mean(results, condition, right, name), _gain(results, condition, right, name),
+             _gain(results, condition, "exact", name)]
+            for condition in (ZEROED, *guided)
+        ]
+        gains = {condition: results.gain(name, condition, right) for condition in guided}
         top = max(gains, key=lambda condition: gains[condition].mean)
         answers.append(
-            f"- {name}: {_outcome(gains.values())}; the largest difference is {_gain(gains[top])} points (w {top.w:g}, start "
-            f"{top.start_layer}), the paper's {after - before:+d}."
+            f"- {name}: {_outcome(gains.values())}; the largest difference is {_gain(results, top, right, name)} points "
+            f"(w {top.w:g}, start {top.start_layer}), the paper's {after - before:+d}."
         )
-    return (
-        "## Does guidance raise counting, color, position?\n\np+ is the prompt's own words (\"three red circles\"), p- \"Very simple, no "
-        "details at all\". The paper's figures are GenEval's on FLUX schnell: other tasks under the same names, so only directions compare.\n\n"
-        + markdown(["prompts", "condition", "right, %", "difference", "exact, difference", "paper"], rows) + "\n\n" + "\n".join(answers)
-    )
+    return "\n\n".join((
+        "## Does guidance raise counting, color, position?",
+        "p+ is the prompt's own words (\"three red circles\"), p- \"Very simple, no details at all\". The paper's figures are GenEval's on "
+        "FLUX schnell: other tasks under the same names, so only directions compare.",
+        markdown(["prompts", "condition", "right, %", "difference", "exact, difference", "paper"], rows), "\n".join(answers),
+    ))
 
 
 def _detail(results: Results) -> str:
-    conditions = [condition for condition in of_set("general") if condition.guided]
-    rows = [["plain", *(_mean(results.mean("general", PLAIN, score)) for score in ("detail", "exact", "gradient", "sharpness"))]]
-    rows += [
-        [condition.name, *(_gain(results.gain("general", condition, score)) for score in ("detail", "exact", "gradient", "sharpness"))]
-        for condition in conditions
-    ]
+    scores = ("detail", "exact", "gradient", "sharpness")
+    rows = [["plain", *(_mean(results, PLAIN, score) for score in scores)]]
+    rows += [[c.name, *(_gain(results, c, score) for score in scores)] for c in of_set("general") if c.guided or c == IN_WORDS]
     grid = [complexity(w, start) for start in START_LAYERS for w in WEIGHTS]
     gains = {condition: results.gain("general", condition, "detail") for condition in grid}
     top = max(gains, key=lambda condition: gains[condition].mean)
-    losses = sum(results.gain("general", condition, "exact").sign < 0 for condition in grid)
-    return (
-        "## Does the complexity direction raise detail, and what does it cost?\n\nFirst row the means, then differences to plain.\n\n"
-        + markdown(["condition", "detail, %", "exact, %", "gradient", "sharpness, %"], rows)
-        + f"\n\n- Detail is raised in {sum(gain.sign > 0 for gain in gains.values())} and lowered in "
-        f"{sum(gain.sign < 0 for gain in gains.values())} of the {len(grid)} settings of w and start layer; adherence is lowered in {losses}.\n"
-        f"- Most detail: w {top.w:g}, start {top.start_layer}: {_gain(gains[top])} on {results.mean('general', PLAIN, 'detail').mean:.2f}, adherence "
-        f"{_gain(results.gain('general', top, 'exact'))} points.\n"
-        f"- w -2 {_verb(results.gain('general', complexity(-2.0), 'detail'))} detail ({_gain(results.gain('general', complexity(-2.0), 'detail'))})."
-    )
+    away = complexity(-2.0)
+    return "\n\n".join((
+        "## Does the complexity direction raise detail, and what does it cost?", "First row the means, then differences to plain.",
+        markdown(["condition", "detail, %", "exact, %", "gradient", "sharpness, %"], rows),
+        f"- Detail: {_outcome(gains.values())} of w and start layer; adherence: "
+        f"{_outcome([results.gain('general', condition, 'exact') for condition in grid])}.\n"
+        f"- Most detail: w {top.w:g}, start {top.start_layer}: {_gain(results, top, 'detail')} on {_mean(results, PLAIN, 'detail')}, "
+        f"adherence {_gain(results, top, 'exact')} points.\n"
+        f"- w -2 {_verb(results.gain('general', away, 'detail'))} detail ({_gain(results, away, 'detail')}).",
+    ))
 
 
 def _start_layers(results: Results) -> str:
     rows, answers = [], []
-    for start in START_LAYERS[1:]:
-        compared = results.at_equal_detail(start)
-        if not compared:
-            answers.append(f"- start {start}: no detail gained, nothing to compare.")
+    for start in START_LAYERS:
+        top = max((complexity(w, start) for w in WEIGHTS), key=lambda condition: results.of("general", condition, "detail").mean())
+        most = f"most detail at w {top.w:g}: {_gain(results, top, 'detail')}, adherence there {_gain(results, top, 'exact')}"
+        if start == 0:
+            answers.append(f"- start 0, constant: {most}.")
             continue
+        compared = results.at_equal_detail(start)
         for share, equal in compared.items():
-            reached = "" if equal.reached > 0.995 else f" (both reach it in {equal.reached:.0%} of resamples)"
+            reached = "" if equal.reached > 0.995 else f" (in {equal.reached:.0%} of resamples)"
             rows.append([
                 f"start {start}", f"{share:.0%}", f"{equal.strength:.2f}{reached}", f"{equal.first:.1f}", f"{equal.second:.1f}",
-                _gain(equal.difference),
+                _signed(equal.difference),
             ])
-        differences = [equal.difference for equal in compared.values()]
-        answers.append(f"- start {start}: {_outcome(differences, 'adherence is higher', 'adherence is lower', 'no clear difference to constant guidance')}.")
-    return (
-        "## Does a start layer beat constant guidance at equal detail?\n\nBetween the measured points of w each curve (`pareto.png`) is read "
-        f"off straight lines, at {', '.join(f'{share:.0%}' for share in SHARES)} of the gain in detail that both reach.\n\n"
-        + markdown(["", "of the gain", "detail, %", "exact, %", "constant, exact, %", "difference"], rows) + "\n\n" + "\n".join(answers)
-    )
-
-
-def _against(results: Results, pairs: list[tuple[Condition, Condition]]) -> str:
-    """Rows of the first condition of each pair minus the second."""
-    rows = [
-        [first.name, second.name, *(_gain(results.gain("general", first, score, over=second)) for score in ("detail", "exact", "sharpness", "change"))]
-        for first, second in pairs
-    ]
-    return markdown(["condition", "against", "detail", "exact", "sharpness", "change"], rows)
+        words = ("adherence higher", "adherence lower", "adherence not clearly different")
+        outcome = _outcome([equal.difference for equal in compared.values()], *words) if compared else "no common gain to compare at"
+        answers.append(f"- start {start}: at equal detail {outcome}; {most}.")
+    return "\n\n".join((
+        "## Does a start layer beat constant guidance at equal detail?",
+        "Between the measured points of w each curve (`pareto.png`) is read off straight lines, at "
+        f"{', '.join(f'{share:.0%}' for share in SHARES)} of the gain in detail that both reach "
+        "(where not all resamples do, the interval is of those that do).",
+        markdown(["", "of the gain", "detail, %", "exact, %", "constant, exact, %", "difference"], rows), "\n".join(answers),
+    ))
 
 
 def _norm(results: Results) -> str:
     pairs = [(complexity(w, keep_norm=True), complexity(w)) for w in NORM_KEPT_WEIGHTS]
-    return "## Does keeping the norm help?\n\nPaired differences to the same w without it.\n\n" + _against(results, pairs) + "\n\n" + "\n".join(
-        f"- w {kept.w:g}: detail {_verb(results.gain('general', kept, 'detail', over=other), 'higher', 'lower', 'not clearly different')}, adherence "
-        f"{_verb(results.gain('general', kept, 'exact', over=other), 'higher', 'lower', 'not clearly different')}." for kept, other in pairs
-    )
+    words = ("higher", "lower", "not clearly different")
+    answers = [
+        f"- w {kept.w:g}: detail {_verb(results.gain('general', kept, 'detail', over=other), *words)}, adherence "
+        f"{_verb(results.gain('general', kept, 'exact', over=other), *words)}."
+        for kept, other in pairs
+    ]
+    return "\n\n".join((
+        "## Does keeping the norm help?", "Paired differences to the same w without it, start 0.", _against(results, pairs),
+        "\n".join(answers),
+    ))
 
 
 def _schedules(results: Results) -> str:
@@ -153,41 +153,55 @@ def _schedules(results: Results) -> str:
     return "## Schedules\n\nPaired differences to all 12 layers at full weight, w 3.\n\n" + _against(results, pairs)
 
 
+def _against(results: Results, pairs: list[tuple[Condition, Condition]]) -> str:
+    """Rows of the first condition of each pair minus the second."""
+    scores = ("detail", "exact", "sharpness", "change")
+    rows = [
+        [first.name, *(_signed(results.gain("general", first, score, over=second), DIGITS.get(score, 1)) for score in scores)]
+        for first, second in pairs
+    ]
+    return markdown(["condition", *scores], rows)
+
+
 def _other(results: Results) -> str:
-    lines = []
-    for score, conditions in (("detail", [Condition(preset="aesthetics", w=w) for w in (1.0, 3.0)]),
-                              ("sharpness", [Condition(sides=SHARPNESS, w=w) for w in (1.0, 3.0)])):
-        lines += [
-            f"- {condition.name}: {_verb(results.gain('general', condition, score))} {score} ({_gain(results.gain('general', condition, score))} on "
-            f"{results.mean('general', PLAIN, score).mean:.1f}), adherence {_gain(results.gain('general', condition, 'exact'))} points."
-            for condition in conditions
-        ]
-    return "## Other directions\n\n" + "\n".join(lines)
+    directions = (("detail", {"preset": "aesthetics"}), ("sharpness", {"sides": SHARPNESS}))
+    lines = [
+        f"- {condition.name}: {_verb(results.gain('general', condition, score))} {score} ({_gain(results, condition, score)} on "
+        f"{_mean(results, PLAIN, score)}), adherence {_gain(results, condition, 'exact')} points."
+        for score, direction in directions for condition in (Condition(w=w, **direction) for w in (1.0, 3.0))
+    ]
+    words = (
+        f"- For comparison, \"{IN_WORDS.words}\" in the prompt itself: detail {_gain(results, IN_WORDS, 'detail')}, adherence "
+        f"{_gain(results, IN_WORDS, 'exact')} points."
+    )
+    return "## Other directions\n\n" + "\n".join((*lines, words))
 
 
 def _best(results: Results) -> str:
-    rule = (
-        "## Which w and start layer are best here?\n\nThe rule, fixed before the run: the most detail among the complexity conditions with w > 0 "
-        "whose adherence is not significantly below plain's (its paired interval reaches up to zero). Picked and reported on the same prompts, so a "
-        "little flattering.\n\n"
-    )
-    best = results.best()
-    if best is None:
-        return rule + "None: each lowers adherence."
-    return rule + (
-        f"**{best.name}**: detail {_gain(results.gain('general', best, 'detail'))} on {results.mean('general', PLAIN, 'detail').mean:.2f}, adherence "
-        f"{_gain(results.gain('general', best, 'exact'))} points on {results.mean('general', PLAIN, 'exact').mean:.1f}, sharpness "
-        f"{_gain(results.gain('general', best, 'sharpness'))}."
-    )
+    scores = ("detail", "exact", "sharpness")
+    rows = [[condition.name, *(_gain(results, condition, score) for score in scores)] for condition in results.best()]
+    return "\n\n".join((
+        "## Which w and start layer are best here?",
+        "The rule, fixed before the run: the most detail among the complexity conditions with w > 0 whose adherence is not significantly "
+        "below plain's (its paired interval reaches up to zero). Picked and reported on the same prompts, so a little flattering.",
+        f"**{rows[0][0]}**, and what follows it:" if rows else "None: each lowers adherence.",
+        markdown(["condition", "detail, %", "exact, %", "sharpness, %"], rows[:5]),
+    ))
 
 
 # ---- words and cells -----------------------------------------------------------------------------------------------
 
-def _mean(estimate: Estimate, digits: int = 1) -> str:
+def _mean(results: Results, condition: Condition, score: str, set_name: str = "general") -> str:
+    estimate, digits = results.mean(set_name, condition, score), DIGITS.get(score, 1)
     return f"{estimate.mean:.{digits}f} ({estimate.low:.{digits}f} to {estimate.high:.{digits}f})"
 
 
-def _gain(estimate: Estimate, digits: int = 1) -> str:
+def _gain(results: Results, condition: Condition, score: str, set_name: str = "general") -> str:
+    """The paired difference to plain."""
+    return _signed(results.gain(set_name, condition, score), DIGITS.get(score, 1))
+
+
+def _signed(estimate: Estimate, digits: int = 1) -> str:
     text = f"{estimate.mean:+.{digits}f} ({estimate.low:+.{digits}f} to {estimate.high:+.{digits}f})"
     return f"**{text}**" if estimate.sign else text
 
@@ -196,7 +210,7 @@ def _verb(estimate: Estimate, up: str = "raises", down: str = "lowers", unclear:
     return {1: up, -1: down, 0: unclear}[estimate.sign]
 
 
-def _outcome(estimates, up: str = "raised", down: str = "lowered", unclear: str = "not clearly changed") -> str:
+def _outcome(estimates: Iterable[Estimate], up: str = "raised", down: str = "lowered", unclear: str = "not clearly changed") -> str:
     """In how many of several settings something went up or down."""
     signs = [estimate.sign for estimate in estimates]
     parts = [f"{word} in {signs.count(sign)} of {len(signs)} settings" for word, sign in ((up, 1), (down, -1)) if sign in signs]
@@ -204,4 +218,6 @@ def _outcome(estimates, up: str = "raised", down: str = "lowered", unclear: str 
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows))
+    """A table; short rows are filled up."""
+    lines = (header, ["---"] * len(header), *([*row, *[""] * (len(header) - len(row))] for row in rows))
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -48,8 +48,8 @@ class Results:
             return {}
         return {share: equal_strength(layered, constant, plain + share * common) for share in SHARES}
 
-    def best(self) -> Condition | None:
-        """The most detail among guided conditions (complexity direction, w > 0) whose adherence is not significantly below plain's,
+    def best(self) -> list[Condition]:
+        """By detail, most first: guided conditions (complexity direction, w > 0) whose adherence is not significantly below plain's,
         that is, whose paired interval reaches up to zero."""
         candidates = [
             *(complexity(w, start) for start in START_LAYERS for w in WEIGHTS),
@@ -57,7 +57,16 @@ class Results:
             *(complexity(3.0, schedule=schedule) for schedule in SCHEDULES),
         ]
         allowed = [condition for condition in candidates if self.gain("general", condition, "exact").sign >= 0]
-        return max(allowed, key=lambda condition: self.of("general", condition, "detail").mean(), default=None)
+        return sorted(allowed, key=lambda condition: self.of("general", condition, "detail").mean(), reverse=True)
+
+    def typical(self) -> tuple[int, int]:
+        """(prompt, seed) of the general set whose gain in detail, averaged over all w and start layers, is nearest to the average
+        picture's, among those whose plain picture is exactly as asked (if any is)."""
+        grid = [self.of("general", complexity(w, start), "detail") for start in START_LAYERS for w in WEIGHTS]
+        gain = np.mean(grid, axis=0) - self.of("general", PLAIN, "detail")
+        right = self.of("general", PLAIN, "exact") > 0
+        away = np.where(right | (not right.any()), np.abs(gain - gain.mean()), np.inf)
+        return tuple(int(index) for index in np.unravel_index(away.argmin(), away.shape))
 
     def as_json(self) -> dict:
         """Every mean and paired difference to plain, by set, condition and score."""

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import re
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -98,11 +99,16 @@ def run(draw: Callable, jobs: list[Job], settings: Settings, seeds: int, made_by
         if key not in scores.records or strip_key(folder / job.strip) != key
     ]
     done = len(jobs) - len(missing)
-    with tqdm(total=len(jobs) * seeds, initial=done * seeds, unit="picture", desc="effect", smoothing=0.05) as bar:
+    with tqdm(total=len(jobs) * seeds, initial=done * seeds, unit="picture", desc="effect", mininterval=pause(), smoothing=0.05) as bar:
         for record in draw(missing):
             scores.add(record)
             bar.update(seeds)
     return [with_changes(scores.records[key], job, seeds, folder) for job, key in zip(jobs, keys)]
+
+
+def pause() -> float:
+    """Seconds between two signs of progress; a log needs few."""
+    return 0.1 if sys.stderr.isatty() else 30
 
 
 def draw_job(studio, job: Job, seeds: int, key: str, folder: Path) -> dict:

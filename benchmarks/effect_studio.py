@@ -61,10 +61,11 @@ class Studio:
     def pictures(self, prompt: str, condition: Condition, seed: int, count: int = 1) -> np.ndarray:
         """(count, size, size, 3) float in [0, 1], one batch."""
         settings = self.settings
+        text = ", ".join(filter(None, (prompt, condition.words)))
         empty, = node("EmptySD3LatentImage", width=settings.size, height=settings.size, batch_size=count)
         latent, = node(
             "KSampler", model=self.guided(condition, prompt), seed=seed, steps=settings.steps, cfg=settings.cfg,
-            sampler_name=settings.sampler, scheduler=settings.scheduler, positive=self.conditioning(prompt, condition.pooled),
+            sampler_name=settings.sampler, scheduler=settings.scheduler, positive=self.conditioning(text, condition.pooled),
             negative=self.conditioning("", condition.pooled), latent_image=empty, denoise=1.0,
         )
         decoded, = node("VAEDecode", vae=self.vae, samples=latent)

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 from benchmarks import effect
-from benchmarks.effect_conditions import EMPTY, PLAIN, SCHEDULES, SHARPNESS, ZEROED, Condition, complexity, of_set
+from benchmarks.effect_conditions import EMPTY, IN_WORDS, PLAIN, SCHEDULES, SHARPNESS, ZEROED, Condition, complexity, of_set
 from benchmarks.effect_prompts import PROMPTS, prompt_set
 from benchmarks.effect_results import Results
 from benchmarks.effect_run import Job, Scores, draw_job, key_of, run
 from benchmarks.effect_settings import Files, Settings
 from benchmarks.effect_statistics import at_strength, difference, equal_strength, mean
 from benchmarks.effect_studio import Studio
+from benchmarks.effect_workers import painters
 from comfy.patcher_extension import WrappersMP
 from tools.small_world.captions import QUALITY
 from tools.small_world.dataset import HELD_OUT
@@ -83,9 +84,18 @@ def test_the_best_setting_has_the_most_detail_without_a_clear_loss_of_adherence(
     scores[complexity(6.0, 0)] = {"exact": 60 + noise, "detail": 20 + noise}
     scores[Condition(preset="aesthetics", w=3.0)] = {"exact": 90 + noise, "detail": 30 + noise}
     results = Results(records(scores))
-    assert results.best() == complexity(2.0, 4)
+    assert results.best()[0] == complexity(2.0, 4) and complexity(6.0, 0) not in results.best()
     assert results.gain("general", complexity(6.0, 0), "exact").mean == pytest.approx(-30)
     assert list(results.at_equal_detail(4)) == [0.25, 0.5, 0.75]
+
+
+def test_the_picture_shown_is_the_one_of_average_effect():
+    zero = np.zeros((2, 3))
+    gains = np.array([[0.0, 1.0, 9.0], [4.0, 4.5, 6.0]])
+    scores = {c: {"exact": 100 + zero, "detail": gains if c.preset == "complexity" else zero} for c in of_set("general")}
+    assert Results(records(scores)).typical() == (1, 0), "the mean is 4.08"
+    scores[PLAIN]["exact"] = np.array([[100.0, 0, 0], [0, 100, 0]])
+    assert Results(records(scores)).typical() == (1, 1), "its plain picture is right"
 
 
 # ---- prompts -------------------------------------------------------------------------------------------------------
@@ -197,6 +207,8 @@ def test_plain_zeroed_and_empty_give_the_model_the_pooled_vector_they_claim(stud
     assert {tuple(row[:4].tolist()) for row in plain} == {tuple(prompt[:4].tolist()), tuple(empty[:4].tolist())}
     assert not pooled_seen(studio, ZEROED).any()
     assert torch.equal(pooled_seen(studio, EMPTY), empty.expand(len(plain), -1))
+    said = studio.encoded("a red circle, highly detailed")[0][1]["pooled_output"][0]
+    assert any(torch.equal(row, said) for row in pooled_seen(studio, IN_WORDS))
     assert torch.equal(studio.conditioning("a red circle", "zero")[0][0], studio.encoded("a red circle")[0][0]), "tokens stay"
 
 
@@ -252,6 +264,14 @@ def test_a_quick_run_reports_on_every_condition(tmp_path, monkeypatch, encoder):
 
     monkeypatch.setattr(Studio, "pictures", lambda *_: pytest.fail("drawn again"))
     effect.small_world(options)
+
+
+def test_several_processes_draw_what_one_draws(tmp_path, studio, encoder):
+    tasks = [(job, 1, job.condition.name, tmp_path) for job in jobs()[:2]]
+    files = Files(WEIGHTS / "small_world_flux.safetensors", (encoder,), WEIGHTS / "small_world_vae.safetensors", "flux")
+    with painters(files, studio.settings, 2) as draw:
+        apart = {record["key"]: record["scores"] for record in draw(tasks)}
+    assert apart == {task[2]: draw_job(studio, *task)["scores"] for task in tasks}
 
 
 def test_own_models_give_pictures_grids_and_scores(tmp_path, monkeypatch, encoder):
