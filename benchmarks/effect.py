@@ -99,7 +99,8 @@ def main():
     except (SetupError, ValueError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("\nInterrupted. Run it again to go on.")
+        print("\nInterrupted. Run it again to go on.", file=sys.stderr)
+        sys.exit(130)
 
 
 def small_world(options):

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import active_children, connection, get_context, parent_process
 
 from .effect_run import draw_job
 from .in_process import load_host
@@ -25,8 +25,10 @@ def painters(files, settings, workers: int):
     with ProcessPoolExecutor(workers, get_context("spawn"), _start, (files, settings)) as pool:
         try:
             yield lambda tasks: (future.result() for future in as_completed([pool.submit(_draw, *task) for task in tasks]))
-        finally:
-            pool.shutdown(cancel_futures=True)
+        except BaseException:
+            for process in active_children():
+                process.terminate()
+            raise
 
 
 def _draw_here(files, settings, tasks: list) -> Iterator[dict]:
