@@ -25,7 +25,7 @@ def load_host():
     logging.disable(logging.WARNING)  # of the host's own nodes one needs a running server, and says so at length
     asyncio.run(nodes.init_extra_nodes(init_custom_nodes=False, init_api_nodes=False))
     logging.disable(logging.NOTSET)
-    assert asyncio.run(nodes.load_custom_node(str(PACK)))
+    assert asyncio.run(nodes.load_custom_node(str(PACK))), "the host could not load the pack"
 
 
 def node(name, /, **inputs):

@@ -6,21 +6,12 @@ import comfy.ops
 import comfy.sample
 import comfy.samplers
 import comfy.sd
-import nodes as host_nodes
 import torch
+from benchmarks.in_process import node
 from comfy.ldm.flux.layers import timestep_embedding
 from comfy.ldm.flux.model import Flux
 
 HIDDEN, POOLED, CONTEXT = 128, 32, 16
-
-
-def node(name, /, **inputs):
-    """The outputs of a node of ours or of the host, called with what the graph would give it."""
-    cls = host_nodes.NODE_CLASS_MAPPINGS[name]
-    if hasattr(cls, "define_schema"):
-        outputs = cls.execute(**inputs)
-        return getattr(outputs, "args", outputs)
-    return getattr(cls(), cls.FUNCTION)(**inputs)
 
 
 def flux(double=3, single=5, dev=False, in_channels=16, dtype=torch.float32, seed=0, weight_dtype=None):
