@@ -8,15 +8,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import comfy.model_management
-import comfy.utils
 import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
-from .directions import GuidanceDirection, PromptPair
-from .families import Family, family_of
-from .injection import Shift, shifted_modulation, uncompiled
+from .conditionings import conditional_chunks, tell_conditionings_apart
+from .directions import GuidanceDirection
+from .families import Call, TextPath, family_of
+from .injection import Edit, edited, shifted, uncompiled
 from .schedules import LayerSchedule
 
 # One constant key: a wrapper key of its own per node would give torch.compile a new frame per node.
@@ -29,16 +28,17 @@ CFG_ROWS = ("both", "cond", "opposed")
 class Guidance:
     """One guidance on one model.
 
-    layer_weights: one unitless weight per layer; head_weight the same for the output head; both multiply w.
+    text: how the direction's prompts become a shift of y: the model's own way, or a projection's.
+    layer_weights: one unitless weight per layer, and last the output head's; they multiply w.
     cfg_rows: "both" guides every row, "cond" the conditional rows only, "opposed" the unconditional rows with -w.
     keep_norm: rescale the guided y to the norm of the plain y, per row.
     start_percent, end_percent: the part of sampling that is guided, 0 the start, 1 the end.
     """
 
     direction: GuidanceDirection
+    text: TextPath
     w: float
     layer_weights: tuple[float, ...]
-    head_weight: float
     cfg_rows: str
     keep_norm: bool
     start_percent: float
@@ -55,10 +55,10 @@ class Guidance:
         # Compared as tensors, in the precision of sigma, as the host does: a step right on the edge belongs to the window.
         return bool((last <= sigma) & (sigma <= first))
 
-    def signs(self, cond_or_uncond: list[int]) -> list[int]:
-        """The sign of w for each chunk of the batch; 0 is conditional in `cond_or_uncond`."""
+    def signs(self, conditional: list[bool]) -> list[int]:
+        """The sign of w for each chunk of the batch."""
         unconditional = {"both": 1, "cond": 0, "opposed": -1}[self.cfg_rows]
-        return [1 if chunk == 0 else unconditional for chunk in cond_or_uncond]
+        return [1 if is_conditional else unconditional for is_conditional in conditional]
 
 
 def guide(
@@ -83,17 +83,18 @@ def guide(
         raise ValueError(f"Modulation guidance: cfg_rows is {cfg_rows!r}; choose auto, {', '.join(CFG_ROWS)}.")
     diffusion_model = uncompiled(model.get_model_object("diffusion_model"))
     family = family_of(diffusion_model, type(model.model).__name__)
-    _check_pooled(direction, family, diffusion_model)
-    depth = len(family.blocks(diffusion_model))
+    text = family.text
+    _check_direction(direction, family, text, diffusion_model)
+    depth = family.depth(diffusion_model)
     schedule = schedule or family.default_schedule(depth)
-    layer_weights = schedule.resolve(depth)
-    if not all(map(math.isfinite, (*layer_weights, schedule.final_layer))):
+    layer_weights = (*schedule.resolve(depth), schedule.final_layer)
+    if not all(map(math.isfinite, layer_weights)):
         raise ValueError("Layer schedule: it holds a weight that is not a finite number; look at taper_scale, final_layer or the curve.")
     guidance = Guidance(
         direction=direction,
+        text=text,
         w=w,
         layer_weights=layer_weights,
-        head_weight=schedule.final_layer,
         cfg_rows=family.cfg_rows if cfg_rows == "auto" else cfg_rows,
         keep_norm=keep_norm,
         start_percent=start_percent,
@@ -104,6 +105,7 @@ def guide(
     options[KEY] = (*options.get(KEY, ()), guidance)
     if not model.get_wrappers(WrappersMP.APPLY_MODEL, KEY):
         model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, _guided_call)
+        model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, tell_conditionings_apart)
     return model
 
 
@@ -118,20 +120,11 @@ def check_percents(start_percent: float, end_percent: float) -> None:
         )
 
 
-def _check_pooled(direction: GuidanceDirection, family: Family, diffusion_model: nn.Module) -> None:
-    needed = family.pooled_width(diffusion_model)
-    for prompt in (prompt for pair in direction.pairs for prompt in (pair.positive, pair.negative)):
-        if prompt.pooled is None:
-            raise ValueError(
-                f"The guidance direction has no pooled output, which guiding {family.name} needs. "
-                f"Encode it with the text encoder the model uses: {family.encoder}."
-            )
-        if prompt.pooled.shape[-1] < needed:
-            raise ValueError(
-                f"The guidance direction's pooled output is {prompt.pooled.shape[-1]} wide, but this {family.name} model "
-                f"reads {needed}. Encode it with the text encoder the model uses: {family.encoder}."
-            )
-    counts = {len(side.pooled) for pair in direction.pairs for side in (pair.positive, pair.negative)} - {1}
+def _check_direction(direction: GuidanceDirection, family, text: TextPath, diffusion_model: nn.Module) -> None:
+    prompts = [prompt for pair in direction.pairs for prompt in (pair.positive, pair.negative)]
+    for prompt in prompts:
+        text.check(family, diffusion_model, prompt)
+    counts = {len(prompt.tokens) for prompt in prompts} - {1}
     if len(counts) > 1:
         raise ValueError(
             f"The guidance direction holds batches of {' and '.join(map(str, sorted(counts)))} prompts; "
@@ -142,10 +135,10 @@ def _check_pooled(direction: GuidanceDirection, family: Family, diffusion_model:
 def _guided_call(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **kwargs):
     """APPLY_MODEL wrapper: outside any compiled region, the only place of a call where w and layer numbers are read."""
     base_model = executor.class_obj
-    chunks = transformer_options.get("cond_or_uncond", [0])
+    conditional = conditional_chunks(transformer_options)
     guidances = [
         guidance for guidance in transformer_options.get(KEY, ())
-        if guidance.active_at(t, base_model.model_sampling) and any(guidance.signs(chunks))
+        if guidance.active_at(t, base_model.model_sampling) and any(guidance.signs(conditional))
     ]
     # Taken out, so that a wrapper list merged twice by somebody does not guide twice.
     transformer_options = {name: value for name, value in transformer_options.items() if name != KEY}
@@ -153,62 +146,52 @@ def _guided_call(executor, x, t, c_concat=None, c_crossattn=None, control=None, 
     if not guidances:
         return executor(*args, **kwargs)
     diffusion_model = uncompiled(base_model.diffusion_model)
-    family = family_of(diffusion_model, type(base_model).__name__)
-    shifts = _shifts(guidances, family, diffusion_model, chunks, x.shape[0], x.device, base_model.get_dtype_inference())
-    with shifted_modulation(diffusion_model, shifts):
+    call = Call(base_model, x, t, len(conditional), c_crossattn, kwargs)
+    with edited(diffusion_model, _edits(guidances, diffusion_model, call, conditional)):
         return executor(*args, **kwargs)
 
 
-def _shifts(guidances, family, diffusion_model, chunks, rows, device, dtype):
-    """One (ModulationInput, Shift) per layer and one for the head; unguided ones too.
+def _edits(guidances: list[Guidance], diffusion_model: nn.Module, call: Call, conditional: list[bool]):
+    """One Edit per block and one for the head; unguided ones too.
 
     Zeros are added where a layer is not guided, so that another schedule is other numbers for torch.compile and not another
     graph. Layers of equal weights share memory, each through a view of its own: the same tensor object on two layers would
     be a guard.
     """
-    blocks = family.blocks(diffusion_model)
+    family = family_of(diffusion_model, type(call.base_model).__name__)
+    depth = family.depth(diffusion_model)
     for guidance in guidances:
-        if len(guidance.layer_weights) != len(blocks):
+        if len(guidance.layer_weights) != depth + 1:
             raise ValueError(
-                f"Modulation guidance was applied to a model of {len(guidance.layer_weights)} layers and now runs on one of "
-                f"{len(blocks)}. Apply it after the node that changes the model, and to each model of a guider on its own."
+                f"Modulation guidance was applied to a model of {len(guidance.layer_weights) - 1} layers and now runs on one of "
+                f"{depth}. Apply it after the node that changes the model, and to each model of a guider on its own."
             )
-    deltas = [_row_deltas(guidance, family, diffusion_model, chunks, rows, device, dtype) for guidance in guidances]
-    sites = [*blocks, family.head(diffusion_model)]
-    weights = zip(*((*guidance.layer_weights, guidance.head_weight) for guidance in guidances))
-    distinct = {}
-    for site, key in zip(sites, weights, strict=True):
-        if key not in distinct:
-            terms = [(weight * delta, guidance.keep_norm) for weight, delta, guidance in zip(key, deltas, guidances)]
-            distinct[key] = [_summed([term for term, kept in terms if kept == norm_kept], dtype) for norm_kept in (False, True)]
-        yield site, Shift(*(tensor if tensor is None else tensor.view(tensor.shape) for tensor in distinct[key]))
+    for name, injection in family.injections.items():
+        entering = [guidance for guidance in guidances if guidance.text.injection == name]
+        if not entering:
+            continue
+        deltas = [_row_deltas(guidance, diffusion_model, call, conditional) for guidance in entering]
+        targets = [*injection.blocks(diffusion_model), injection.head(diffusion_model)]
+        distinct = {}
+        for target, weights in zip(targets, zip(*(guidance.layer_weights for guidance in entering)), strict=True):
+            if weights not in distinct:
+                terms = [(weight * delta, guidance.keep_norm) for weight, delta, guidance in zip(weights, deltas, entering)]
+                distinct[weights] = [_summed([term for term, kept in terms if kept == norm_kept], call.dtype) for norm_kept in (False, True)]
+            yield Edit(target, shifted, tuple(tensor if tensor is None else tensor.view(tensor.shape) for tensor in distinct[weights]))
 
 
 def _summed(terms: list[Tensor], dtype: torch.dtype) -> Tensor | None:
     return sum(terms[1:], terms[0]).to(dtype) if terms else None
 
 
-def _row_deltas(guidance: Guidance, family: Family, diffusion_model, chunks, rows, device, dtype) -> Tensor:
-    """sign * w * (y(p+) - y(p-)) for every row of the batch, (rows, D) in fp32."""
+def _row_deltas(guidance: Guidance, diffusion_model: nn.Module, call: Call, conditional: list[bool]) -> Tensor:
+    """sign * w * (y(p+) - y(p-)) for every row of the batch, (R, D) in fp32."""
     terms = [
-        guidance.w * pair.weight * _difference(pair, family, diffusion_model, device, dtype)
+        guidance.w * pair.weight * guidance.text.difference(diffusion_model, pair, call)
         for pair in guidance.direction.pairs
     ]
     delta = sum(terms[1:], terms[0])
-    signs = guidance.signs(chunks)
-    if len(delta) == 1 and len(set(signs)) == 1:
-        # All rows alike: right even where another pack reorders the rows without saying so in cond_or_uncond.
-        return (signs[0] * delta).repeat(rows, 1)
-    per_chunk = comfy.utils.repeat_to_batch_size(delta, rows // len(chunks))
-    return torch.cat([sign * per_chunk for sign in signs])
-
-
-def _difference(pair: PromptPair, family: Family, diffusion_model, device, dtype) -> Tensor:
-    """y(p+) - y(p-), (N, D) in fp32."""
-    width = family.pooled_width(diffusion_model)  # a wider pooled output is cut to it, as the host cuts it
-    pooled = torch.cat((pair.positive.pooled[:, :width], pair.negative.pooled[:, :width]))
-    # A blocking copy would drain the GPU's queue at every step.
-    non_blocking = comfy.model_management.device_supports_non_blocking(device)
-    pooled = comfy.model_management.cast_to(pooled, dtype, device, non_blocking=non_blocking)
-    toward, away = family.pooled_to_modulation(diffusion_model, pooled).float().tensor_split([len(pair.positive.pooled)])
-    return toward - away
+    signs = guidance.signs(conditional)
+    if all(sign == 1 for sign in signs):
+        return delta
+    return torch.cat([sign * rows for sign, rows in zip(signs, delta.chunk(len(signs)), strict=True)])

@@ -1,4 +1,4 @@
-"""Adding a tensor to the modulation input of blocks, for the duration of one model call.
+"""Changing arguments of blocks for the duration of one model call.
 
 The blocks' `forward` is overridden on the instances and put back in `finally`, so no hook slot is taken from other nodes,
 no weight is touched, and nothing outlives the call.
@@ -6,13 +6,13 @@ no weight is touched, and nothing outlives the call.
 Under torch.compile everything that varies reaches the compiled region as a tensor: a Python number read there would be baked
 into the graph, silently, since the host drops guards on transformer_options. Blocks of a class share one override, since one
 closure a block would mean one graph a block, and blocks of another class have another, since all graphs of one override count
-against dynamo's recompile limit. The model itself gets an override too: it keeps the graphs of guided and unguided calls apart
+against dynamo's recompile limit. The model itself gets an override too: it keeps the graphs of changed and unchanged calls apart
 even where the guards on modules are dropped, as torch.compiler.skip_guard_on_all_nn_modules_unsafe does for speed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -21,24 +21,34 @@ from types import FunctionType, MethodType
 import torch
 from torch import Tensor, nn
 
-from .families import ModulationInput
+from .families import BlockInput
 
 
 @dataclass(frozen=True)
-class Shift:
-    """What is added to y, one row per row of the batch, (B, D).
+class Edit:
+    """`function(argument, *tensors)` in place of one argument of a block; `function` is one of a module, not a closure."""
 
-    added: added as it is. norm_kept: added first, and the sum rescaled to the norm of the plain y.
-    """
+    target: BlockInput
+    function: Callable
+    tensors: tuple[Tensor | None, ...]
 
-    added: Tensor | None
-    norm_kept: Tensor | None
+    @property
+    def kind(self) -> str:
+        """What tells the graphs of two edits apart."""
+        return self.function.__name__ + "".join("01"[tensor is not None] for tensor in self.tensors)
 
 
 def shifted(y: Tensor, added: Tensor | None, norm_kept: Tensor | None) -> Tensor:
-    """y + added, or rescale(y + norm_kept) + added with the norm of y kept per row."""
-    guided = y if norm_kept is None else _with_norm_of(y, y + norm_kept)
-    return guided if added is None else guided + added
+    """y + added, or rescale(y + norm_kept) + added with the norm of y kept per row.
+
+    y: (B, D), or (B, ..., D) with several vectors a row; added, norm_kept: (B, D), or of y's rank.
+    """
+    guided = y if norm_kept is None else _with_norm_of(y, y + _of_rank(y.ndim, norm_kept))
+    return guided if added is None else guided + _of_rank(y.ndim, added)
+
+
+def _of_rank(ndim: int, tensor: Tensor) -> Tensor:
+    return tensor.reshape(tensor.shape[0], *[1] * (ndim - tensor.ndim), *tensor.shape[1:])
 
 
 def _with_norm_of(plain: Tensor, guided: Tensor) -> Tensor:
@@ -49,20 +59,20 @@ def _with_norm_of(plain: Tensor, guided: Tensor) -> Tensor:
 
 
 @contextmanager
-def shifted_modulation(model: nn.Module, shifts: Iterable[tuple[ModulationInput, Shift]]):
-    """Within the context, each module named in `shifts` sees its y shifted."""
-    shifts = list(shifts)
-    terms = "".join(f"_{name}" for name, tensor in vars(shifts[0][1]).items() if tensor is not None)
+def edited(model: nn.Module, edits: Iterable[Edit]):
+    """Within the context, the blocks of `model` named in `edits` see their arguments changed, in the order of `edits`."""
+    of_block = {}
+    for edit in edits:
+        of_block.setdefault(uncompiled(edit.target.module), []).append(edit)
+    kinds = sorted({edit.kind for block_edits in of_block.values() for edit in block_edits})
     with ExitStack() as stack:
-        stack.enter_context(_overridden(model, _marked_forward, terms))
-        for site, shift in shifts:
+        stack.enter_context(_overridden(model, _marked_forward, "_".join(kinds)))
+        for block, block_edits in of_block.items():
             stack.enter_context(_overridden(
-                uncompiled(site.module),
-                _shifted_forward,
-                terms,
-                modulation_input=(site.name, site.position),
-                modulation_added=shift.added,
-                modulation_norm_kept=shift.norm_kept,
+                block,
+                _edited_forward,
+                "_".join(edit.kind for edit in block_edits),
+                modulation_edits=tuple((edit.target.name, edit.target.position, edit.function, edit.tensors) for edit in block_edits),
             ))
         yield
 
@@ -76,13 +86,12 @@ def _marked_forward(self, *args, **kwargs):
     return _inner_forward(self, args, kwargs)
 
 
-def _shifted_forward(self, *args, **kwargs):
-    name, position = self.modulation_input
-    if name in kwargs:
-        kwargs[name] = shifted(kwargs[name], self.modulation_added, self.modulation_norm_kept)
-    else:
-        y = shifted(args[position], self.modulation_added, self.modulation_norm_kept)
-        args = (*args[:position], y, *args[position + 1:])
+def _edited_forward(self, *args, **kwargs):
+    for name, position, function, tensors in self.modulation_edits:
+        if name in kwargs:
+            kwargs[name] = function(kwargs[name], *tensors)
+        else:
+            args = (*args[:position], function(args[position], *tensors), *args[position + 1:])
     return _inner_forward(self, args, kwargs)
 
 
@@ -96,7 +105,7 @@ def _inner_forward(module, args, kwargs):
 @cache
 def _copied_for(cls: type, function, suffix: str):
     """A copy of `function` with a code object and a name of its own, which is what dynamo keeps graphs and seen shapes by."""
-    name = f"{function.__name__}_{cls.__name__}{suffix}"
+    name = f"{function.__name__}_{cls.__name__}_{suffix}"
     return FunctionType(function.__code__.replace(co_name=name), function.__globals__, name)
 
 

@@ -2,12 +2,19 @@
 
 from torch import nn
 
-from .base import Family, ModulationInput
+from .base import BlockInput, Call, Family, Injection, TextPath
 from .flux import FLUX
+from .hidream import HIDREAM
+from .hunyuan_dit import HUNYUAN_DIT
+from .hunyuan_video import HUNYUAN_VIDEO
+from .kandinsky5 import KANDINSKY5
+from .mochi import MOCHI
+from .newbie import NEWBIE
+from .sd3 import SD3
 
-FAMILIES: tuple[Family, ...] = (FLUX,)
+FAMILIES: tuple[Family, ...] = (FLUX, SD3, HIDREAM, HUNYUAN_VIDEO, KANDINSKY5, NEWBIE, MOCHI, HUNYUAN_DIT)
 
-__all__ = ["FAMILIES", "Family", "ModulationInput", "family_of"]
+__all__ = ["FAMILIES", "BlockInput", "Call", "Family", "Injection", "TextPath", "family_of"]
 
 
 def family_of(diffusion_model: nn.Module, model_name: str) -> Family:

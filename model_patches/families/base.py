@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
 
+import comfy.model_management
+import comfy.utils
+import torch
 from torch import Tensor, nn
 
+from ..directions import EncodedPrompt, PromptPair
 from ..schedules import LayerSchedule, RangeSchedule
 
 
 @dataclass(frozen=True)
-class ModulationInput:
-    """A module and the argument of its forward that is the modulation vector y."""
+class BlockInput:
+    """A module and one argument of its forward, by name and by position among the positional ones."""
 
     module: nn.Module
     name: str
@@ -20,30 +26,141 @@ class ModulationInput:
 
 
 @dataclass(frozen=True)
+class Call:
+    """One call of the model, for families whose y depends on more than the text.
+
+    sigma: (R,) noise levels, R the rows of the batch, which is made of `chunks` equal parts (one per conditioning).
+    context: (R, L, C) the rows' own text tokens. conds: the model's other inputs, by the host's names.
+    """
+
+    base_model: Any
+    x: Tensor
+    sigma: Tensor
+    chunks: int
+    context: Tensor | None
+    conds: dict[str, Any]
+
+    @property
+    def rows(self) -> int:
+        return self.x.shape[0]
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """What the model computes in."""
+        return self.base_model.get_dtype_inference()
+
+    @cached_property
+    def timestep(self) -> Tensor:
+        """The timestep as the diffusion model gets it: (R,), or (R, T) where the host gives each frame its own."""
+        timestep = self.base_model.model_sampling.timestep(self.sigma).float()
+        conds = {name: self.cast(value) if isinstance(value, Tensor) else value for name, value in self.conds.items()}
+        return self.base_model.process_timestep(timestep, x=self.x, **conds)
+
+    def cast(self, tensor: Tensor) -> Tensor:
+        """On the model's device; floats in the model's dtype."""
+        dtype = self.dtype if tensor.is_floating_point() else tensor.dtype
+        # A blocking copy would drain the GPU's queue at every step.
+        non_blocking = comfy.model_management.device_supports_non_blocking(self.x.device)
+        return comfy.model_management.cast_to(tensor, dtype, self.x.device, non_blocking=non_blocking)
+
+    def to_rows(self, tensor: Tensor) -> Tensor:
+        """(N, ...), one for each prompt of a batch or one for all -> (R, ...), the same in every chunk."""
+        if len(tensor) == 1:
+            # Right even where another pack splits or reorders the rows without saying so.
+            return tensor.repeat(self.rows, *[1] * (tensor.ndim - 1))
+        per_chunk = comfy.utils.repeat_to_batch_size(tensor, self.rows // self.chunks)
+        return per_chunk.repeat(self.chunks, *[1] * (tensor.ndim - 1))
+
+
+class TextPath(Protocol):
+    """How the prompts of a direction become a shift of y.
+
+    injection: the name of the family's injection that takes the shift.
+    """
+
+    injection: str
+
+    def check(self, family: Family, model: nn.Module, prompt: EncodedPrompt) -> None:
+        """Raises ValueError, with what to do, if the prompt can't be read."""
+
+    def difference(self, model: nn.Module, pair: PromptPair, call: Call) -> Tensor:
+        """y(p+) - y(p-) at this call, (R, D) in fp32."""
+
+
+@dataclass(frozen=True)
+class PooledText:
+    """Text that reaches y as the pooled output of the text encoder, y = ... + modulation(pooled).
+
+    width: how many features the model reads. modulation: (N, P) -> (N, D).
+    """
+
+    width: Callable[[nn.Module], int]
+    modulation: Callable[[nn.Module, Tensor], Tensor]
+    injection: str = "modulation"
+
+    def check(self, family, model, prompt):
+        needed = self.width(model)
+        if prompt.pooled is None:
+            raise ValueError(
+                f"The guidance direction has no pooled output, which guiding {family.name} needs. "
+                f"Encode it with the text encoder the model uses: {family.encoder}."
+            )
+        if prompt.pooled.shape[-1] < needed:
+            raise ValueError(
+                f"The guidance direction's pooled output is {prompt.pooled.shape[-1]} wide, but this {family.name} model "
+                f"reads {needed}. Encode it with the text encoder the model uses: {family.encoder}."
+            )
+
+    def difference(self, model, pair, call):
+        toward, away = self._pooled(model, pair, call)
+        shift = self.modulation(model, torch.cat((toward, away))).float()
+        toward, away = shift.tensor_split([len(toward)])
+        return call.to_rows(toward - away)
+
+    def _pooled(self, model, pair, call) -> list[Tensor]:
+        width = self.width(model)  # a wider pooled output is cut to it, as the host cuts it
+        return [call.cast(prompt.pooled[:, :width]) for prompt in (pair.positive, pair.negative)]
+
+
+@dataclass(frozen=True)
+class Injection:
+    """Where a shift enters.
+
+    blocks: the main blocks, in global order (double, then single); refiners and text-only blocks are left out.
+    head: the output head.
+    """
+
+    blocks: Callable[[nn.Module], list[BlockInput]]
+    head: Callable[[nn.Module], BlockInput]
+
+
+@dataclass(frozen=True)
 class Family:
     """A family of diffusion transformers that share a class of the host.
 
     matches: is this host model mine.
-    blocks: the main blocks, in global order (double, then single); refiners and text-only blocks are left out.
-    head: the output head.
-    pooled_width: how many features of the pooled text the model reads.
-    pooled_to_modulation: what a pooled text embedding (N, P) adds to y, (N, D).
-    start_layer, final_layer, cfg_rows: the reference implementation's settings, used where the user gives none.
-    encoder: how to load the text encoder whose pooled output the model reads.
+    injections: where shifts may enter, by name; each has the same number of blocks.
+    text: how the model itself takes text into y; None for text-blind models, which need a projection.
+    start_layer (None: a tenth of the depth), final_layer, cfg_rows: the reference's settings, used where the user gives none.
+    encoder: how to load the text encoder that the model uses.
     """
 
     name: str
     matches: Callable[[nn.Module], bool]
-    blocks: Callable[[nn.Module], list[ModulationInput]]
-    head: Callable[[nn.Module], ModulationInput]
-    pooled_width: Callable[[nn.Module], int]
-    pooled_to_modulation: Callable[[nn.Module, Tensor], Tensor]
+    injections: dict[str, Injection]
+    text: TextPath | None
     encoder: str
-    start_layer: int
+    start_layer: int | None = None
     final_layer: float = 0.0
     cfg_rows: str = "both"
 
+    def depth(self, model: nn.Module) -> int:
+        """The number of layers."""
+        return len(next(iter(self.injections.values())).blocks(model))
+
     def default_schedule(self, depth: int) -> LayerSchedule:
         """The reference start layer; a tenth of the depth for models too shallow (pruned, toy) to have that layer."""
-        start = self.start_layer if self.start_layer < depth else round(depth / 10)
+        start = self.start_layer
+        if start is None or start >= depth:
+            start = round(depth / 10)
         return RangeSchedule(start, final_layer=self.final_layer)

@@ -6,7 +6,7 @@ Reference settings: github.com/quickjkee/modulation-guidance, FLUX schnell and d
 
 from comfy.ldm.flux.model import Flux
 
-from .base import Family, ModulationInput
+from .base import BlockInput, Family, Injection, PooledText
 
 
 def _matches(model):
@@ -16,18 +16,19 @@ def _matches(model):
 
 def _blocks(model):
     return [
-        *(ModulationInput(block, "vec", 2) for block in model.double_blocks),
-        *(ModulationInput(block, "vec", 1) for block in model.single_blocks),
+        *(BlockInput(block, "vec", 2) for block in model.double_blocks),
+        *(BlockInput(block, "vec", 1) for block in model.single_blocks),
     ]
 
 
 FLUX = Family(
     name="FLUX.1",
     matches=_matches,
-    blocks=_blocks,
-    head=lambda model: ModulationInput(model.final_layer, "vec", 1),
-    pooled_width=lambda model: model.params.vec_in_dim,
-    pooled_to_modulation=lambda model, pooled: model.vector_in(pooled),
+    injections={"modulation": Injection(_blocks, head=lambda model: BlockInput(model.final_layer, "vec", 1))},
+    text=PooledText(
+        width=lambda model: model.params.vec_in_dim,
+        modulation=lambda model, pooled: model.vector_in(pooled),
+    ),
     encoder="CLIP-L, with DualCLIPLoader and type flux",
     start_layer=5,
 )

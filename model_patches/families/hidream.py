@@ -1,0 +1,28 @@
+"""HiDream-I1 (fast, dev, full) and HiDream-E1.
+
+y = t_embedder(t) + p_embedder(CLIP-L and CLIP-G pooled, 2048).
+Reference settings: github.com/quickjkee/modulation-guidance, HiDream: w 3, start layer 5, unconditional rows with -w, guided head.
+"""
+
+from comfy.ldm.hidream.model import HiDreamImageTransformer2DModel
+
+from .base import BlockInput, Family, Injection, PooledText
+
+
+def _blocks(model):
+    return [BlockInput(block, "adaln_input", 3) for block in (*model.double_stream_blocks, *model.single_stream_blocks)]
+
+
+HIDREAM = Family(
+    name="HiDream-I1",
+    matches=lambda model: isinstance(model, HiDreamImageTransformer2DModel),
+    injections={"modulation": Injection(_blocks, head=lambda model: BlockInput(model.final_layer, "vec", 1))},
+    text=PooledText(
+        width=lambda model: model.p_embedder.pooled_embedder.linear_1.in_features,
+        modulation=lambda model, pooled: model.p_embedder(pooled),
+    ),
+    encoder="CLIP-L and CLIP-G, with QuadrupleCLIPLoader",
+    start_layer=5,
+    final_layer=1.0,
+    cfg_rows="opposed",
+)

@@ -1,0 +1,64 @@
+"""Hunyuan-DiT 1.0 to 1.2.
+
+y = t_embedder(t) + extra_embedder([pooler(mT5 tokens), picture size, style]): the model pools the mT5 tokens itself, and a
+layer mixes them with the size, so the difference of two prompts is taken at this call's size.
+There is no reference implementation of modulation guidance for it: start layer a tenth of the depth, both rows, plain head.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from comfy.ldm.hydit.models import HunYuanDiT
+from comfy.ldm.modules.diffusionmodules.util import timestep_embedding
+
+from .base import BlockInput, Family, Injection
+
+TOKENS = "conditioning_mt5xl"  # where the host's text encoder puts the mT5 tokens
+
+
+@dataclass(frozen=True)
+class _PooledTokens:
+    injection: str = "modulation"
+
+    def check(self, family, model, prompt):
+        tokens = prompt.extras.get(TOKENS)
+        if tokens is None:
+            raise ValueError(
+                f"The guidance direction has no mT5 tokens, which guiding {family.name} needs. "
+                f"Encode it with the text encoder the model uses: {family.encoder}."
+            )
+        expected = (model.text_len_t5, model.text_states_dim_t5)
+        if tokens.shape[1] < expected[0] or tokens.shape[2] != expected[1]:
+            raise ValueError(
+                f"The guidance direction's mT5 tokens are {tuple(tokens.shape[1:])}, but this {family.name} model reads "
+                f"{expected}. Encode it with the text encoder the model uses: {family.encoder}."
+            )
+
+    def difference(self, model, pair, call):
+        beside_text = []
+        if model.size_cond:
+            sizes = call.cast(call.conds["image_meta_size"])
+            beside_text.append(timestep_embedding(sizes.view(-1), 256).to(call.dtype).view(-1, 6 * 256))
+        if model.use_style_cond:
+            style = torch.zeros(call.rows, device=call.x.device, dtype=torch.int)
+            beside_text.append(model.style_embedder(style, out_dtype=call.dtype))
+        toward, away = (
+            model.extra_embedder(torch.cat((call.to_rows(self._pooled(model, prompt, call)), *beside_text), dim=1)).float()
+            for prompt in (pair.positive, pair.negative)
+        )
+        return toward - away
+
+    def _pooled(self, model, prompt, call):
+        return model.pooler(call.cast(prompt.extras[TOKENS]))
+
+
+HUNYUAN_DIT = Family(
+    name="Hunyuan-DiT",
+    matches=lambda model: isinstance(model, HunYuanDiT),
+    injections={"modulation": Injection(
+        blocks=lambda model: [BlockInput(block, "c", 1) for block in model.blocks],
+        head=lambda model: BlockInput(model.final_layer, "c", 1),
+    )},
+    text=_PooledTokens(),
+    encoder="the Hunyuan-DiT text encoders (CLIP and mT5-XL), from its checkpoint or with DualCLIPLoader and type hunyuan_dit",
+)

@@ -1,0 +1,35 @@
+"""HunyuanVideo 13B: text to video, and image to video, with token replacement too.
+
+y = time_in(t) + vector_in(CLIP-L pooled) + guidance_in(g). With token replacement y is (B, 2, D), one row for the replaced
+frame and one for the others; both hold the pooled text, and both are shifted.
+Reference settings: github.com/quickjkee/modulation-guidance, HunyuanVideo: w 3.5, start layer 5, every row, plain head.
+"""
+
+from comfy.ldm.hunyuan_video.model import HunyuanVideo
+
+from .base import BlockInput, Family, Injection, PooledText
+
+
+def _matches(model):
+    # HunyuanVideo 1.5 and HunyuanImage 2.1 are the same class without a pooled text path.
+    return isinstance(model, HunyuanVideo) and model.vector_in is not None
+
+
+def _blocks(model):
+    return [
+        *(BlockInput(block, "vec", 2) for block in model.double_blocks),
+        *(BlockInput(block, "vec", 1) for block in model.single_blocks),
+    ]
+
+
+HUNYUAN_VIDEO = Family(
+    name="HunyuanVideo",
+    matches=_matches,
+    injections={"modulation": Injection(_blocks, head=lambda model: BlockInput(model.final_layer, "vec", 1))},
+    text=PooledText(
+        width=lambda model: model.params.vec_in_dim,
+        modulation=lambda model, pooled: model.vector_in(pooled),
+    ),
+    encoder="CLIP-L, with DualCLIPLoader and type hunyuan_video",
+    start_layer=5,
+)

@@ -1,0 +1,23 @@
+"""Kandinsky 5, image and video, lite and pro.
+
+y = time_embeddings(t) + pooled_text_embeddings(CLIP-L pooled). The text blocks before the visual ones keep the plain y.
+There is no reference implementation of modulation guidance for it: start layer a tenth of the depth, both rows, plain head.
+"""
+
+from comfy.ldm.kandinsky5.model import Kandinsky5
+
+from .base import BlockInput, Family, Injection, PooledText
+
+KANDINSKY5 = Family(
+    name="Kandinsky 5",
+    matches=lambda model: isinstance(model, Kandinsky5),
+    injections={"modulation": Injection(
+        blocks=lambda model: [BlockInput(block, "time_embed", 2) for block in model.visual_transformer_blocks],
+        head=lambda model: BlockInput(model.out_layer, "time_embed", 1),
+    )},
+    text=PooledText(
+        width=lambda model: model.pooled_text_embeddings.in_layer.in_features,
+        modulation=lambda model, pooled: model.pooled_text_embeddings(pooled),
+    ),
+    encoder="CLIP-L, with DualCLIPLoader and type kandinsky5 or kandinsky5_image",
+)

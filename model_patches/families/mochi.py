@@ -1,0 +1,46 @@
+"""Mochi 1 (Genmo).
+
+y = t_embedder(1 - t) + t5_y_embedder(T5 tokens, mask): the model pools the T5 tokens itself, so a direction comes from them.
+There is no reference implementation of modulation guidance for it: start layer a tenth of the depth, both rows, plain head.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from comfy.ldm.genmo.joint_model.asymm_models_joint import AsymmDiTJoint
+
+from .base import BlockInput, Family, Injection
+
+
+@dataclass(frozen=True)
+class _PooledTokens:
+    injection: str = "modulation"
+
+    def check(self, family, model, prompt):
+        width = model.t5_feat_dim
+        if prompt.tokens.shape[-1] != width:
+            raise ValueError(
+                f"The guidance direction's tokens are {prompt.tokens.shape[-1]} wide, but this {family.name} model reads {width}. "
+                f"Encode it with the text encoder the model uses: {family.encoder}."
+            )
+
+    def difference(self, model, pair, call):
+        toward, away = (self._pooled(model, prompt, call) for prompt in (pair.positive, pair.negative))
+        return call.to_rows(toward - away)
+
+    def _pooled(self, model, prompt, call):
+        mask = prompt.extras.get("attention_mask")
+        mask = torch.ones(prompt.tokens.shape[:2]) if mask is None else mask
+        return model.t5_y_embedder(call.cast(prompt.tokens), call.cast(mask)).float()
+
+
+MOCHI = Family(
+    name="Mochi",
+    matches=lambda model: isinstance(model, AsymmDiTJoint),
+    injections={"modulation": Injection(
+        blocks=lambda model: [BlockInput(block, "c", 1) for block in model.blocks],
+        head=lambda model: BlockInput(model.final_layer, "c", 1),
+    )},
+    text=_PooledTokens(),
+    encoder="T5-XXL, with CLIPLoader and type mochi",
+)
