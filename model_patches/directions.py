@@ -21,6 +21,11 @@ class EncodedPrompt:
     tokens: Tensor
     extras: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def count(self) -> int:
+        """N, the number of prompts."""
+        return len(self.tokens if self.pooled is None else self.pooled)
+
 
 @dataclass(frozen=True)
 class PromptPair:

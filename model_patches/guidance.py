@@ -124,7 +124,7 @@ def _check_direction(direction: GuidanceDirection, family, text: TextPath, diffu
     prompts = [prompt for pair in direction.pairs for prompt in (pair.positive, pair.negative)]
     for prompt in prompts:
         text.check(family, diffusion_model, prompt)
-    counts = {len(prompt.tokens) for prompt in prompts} - {1}
+    counts = {prompt.count for prompt in prompts} - {1}
     if len(counts) > 1:
         raise ValueError(
             f"The guidance direction holds batches of {' and '.join(map(str, sorted(counts)))} prompts; "

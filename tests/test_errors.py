@@ -27,7 +27,7 @@ def test_unet_is_named():
     ))
     unet = ModelPatcher(BaseModel(config), "cpu", "cpu")
     assert isinstance(unet.model.diffusion_model, UNetModel)
-    with pytest.raises(ValueError, match=r"diffusion transformers.*FLUX\.1\. This model is a BaseModel \(class UNetModel\)"):
+    with pytest.raises(ValueError, match=r"diffusion transformers.*FLUX\.1, SD3.*This model is a BaseModel \(class UNetModel\)"):
         apply(unet, direction())
 
 
