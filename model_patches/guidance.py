@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from .conditionings import conditional_chunks, tell_conditionings_apart
 from .directions import GuidanceDirection
-from .families import Call, TextPath, family_of
-from .injection import Edit, edited, shifted, uncompiled
+from .families import Call, Family, Injection, TextPath, family_of
+from .injection import Edit, edited, shifted, uncompiled, views
 from .schedules import LayerSchedule
 
 # One constant key: a wrapper key of its own per node would give torch.compile a new frame per node.
@@ -44,10 +44,11 @@ class Guidance:
     start_percent: float
     end_percent: float
 
-    def active_at(self, sigma: Tensor, model_sampling) -> bool:
-        """Whether this guidance acts on a step at noise level sigma (B,)."""
-        if self.w == 0:
-            return False
+    def acts_at(self, call: Call, conditional: list[bool]) -> bool:
+        """Whether the direction shifts anything at this call."""
+        return self.w != 0 and any(self.signs(conditional)) and self._in_window(call.sigma, call.base_model.model_sampling)
+
+    def _in_window(self, sigma: Tensor, model_sampling) -> bool:
         if self.start_percent == 0 and self.end_percent == 1:
             return True  # spares reading sigma back from the device
         first, last = (model_sampling.percent_to_sigma(p) for p in (self.start_percent, self.end_percent))
@@ -70,10 +71,12 @@ def guide(
     keep_norm: bool = False,
     start_percent: float = 0.0,
     end_percent: float = 1.0,
+    projection=None,
 ):
     """A clone of the ModelPatcher `model` with one more guidance on it.
 
     schedule None and cfg_rows "auto" take what the reference implementation does for the model's family.
+    projection: for text-blind models, what makes a TextPath: projection.text_path(family, diffusion_model).
     Raises ValueError for a model, direction, schedule or number that cannot work, with what to do about it.
     """
     check_percents(start_percent, end_percent)
@@ -83,19 +86,23 @@ def guide(
         raise ValueError(f"Modulation guidance: cfg_rows is {cfg_rows!r}; choose auto, {', '.join(CFG_ROWS)}.")
     diffusion_model = uncompiled(model.get_model_object("diffusion_model"))
     family = family_of(diffusion_model, type(model.model).__name__)
-    text = family.text
+    text = _text_path(family, diffusion_model, projection)
     _check_direction(direction, family, text, diffusion_model)
     depth = family.depth(diffusion_model)
-    schedule = schedule or family.default_schedule(depth)
+    schedule = schedule or text.schedule(family, depth)
     layer_weights = (*schedule.resolve(depth), schedule.final_layer)
     if not all(map(math.isfinite, layer_weights)):
         raise ValueError("Layer schedule: it holds a weight that is not a finite number; look at taper_scale, final_layer or the curve.")
+    if schedule.final_layer and not family.injections[text.injection].head:
+        raise ValueError(
+            f"Layer schedule: final_layer is {schedule.final_layer}, but this projection adds nothing at the output head. Set it to 0."
+        )
     guidance = Guidance(
         direction=direction,
         text=text,
         w=w,
         layer_weights=layer_weights,
-        cfg_rows=family.cfg_rows if cfg_rows == "auto" else cfg_rows,
+        cfg_rows=text.cfg_rows(family) if cfg_rows == "auto" else cfg_rows,
         keep_norm=keep_norm,
         start_percent=start_percent,
         end_percent=end_percent,
@@ -120,7 +127,18 @@ def check_percents(start_percent: float, end_percent: float) -> None:
         )
 
 
-def _check_direction(direction: GuidanceDirection, family, text: TextPath, diffusion_model: nn.Module) -> None:
+def _text_path(family: Family, diffusion_model: nn.Module, projection) -> TextPath:
+    if projection is not None:
+        return projection.text_path(family, diffusion_model)
+    if family.text is None:
+        raise ValueError(
+            f"{family.name} is text-blind: its modulation holds no pooled text. Connect a pooled projection made for it "
+            "(Load Pooled Projection, or Distill Pooled Projection to make one)."
+        )
+    return family.text
+
+
+def _check_direction(direction: GuidanceDirection, family: Family, text: TextPath, diffusion_model: nn.Module) -> None:
     prompts = [prompt for pair in direction.pairs for prompt in (pair.positive, pair.negative)]
     for prompt in prompts:
         text.check(family, diffusion_model, prompt)
@@ -136,9 +154,10 @@ def _guided_call(executor, x, t, c_concat=None, c_crossattn=None, control=None, 
     """APPLY_MODEL wrapper: outside any compiled region, the only place of a call where w and layer numbers are read."""
     base_model = executor.class_obj
     conditional = conditional_chunks(transformer_options)
+    call = Call(base_model, x, t, len(conditional), c_crossattn, kwargs)
     guidances = [
         guidance for guidance in transformer_options.get(KEY, ())
-        if guidance.active_at(t, base_model.model_sampling) and any(guidance.signs(conditional))
+        if guidance.text.has_base or guidance.acts_at(call, conditional)
     ]
     # Taken out, so that a wrapper list merged twice by somebody does not guide twice.
     transformer_options = {name: value for name, value in transformer_options.items() if name != KEY}
@@ -146,7 +165,6 @@ def _guided_call(executor, x, t, c_concat=None, c_crossattn=None, control=None, 
     if not guidances:
         return executor(*args, **kwargs)
     diffusion_model = uncompiled(base_model.diffusion_model)
-    call = Call(base_model, x, t, len(conditional), c_crossattn, kwargs)
     with edited(diffusion_model, _edits(guidances, diffusion_model, call, conditional)):
         return executor(*args, **kwargs)
 
@@ -168,16 +186,65 @@ def _edits(guidances: list[Guidance], diffusion_model: nn.Module, call: Call, co
             )
     for name, injection in family.injections.items():
         entering = [guidance for guidance in guidances if guidance.text.injection == name]
-        if not entering:
-            continue
-        deltas = [_row_deltas(guidance, diffusion_model, call, conditional) for guidance in entering]
-        targets = [*injection.blocks(diffusion_model), injection.head(diffusion_model)]
-        distinct = {}
-        for target, weights in zip(targets, zip(*(guidance.layer_weights for guidance in entering)), strict=True):
-            if weights not in distinct:
-                terms = [(weight * delta, guidance.keep_norm) for weight, delta, guidance in zip(weights, deltas, entering)]
-                distinct[weights] = [_summed([term for term, kept in terms if kept == norm_kept], call.dtype) for norm_kept in (False, True)]
-            yield Edit(target, shifted, tuple(tensor if tensor is None else tensor.view(tensor.shape) for tensor in distinct[weights]))
+        if entering:
+            yield from _injected(entering, injection, diffusion_model, call, conditional)
+
+
+def _injected(guidances: list[Guidance], injection: Injection, diffusion_model: nn.Module, call: Call, conditional: list[bool]):
+    sums = [_Terms.of(guidance, diffusion_model, call, conditional) for guidance in guidances]
+    targets = injection.blocks(diffusion_model)
+    heads = [injection.head(diffusion_model)] if injection.head else []
+    distinct = {}
+    for layer, target in enumerate((*targets, *heads)):
+        # What tells this layer's shift from another's.
+        key = (*(terms.key(layer) for terms in sums), target.carry)
+        if key not in distinct:
+            added, norm_kept = (
+                _summed([terms.at(layer) for terms in sums if terms.keep_norm == kept], call.dtype) for kept in (False, True)
+            )
+            if target.carry:
+                added, norm_kept = target.carry(diffusion_model, call, added, norm_kept), None
+            distinct[key] = (added, norm_kept)
+        yield Edit(target, shifted, tuple(views(tensors) for tensors in distinct[key]))
+
+
+@dataclass(frozen=True)
+class _Terms:
+    """One guidance at one call: at each layer, scales * (weight * delta + base).
+
+    delta, base: (R, D) or (R, T, D) in fp32, one of them may be None. scales: (L, D) or None.
+    """
+
+    guidance: Guidance
+    delta: Tensor | None
+    base: Tensor | None
+    scales: Tensor | None
+
+    @classmethod
+    def of(cls, guidance, diffusion_model, call, conditional):
+        acts = guidance.acts_at(call, conditional)
+        return cls(
+            guidance,
+            _row_deltas(guidance, diffusion_model, call, conditional) if acts else None,
+            guidance.text.base(diffusion_model, call, conditional),
+            guidance.text.layer_scales(call),
+        )
+
+    @property
+    def keep_norm(self) -> bool:
+        return self.guidance.keep_norm
+
+    def key(self, layer: int):
+        weight = self.guidance.layer_weights[layer]
+        return (weight, None if self.scales is None else layer)
+
+    def at(self, layer: int) -> Tensor:
+        weight = self.guidance.layer_weights[layer]
+        terms = [] if self.delta is None else [weight * self.delta]
+        if self.base is not None:
+            terms.append(self.base if self.guidance.text.takes_base(weight) else torch.zeros_like(self.base))
+        shift = sum(terms[1:], terms[0])
+        return shift if self.scales is None else self.scales[layer] * shift
 
 
 def _summed(terms: list[Tensor], dtype: torch.dtype) -> Tensor | None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache
 from types import FunctionType, MethodType
 
@@ -38,13 +38,29 @@ class Edit:
         return self.function.__name__ + "".join("01"[tensor is not None] for tensor in self.tensors)
 
 
-def shifted(y: Tensor, added: Tensor | None, norm_kept: Tensor | None) -> Tensor:
+def shifted(y, added, norm_kept: Tensor | None):
     """y + added, or rescale(y + norm_kept) + added with the norm of y kept per row.
 
-    y: (B, D), or (B, ..., D) with several vectors a row; added, norm_kept: (B, D), or of y's rank.
+    y: (B, D), or (B, ..., D) with several vectors a row; added, norm_kept: (B, D), or of y's rank. Where y is a structure of
+    tensors (tuples, dataclasses), so is added, and norm_kept is None.
     """
+    if isinstance(y, tuple):
+        return tuple(None if part is None else shifted(part, shift, None) for part, shift in zip(y, added, strict=True))
+    if is_dataclass(y):
+        return replace(y, **{field.name: shifted(getattr(y, field.name), getattr(added, field.name), None) for field in fields(y)})
     guided = y if norm_kept is None else _with_norm_of(y, y + _of_rank(y.ndim, norm_kept))
     return guided if added is None else guided + _of_rank(y.ndim, added)
+
+
+def views(tensors):
+    """The same tensor, or structure of tensors, as new objects: one object in two blocks would be a guard of torch.compile."""
+    if isinstance(tensors, Tensor):
+        return tensors.view(tensors.shape)
+    if isinstance(tensors, tuple):
+        return tuple(map(views, tensors))
+    if is_dataclass(tensors):
+        return replace(tensors, **{field.name: views(getattr(tensors, field.name)) for field in fields(tensors)})
+    return tensors
 
 
 def _of_rank(ndim: int, tensor: Tensor) -> Tensor:

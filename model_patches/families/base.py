@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import comfy.model_management
 import comfy.utils
@@ -18,11 +18,16 @@ from ..schedules import LayerSchedule, RangeSchedule
 
 @dataclass(frozen=True)
 class BlockInput:
-    """A module and one argument of its forward, by name and by position among the positional ones."""
+    """A module and one argument of its forward, by name and by position among the positional ones.
+
+    carry: for an argument that is made from y by a layer before the block: (model, call, y's two shifts, see `shifted`) ->
+    what is added to the argument at this call, a tensor or a structure of them like the argument's; None where the argument is y.
+    """
 
     module: nn.Module
     name: str
     position: int
+    carry: Callable[[nn.Module, Call, Tensor | None, Tensor | None], Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -72,23 +77,47 @@ class Call:
         return per_chunk.repeat(self.chunks, *[1] * (tensor.ndim - 1))
 
 
-class TextPath(Protocol):
+class TextPath:
     """How the prompts of a direction become a shift of y.
 
     injection: the name of the family's injection that takes the shift.
+    has_base: whether `base` gives anything.
     """
 
-    injection: str
+    injection = "modulation"
+    has_base = False
 
     def check(self, family: Family, model: nn.Module, prompt: EncodedPrompt) -> None:
         """Raises ValueError, with what to do, if the prompt can't be read."""
+        raise NotImplementedError
 
     def difference(self, model: nn.Module, pair: PromptPair, call: Call) -> Tensor:
-        """y(p+) - y(p-) at this call, (R, D) in fp32."""
+        """y(p+) - y(p-) at this call, (R, D) in fp32; (R, T, D) where frames have a time of their own."""
+        raise NotImplementedError
+
+    def base(self, model: nn.Module, call: Call, conditional: list[bool]) -> Tensor | None:
+        """What goes into y at every step, whatever w: the rows' own pooled text, of the shape of `difference`; None for nothing."""
+        return None
+
+    def takes_base(self, weight: float) -> bool:
+        """Whether a layer with this weight in the schedule takes the base."""
+        return False
+
+    def layer_scales(self, call: Call) -> Tensor | None:
+        """(L, D), what the shift is multiplied with at each layer; None for nothing."""
+        return None
+
+    def schedule(self, family: Family, depth: int) -> LayerSchedule:
+        """Used where the user connects none."""
+        return family.default_schedule(depth)
+
+    def cfg_rows(self, family: Family) -> str:
+        """What "auto" means."""
+        return family.cfg_rows
 
 
 @dataclass(frozen=True)
-class PooledText:
+class PooledText(TextPath):
     """Text that reaches y as the pooled output of the text encoder, y = ... + modulation(pooled).
 
     width: how many features the model reads. modulation: (N, P) -> (N, D).
@@ -96,8 +125,6 @@ class PooledText:
 
     width: Callable[[nn.Module], int]
     modulation: Callable[[nn.Module, Tensor], Tensor]
-    injection: str = "modulation"
-
     def check(self, family, model, prompt):
         needed = self.width(model)
         if prompt.pooled is None:
@@ -127,11 +154,14 @@ class Injection:
     """Where a shift enters.
 
     blocks: the main blocks, in global order (double, then single); refiners and text-only blocks are left out.
-    head: the output head.
+    head: the output head; None where it takes no shift.
+    y: the vector itself at this call, (R, D) or (R, T, D), and its width D; needed where a projection adds the pooled text.
     """
 
     blocks: Callable[[nn.Module], list[BlockInput]]
-    head: Callable[[nn.Module], BlockInput]
+    head: Callable[[nn.Module], BlockInput] | None
+    y: Callable[[nn.Module, Call], Tensor] | None = None
+    width: Callable[[nn.Module], int] | None = None
 
 
 @dataclass(frozen=True)

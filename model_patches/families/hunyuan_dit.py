@@ -5,21 +5,16 @@ layer mixes them with the size, so the difference of two prompts is taken at thi
 There is no reference implementation of modulation guidance for it: start layer a tenth of the depth, both rows, plain head.
 """
 
-from dataclasses import dataclass
-
 import torch
 from comfy.ldm.hydit.models import HunYuanDiT
 from comfy.ldm.modules.diffusionmodules.util import timestep_embedding
 
-from .base import BlockInput, Family, Injection
+from .base import BlockInput, Family, Injection, TextPath
 
 TOKENS = "conditioning_mt5xl"  # where the host's text encoder puts the mT5 tokens
 
 
-@dataclass(frozen=True)
-class _PooledTokens:
-    injection: str = "modulation"
-
+class _PooledTokens(TextPath):
     def check(self, family, model, prompt):
         tokens = prompt.extras.get(TOKENS)
         if tokens is None:

@@ -4,18 +4,13 @@ y = t_embedder(1 - t) + t5_y_embedder(T5 tokens, mask): the model pools the T5 t
 There is no reference implementation of modulation guidance for it: start layer a tenth of the depth, both rows, plain head.
 """
 
-from dataclasses import dataclass
-
 import torch
 from comfy.ldm.genmo.joint_model.asymm_models_joint import AsymmDiTJoint
 
-from .base import BlockInput, Family, Injection
+from .base import BlockInput, Family, Injection, TextPath
 
 
-@dataclass(frozen=True)
-class _PooledTokens:
-    injection: str = "modulation"
-
+class _PooledTokens(TextPath):
     def check(self, family, model, prompt):
         width = model.t5_feat_dim
         if prompt.tokens.shape[-1] != width:
