@@ -24,12 +24,16 @@ class _Told(UUID):
         object.__setattr__(self, "conditional", conditional)  # a UUID refuses to be changed
 
 
-def tell_conditionings_apart(executor, x, timestep, model_options={}, seed=None):
-    """PREDICT_NOISE wrapper: notes on the id of each conditioning whether the guider takes it for a conditional one."""
+def tell_conditionings_apart(executor, *args, **kwargs):
+    """Wrapper of a guider's method: notes on the id of each conditioning whether the guider takes it for a conditional one.
+
+    Around OUTER_SAMPLE for guiders that keep copies of their conditionings (DualModelGuider), and around PREDICT_NOISE since
+    areas are dealt with in between.
+    """
     for name, conds in executor.class_obj.conds.items():
         for cond in conds or ():
             cond["uuid"] = _Told(cond["uuid"], name not in _UNCONDITIONAL)
-    return executor(x, timestep, model_options, seed)
+    return executor(*args, **kwargs)
 
 
 def conditional_chunks(transformer_options) -> list[bool]:

@@ -112,7 +112,8 @@ def guide(
     options[KEY] = (*options.get(KEY, ()), guidance)
     if not model.get_wrappers(WrappersMP.APPLY_MODEL, KEY):
         model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, _guided_call)
-        model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, tell_conditionings_apart)
+        for guider_method in (WrappersMP.OUTER_SAMPLE, WrappersMP.PREDICT_NOISE):
+            model.add_wrapper_with_key(guider_method, KEY, tell_conditionings_apart)
     return model
 
 
