@@ -1,24 +1,53 @@
 """Runs the tests on the real ComfyUI, set up as host.py says.
 
     python tools/test.py [--comfyui-version 0.30.0] [pytest's arguments]
+    python tools/test.py --comfyui-version all        each pinned version in turn, and a table at the end
 """
 
 import argparse
+import os
 import subprocess
 import sys
+import tempfile
+import xml.etree.ElementTree
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(CHECKOUT)  # in place of tools/: its modules are imported as tools.*
 
-from tools.host import DEFAULT_VERSION, SetupError, ensure_host, run_under  # noqa: E402
+from tools.host import ARCHIVES, DEFAULT_VERSION, SetupError, ensure_host, run_under  # noqa: E402
+
+
+def test_every_version(for_pytest):
+    """Runs this command for each pinned version and prints what passed; the exit status says whether all did."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("COMFYUI_PATH", "COMFYUI_PYTHON")}
+    table, failed = ["| ComfyUI | passed | skipped | failed |", "| --- | --- | --- | --- |"], False
+    for version in ARCHIVES:
+        with tempfile.TemporaryDirectory() as folder:
+            report = Path(folder) / "report.xml"
+            command = [sys.executable, __file__, "--comfyui-version", version, f"--junitxml={report}", *for_pytest]
+            failed |= bool(subprocess.run(command, env=environment, check=False).returncode)
+            table.append(f"| {version} | {' | '.join(map(str, counts(report)))} |")
+    print("\n".join(table))
+    sys.exit(failed)
+
+
+def counts(report):
+    """(passed, skipped, failed) of a JUnit report; question marks where the tests did not get as far as to write one."""
+    if not report.exists():
+        return ("?",) * 3
+    suite = xml.etree.ElementTree.parse(report).getroot().find("testsuite")
+    tests, skipped, failures, errors = (int(suite.get(name)) for name in ("tests", "skipped", "failures", "errors"))
+    return tests - skipped - failures - errors, skipped, failures + errors
 
 
 def main():
     parser = argparse.ArgumentParser(description="Run the tests on the real ComfyUI. Further arguments go to pytest.")
-    parser.add_argument("--comfyui-version", default=DEFAULT_VERSION, help="the ComfyUI to set up")
+    parser.add_argument("--comfyui-version", default=DEFAULT_VERSION, choices=[*ARCHIVES, "all"], help="the ComfyUI to set up")
     options, for_pytest = parser.parse_known_args()
     try:
+        if options.comfyui_version == "all":
+            test_every_version(for_pytest)
         host = ensure_host(options.comfyui_version)
     except SetupError as error:
         sys.exit(f"error: {error}")
