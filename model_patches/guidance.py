@@ -114,6 +114,10 @@ def guide(
         model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, _guided_call)
         for guider_method in (WrappersMP.OUTER_SAMPLE, WrappersMP.PREDICT_NOISE):
             model.add_wrapper_with_key(guider_method, KEY, tell_conditionings_apart)
+    beside = model.get_additional_models_with_key(KEY)
+    new = [patcher for patcher in text.patchers() if not any(map(patcher.is_clone, beside))]
+    if new:
+        model.set_additional_models(KEY, [*beside, *new])
     return model
 
 

@@ -5,6 +5,7 @@ from typing_extensions import override
 
 from .directions import CombineGuidanceDirections, EncodeGuidanceDirection, GuidanceDirectionFromConditioning, GuidancePreset
 from .guidance import ApplyModulationGuidance
+from .projections import LoadPooledProjection, SavePooledProjection
 from .schedules import GuidanceLayerSchedule, GuidanceLayerScheduleCurve, GuidanceLayerScheduleText
 
 
@@ -20,6 +21,8 @@ class ModulationGuidanceExtension(ComfyExtension):
             GuidanceLayerScheduleCurve,
             GuidanceLayerScheduleText,
             ApplyModulationGuidance,
+            LoadPooledProjection,
+            SavePooledProjection,
         ]
 
 

@@ -70,7 +70,10 @@ class GuidanceDirectionFromConditioning(io.ComfyNode):
     @classmethod
     @override
     def execute(cls, positive, negative) -> io.NodeOutput:
-        pair = PromptPair(_from_conditioning(positive, "positive"), _from_conditioning(negative, "negative"))
+        pair = PromptPair(*(
+            from_conditioning(conditioning, f"Guidance Direction from Conditioning: {side}")
+            for side, conditioning in (("positive", positive), ("negative", negative))
+        ))
         return io.NodeOutput(GuidanceDirection((pair,)))
 
 
@@ -155,11 +158,12 @@ def _encoded(clip, text: str) -> EncodedPrompt:
     return EncodedPrompt(pooled=extras.pop("pooled_output"), tokens=extras.pop("cond"), extras=extras)
 
 
-def _from_conditioning(conditioning, side: str) -> EncodedPrompt:
+def from_conditioning(conditioning, input_name: str) -> EncodedPrompt:
+    """The one prompt of a conditioning. Raises ValueError if it holds several; input_name begins the sentence."""
     if len(conditioning) != 1:
         raise ValueError(
-            f"Guidance Direction from Conditioning: {side} holds {len(conditioning)} prompts; a direction takes one per side. "
-            "Make a direction of each and add them up with Combine Guidance Directions."
+            f"{input_name} holds {len(conditioning)} prompts; it takes one. For a direction of several, make a direction of each "
+            "and add them up with Combine Guidance Directions."
         )
     tokens, extras = conditioning[0]
     extras = dict(extras)

@@ -4,8 +4,9 @@ from comfy_api.latest import io
 from typing_extensions import override
 
 from ..model_patches.guidance import CFG_ROWS, check_percents, guide
+from .projections import with_base
 from .queue_errors import checked
-from .sockets import CATEGORY, Direction, Schedule
+from .sockets import CATEGORY, Direction, Projection, Schedule
 
 
 class ApplyModulationGuidance(io.ComfyNode):
@@ -20,7 +21,7 @@ class ApplyModulationGuidance(io.ComfyNode):
             "Costs no speed, works with and without CFG, and adds up when applied more than once.",
             search_aliases=["modulation guidance", "mod guidance", "quality guidance", "adaln guidance", "clip guidance"],
             inputs=[
-                io.Model.Input("model", tooltip="The diffusion transformer to guide: FLUX.1 and its finetunes."),
+                io.Model.Input("model", tooltip="The diffusion transformer to guide."),
                 Direction.Input("direction", tooltip="What is wanted and not wanted, from Encode Guidance Direction."),
                 io.Float.Input(
                     "w", default=3.0, min=-50.0, max=50.0, step=0.1,
@@ -49,6 +50,21 @@ class ApplyModulationGuidance(io.ComfyNode):
                     tooltip="How strongly each layer is guided. Unconnected: from the layer on that the paper's code uses for this model "
                     "(FLUX.1: 5), the output head left plain.",
                 ),
+                Projection.Input(
+                    "projection", optional=True,
+                    tooltip="Only for models without text in their modulation (Anima, Cosmos, Wan, Qwen-Image ...), which need one: "
+                    "from Load Pooled Projection.",
+                ),
+                io.Conditioning.Input(
+                    "base_positive", optional=True, advanced=True,
+                    tooltip="Only for projections of a text encoder's pooled output (CLIP + scales): your prompt through that encoder, "
+                    "e.g. CLIP-L by DualCLIPLoader with type flux. Unconnected: the conditional rows get the direction alone. "
+                    "Projections of the model's own text take no notice of it.",
+                ),
+                io.Conditioning.Input(
+                    "base_negative", optional=True, advanced=True,
+                    tooltip="The same for the unconditional rows: the negative or the empty prompt, encoded likewise.",
+                ),
             ],
             outputs=[io.Model.Output("model", display_name="model", tooltip="The guided model.")],
         )
@@ -61,6 +77,8 @@ class ApplyModulationGuidance(io.ComfyNode):
     @classmethod
     @override
     def execute(
-        cls, model, direction, w=3.0, start_percent=0.0, end_percent=1.0, cfg_rows="auto", keep_norm=False, schedule=None
+        cls, model, direction, w=3.0, start_percent=0.0, end_percent=1.0, cfg_rows="auto", keep_norm=False, schedule=None,
+        projection=None, base_positive=None, base_negative=None,
     ) -> io.NodeOutput:
-        return io.NodeOutput(guide(model, direction, w, schedule, cfg_rows, keep_norm, start_percent, end_percent))
+        projection = with_base(projection, base_positive, base_negative)
+        return io.NodeOutput(guide(model, direction, w, schedule, cfg_rows, keep_norm, start_percent, end_percent, projection))

@@ -6,3 +6,4 @@ CATEGORY = "modulation guidance"
 
 Direction = io.Custom("GUIDANCE_DIRECTION")
 Schedule = io.Custom("LAYER_SCHEDULE")
+Projection = io.Custom("POOLED_PROJECTION")

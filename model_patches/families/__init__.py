@@ -2,7 +2,9 @@
 
 from torch import nn
 
-from .base import BlockInput, Call, Family, Injection, TextPath
+from .anima import ANIMA
+from .base import BlockInput, Call, Family, Injection, TextContext, TextPath
+from .cosmos_predict2 import COSMOS_PREDICT2
 from .flux import FLUX
 from .hidream import HIDREAM
 from .hunyuan_dit import HUNYUAN_DIT
@@ -12,9 +14,13 @@ from .mochi import MOCHI
 from .newbie import NEWBIE
 from .sd3 import SD3
 
-FAMILIES: tuple[Family, ...] = (FLUX, SD3, HIDREAM, HUNYUAN_VIDEO, KANDINSKY5, NEWBIE, MOCHI, HUNYUAN_DIT)
+# The first that matches is taken: Anima's class is one of Cosmos-Predict2's.
+FAMILIES: tuple[Family, ...] = (
+    FLUX, SD3, HIDREAM, HUNYUAN_VIDEO, KANDINSKY5, NEWBIE, MOCHI, HUNYUAN_DIT,
+    ANIMA, COSMOS_PREDICT2,
+)
 
-__all__ = ["FAMILIES", "BlockInput", "Call", "Family", "Injection", "TextPath", "family_of"]
+__all__ = ["FAMILIES", "BlockInput", "Call", "Family", "Injection", "TextContext", "TextPath", "family_of"]
 
 
 def family_of(diffusion_model: nn.Module, model_name: str) -> Family:

@@ -107,6 +107,10 @@ class TextPath:
         """(L, D), what the shift is multiplied with at each layer; None for nothing."""
         return None
 
+    def patchers(self) -> list:
+        """ModelPatchers of what it runs besides the model, for the host to load beside it."""
+        return []
+
     def schedule(self, family: Family, depth: int) -> LayerSchedule:
         """Used where the user connects none."""
         return family.default_schedule(depth)
@@ -125,6 +129,7 @@ class PooledText(TextPath):
 
     width: Callable[[nn.Module], int]
     modulation: Callable[[nn.Module, Tensor], Tensor]
+
     def check(self, family, model, prompt):
         needed = self.width(model)
         if prompt.pooled is None:
@@ -165,6 +170,19 @@ class Injection:
 
 
 @dataclass(frozen=True)
+class TextContext:
+    """The text tokens as they reach the model, for projections that pool them.
+
+    width: C, how wide they are.
+    of_prompt: (model, prompt of a direction, call) -> (N, L, C). of_rows: (model, call) -> (R, L, C), those of the batch.
+    """
+
+    width: Callable[[nn.Module], int]
+    of_prompt: Callable[[nn.Module, EncodedPrompt, Call], Tensor] = lambda model, prompt, call: call.cast(prompt.tokens)
+    of_rows: Callable[[nn.Module, Call], Tensor] = lambda model, call: call.cast(call.context)
+
+
+@dataclass(frozen=True)
 class Family:
     """A family of diffusion transformers that share a class of the host.
 
@@ -173,6 +191,7 @@ class Family:
     text: how the model itself takes text into y; None for text-blind models, which need a projection.
     start_layer (None: a tenth of the depth), final_layer, cfg_rows: the reference's settings, used where the user gives none.
     encoder: how to load the text encoder that the model uses.
+    context: the text-blind model's own text, which a projection may pool.
     """
 
     name: str
@@ -183,6 +202,7 @@ class Family:
     start_layer: int | None = None
     final_layer: float = 0.0
     cfg_rows: str = "both"
+    context: TextContext | None = None
 
     def depth(self, model: nn.Module) -> int:
         """The number of layers."""

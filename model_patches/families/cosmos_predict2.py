@@ -1,0 +1,21 @@
+"""Cosmos-Predict2: text to image and image to video, 2B and 14B.
+
+Text-blind. Reference settings, with the distilled CLIP projection: github.com/quickjkee/modulation-guidance, COSMOS: w 3, start
+layer 0, conditional rows, plain head.
+"""
+
+from comfy.ldm.cosmos.predict2 import MiniTrainDIT
+
+from .base import Family, TextContext
+from .minitrain import INJECTIONS, context_width
+
+COSMOS_PREDICT2 = Family(
+    name="Cosmos-Predict2",
+    matches=lambda model: isinstance(model, MiniTrainDIT),
+    injections=INJECTIONS,
+    text=None,
+    context=TextContext(context_width),
+    encoder="T5-XXL 1.0, with CLIPLoader and type cosmos",
+    start_layer=0,
+    cfg_rows="cond",
+)

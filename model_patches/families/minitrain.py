@@ -1,0 +1,35 @@
+"""Where shifts enter the host's MiniTrainDIT.
+
+Its blocks are modulated by the normalised time embedding, through layers of their own, plus adaln_lora, a vector of three times
+the width made from the time embedding before the norm.
+"""
+
+from .base import BlockInput, Injection
+
+
+def _time_embedding(model, call):
+    """(R, D), or (R, T, D) where frames have a time of their own."""
+    timestep = call.timestep
+    frequencies = model.t_embedder[0](timestep.reshape(call.rows, -1)).to(call.dtype)
+    embedding = model.t_embedding_norm(model.t_embedder[1](frequencies)[0])
+    return embedding if timestep.ndim == 2 else embedding.squeeze(1)
+
+
+INJECTIONS = {
+    "time embedding": Injection(
+        blocks=lambda model: [BlockInput(block, "emb_B_T_D", 1) for block in model.blocks],
+        head=lambda model: BlockInput(model.final_layer, "emb_B_T_D", 1),
+        y=_time_embedding,
+        width=lambda model: model.model_channels,
+    ),
+    "adaln lora": Injection(
+        blocks=lambda model: [BlockInput(block, "adaln_lora_B_T_3D", 4) for block in model.blocks],
+        head=None,
+        width=lambda model: 3 * model.model_channels,
+    ),
+}
+
+
+def context_width(model):
+    """Of the text tokens that the blocks attend to."""
+    return model.blocks[0].cross_attn.context_dim

@@ -1,0 +1,123 @@
+"""Nodes that load and save the projections of text-blind models."""
+
+import os
+
+import folder_paths
+from comfy_api.latest import io
+from typing_extensions import override
+
+from ..pooled_proj import formats
+from .directions import from_conditioning
+from .queue_errors import checked
+from .sockets import CATEGORY, Projection
+
+FOLDER = "pooled_projections"
+
+folder_paths.add_model_folder_path(FOLDER, os.path.join(folder_paths.models_dir, FOLDER))
+# A folder named in extra_model_paths.yaml has been registered without any.
+folder_paths.folder_names_and_paths[FOLDER][1].update(folder_paths.supported_pt_extensions)
+
+
+class LoadPooledProjection(io.ComfyNode):
+    @classmethod
+    @override
+    def define_schema(cls):
+        return io.Schema(
+            node_id="LoadPooledProjection",
+            display_name="Load Pooled Projection",
+            category=CATEGORY,
+            description="Loads a small network that adds the pooled text to the modulation of a model that has none (Anima, "
+            "Cosmos, Wan, Qwen-Image ...), so that it can be guided. Reads published projections and those distilled here.",
+            search_aliases=["modulation guidance", "pooled text projection", "text blind", "anima mod guidance", "cosmos clip projection"],
+            inputs=[
+                io.Combo.Input(
+                    "projection_name", options=folder_paths.get_filename_list(FOLDER),
+                    tooltip=f"A file in models/{FOLDER}, made for the model it is used on. Press R after putting a new one there.",
+                ),
+            ],
+            outputs=[Projection.Output("projection", tooltip="For the projection input of Apply Modulation Guidance.")],
+        )
+
+    @classmethod
+    @override
+    def validate_inputs(cls, projection_name=None):
+        return checked(_path, projection_name)
+
+    @classmethod
+    @override
+    def fingerprint_inputs(cls, projection_name):
+        file = os.stat(_path(projection_name))
+        return file.st_mtime_ns, file.st_size
+
+    @classmethod
+    @override
+    def execute(cls, projection_name) -> io.NodeOutput:
+        return io.NodeOutput(formats.load(_path(projection_name)))
+
+
+class SavePooledProjection(io.ComfyNode):
+    @classmethod
+    @override
+    def define_schema(cls):
+        return io.Schema(
+            node_id="SavePooledProjection",
+            display_name="Save Pooled Projection",
+            category=CATEGORY,
+            description=f"Saves a pooled projection to the output folder. Move it to models/{FOLDER} to load it.",
+            search_aliases=["modulation guidance", "export projection"],
+            inputs=[
+                Projection.Input("projection", tooltip="The projection to save."),
+                io.String.Input(
+                    "filename_prefix", default=f"{FOLDER}/projection",
+                    tooltip="The name of the file, a subfolder of the output folder before it if wanted; a number is added.",
+                ),
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    @override
+    def validate_inputs(cls, filename_prefix=None):
+        return checked(_check_prefix, filename_prefix)
+
+    @classmethod
+    @override
+    def execute(cls, projection, filename_prefix=f"{FOLDER}/projection") -> io.NodeOutput:
+        _check_prefix(filename_prefix)
+        folder, name, counter, _, _ = folder_paths.get_save_image_path(filename_prefix, folder_paths.get_output_directory())
+        formats.save(projection, os.path.join(folder, f"{name}_{counter:05}_.safetensors"))
+        return io.NodeOutput()
+
+
+def _path(name: str) -> str:
+    if name not in folder_paths.get_filename_list(FOLDER):
+        raise ValueError(
+            f"Load Pooled Projection: there is no {name!r} in models/{FOLDER} "
+            f"({', '.join(folder_paths.get_folder_paths(FOLDER))}). Put the file there, and choose it again."
+        )
+    return folder_paths.get_full_path_or_raise(FOLDER, name)
+
+
+def _check_prefix(prefix: str) -> None:
+    output = os.path.realpath(folder_paths.get_output_directory())
+    target = os.path.realpath(os.path.join(output, prefix))
+    if target == output or os.path.commonpath((output, target)) != output:
+        raise ValueError(
+            f"Save Pooled Projection: filename_prefix {prefix!r} leads out of the output folder. "
+            "Write a name, or a subfolder and a name, e.g. projections/mine."
+        )
+
+
+def with_base(projection, positive, negative):
+    """The projection with the conditionings that feed the conditional and the unconditional rows."""
+    if positive is None and negative is None:
+        return projection
+    if projection is None:
+        raise ValueError(
+            "Apply Modulation Guidance: base_positive and base_negative feed a projection, and none is connected. "
+            "Connect one (Load Pooled Projection), or disconnect them."
+        )
+    return projection.with_base(*(
+        None if conditioning is None else from_conditioning(conditioning, f"Apply Modulation Guidance: {side}")
+        for side, conditioning in (("base_positive", positive), ("base_negative", negative))
+    ))

@@ -1,0 +1,81 @@
+"""A pooled projection as a value: its tensors, and what they are for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import comfy.model_management
+from comfy.model_patcher import CoreModelPatcher
+from torch import Tensor, nn
+
+from ..model_patches.directions import EncodedPrompt
+from ..model_patches.families import Family
+from .network import ProjectionNetwork
+from .text_path import ProjectedText, check_fits
+
+# clip: a text encoder's pooled output; max, mean: over the tokens of the model's own context.
+POOLINGS = ("clip", "max", "mean")
+INJECTIONS = ("time embedding", "adaln lora")
+
+
+@dataclass(frozen=True, eq=False)
+class PooledProjection:
+    """A projection as its file holds it.
+
+    weights: linear_1.weight (H, C), linear_1.bias, linear_2.weight (D, H), linear_2.bias, and where it has them scales (L, D),
+    film.weight (2 H, width of the time embedding), film.bias.
+    pooling: what is projected, one of POOLINGS. injection: where it enters the model, one of INJECTIONS.
+    family: the name of the family it was made for; None where the file does not say. record: of its training, as JSON has it.
+    base_positive, base_negative: for pooling clip, the prompt of the conditional and of the unconditional rows.
+    """
+
+    weights: dict[str, Tensor]
+    pooling: str
+    injection: str
+    family: str | None = None
+    record: dict[str, Any] = field(default_factory=dict)
+    base_positive: EncodedPrompt | None = None
+    base_negative: EncodedPrompt | None = None
+
+    @property
+    def input_width(self) -> int:
+        """C, of what is projected."""
+        return self.weights["linear_1.weight"].shape[1]
+
+    @property
+    def output_width(self) -> int:
+        """D, of what it is added to."""
+        return self.weights["linear_2.weight"].shape[0]
+
+    @property
+    def time_width(self) -> int | None:
+        """Of the time embedding FiLM reads; None without FiLM."""
+        return self.weights["film.weight"].shape[1] if "film.weight" in self.weights else None
+
+    @property
+    def depth(self) -> int | None:
+        """How many layers the scales are for; None without scales."""
+        return self.weights["scales"].shape[0] if "scales" in self.weights else None
+
+    @cached_property
+    def patcher(self) -> CoreModelPatcher:
+        """The network as the host moves models: loaded beside the model it is for, and offloaded when memory runs short."""
+        return CoreModelPatcher(
+            ProjectionNetwork(self.weights),
+            load_device=comfy.model_management.get_torch_device(),
+            offload_device=comfy.model_management.unet_offload_device(),
+        )
+
+    def with_base(self, positive: EncodedPrompt | None, negative: EncodedPrompt | None) -> PooledProjection:
+        """The same projection, network included, with the prompts that feed the conditional and unconditional rows."""
+        patcher = self.patcher
+        copy = replace(self, base_positive=positive, base_negative=negative)
+        copy.__dict__["patcher"] = patcher
+        return copy
+
+    def text_path(self, family: Family, diffusion_model: nn.Module) -> ProjectedText:
+        """What `guide` needs. Raises ValueError if the projection does not fit the model, with both sides' names and widths."""
+        check_fits(self, family, diffusion_model)
+        return ProjectedText(self, family)
