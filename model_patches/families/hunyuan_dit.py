@@ -1,7 +1,7 @@
 """Hunyuan-DiT 1.0 to 1.2.
 
-y = t_embedder(t) + extra_embedder([pooler(mT5 tokens), picture size, style]): the model pools the mT5 tokens itself, and a
-layer mixes them with the size, so the difference of two prompts is taken at this call's size.
+y = t_embedder(t) + extra_embedder([pooler(mT5 tokens), picture size, style], the last two in 1.0 and 1.1): the model pools the mT5
+tokens itself, and layers mix them with the size, so the difference of two prompts is taken at this call's size.
 There is no reference implementation of modulation guidance for it: start layer a tenth of the depth, both rows, plain head.
 """
 
@@ -55,5 +55,5 @@ HUNYUAN_DIT = Family(
         head=lambda model: BlockInput(model.final_layer, "c", 1),
     )},
     text=_PooledTokens(),
-    encoder="the Hunyuan-DiT text encoders (CLIP and mT5-XL), from its checkpoint or with DualCLIPLoader and type hunyuan_dit",
+    encoder="CLIP and mT5-XL, which its checkpoint holds, with CheckpointLoaderSimple",
 )
