@@ -64,7 +64,7 @@ def fit(name: str, model: nn.Module, loss_of: Callable[[nn.Module, torch.Generat
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     device = accelerator.device
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99),
-                                  weight_decay=settings.weight_decay, fused=device.type == "cuda")
+                                  weight_decay=settings.weight_decay, fused=True)
     model, optimizer = accelerator.prepare(model, optimizer)
     average = copy.deepcopy(model).requires_grad_(False)
     losses: list[float] = []

@@ -157,7 +157,7 @@ def text_and_latents(settings: Settings, options, layer: str):
     autoencoder.load_state_dict(load_file(options.out / FILES["autoencoder"]))
     latents = encode_pictures(autoencoder.to(options.device), pictures_to_tensor(pictures, options.device))
     encoder = load_encoder(options.text_encoder, options.device)
-    states, pooled = encode(encoder, captions, layer, batch=512 if options.device.type == "cuda" else 32)
+    states, pooled = encode(encoder, captions, layer, 512 if options.device.type == "cuda" else 16, options.bf16)
     return latents, states, pooled, *encode(encoder, [""], layer)
 
 
@@ -181,7 +181,8 @@ def train_wan(settings: Settings, options) -> None:
     model = start(build_wan(settings.seed, text_dim=TEXT_WIDTH), "wan", options)
     if options.compiled:
         model.compile()
-    average = fit("wan", model, wan_loss(latents, states, empty_states, settings.batch), settings, options.work)
+    average = fit("wan", model, wan_loss(latents, states, empty_states, settings.batch), settings, options.work,
+                  options.bf16)
     weights = average.state_dict()
     first = "text_embedding.0.weight"
     weights[first] = functional.pad(weights[first], (0, WAN_TEXT_WIDTH - TEXT_WIDTH))
@@ -203,7 +204,11 @@ def main() -> None:
     parser.add_argument("--start-from", type=Path, help="a folder of weights to go on from (default: start afresh)")
     parser.add_argument("--steps", type=int, help="override the preset's number of steps")
     parser.add_argument("--scenes", type=int, help="override the preset's number of scenes")
+    parser.add_argument("--learning-rate", type=float, help="override the preset's highest learning rate")
+    parser.add_argument("--threads", type=int, help="torch's threads (default: one a core)")
     options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
 
     use_host(options.comfyui)
     import comfy.model_management
@@ -217,7 +222,7 @@ def main() -> None:
     for stage in STAGES:
         if stage in options.stage:
             settings = PRESETS[options.preset][stage]
-            changes = {key: getattr(options, key) for key in ("steps", "scenes") if getattr(options, key)}
+            changes = {key: getattr(options, key) for key in ("steps", "scenes", "learning_rate") if getattr(options, key)}
             {"autoencoder": train_autoencoder, "flux": train_flux, "wan": train_wan}[stage](
                 Settings(**{**vars(settings), **changes}), options)
 
