@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from comfy.patcher_extension import WrappersMP
@@ -217,7 +218,7 @@ def _injected(guidances: list[Guidance], injection: Injection, diffusion_model: 
 class _Terms:
     """One guidance at one call: at each layer, scales * (weight * delta + base).
 
-    delta, base: (R, D) or (R, T, D) in fp32, one of them may be None. scales: (L, D) or None.
+    delta, base: (R, D) or (R, T, D) in fp32, one of them may be None. scales: (L, D) or None; the head has none.
     """
 
     guidance: Guidance
@@ -244,12 +245,23 @@ class _Terms:
         return (weight, None if self.scales is None else layer)
 
     def at(self, layer: int) -> Tensor:
-        weight = self.guidance.layer_weights[layer]
+        if self.scales is not None and layer < len(self.scales):
+            return self._scaled[layer]
+        return self._unscaled(self.guidance.layer_weights[layer])
+
+    @cached_property
+    def _scaled(self) -> Tensor:
+        """All layers at once, (L, R, D) or (L, R, T, D): a few kernels instead of a few for each layer."""
+        weights = self.guidance.layer_weights[:len(self.scales)]
+        shifts = {weight: self._unscaled(weight) for weight in set(weights)}
+        shifts = torch.stack([shifts[weight] for weight in weights])
+        return shifts * self.scales.reshape(len(weights), *[1] * (shifts.ndim - 2), -1)
+
+    def _unscaled(self, weight: float) -> Tensor:
         terms = [] if self.delta is None else [weight * self.delta]
         if self.base is not None:
             terms.append(self.base if self.guidance.text.takes_base(weight) else torch.zeros_like(self.base))
-        shift = sum(terms[1:], terms[0])
-        return shift if self.scales is None else self.scales[layer] * shift
+        return sum(terms[1:], terms[0])
 
 
 def _summed(terms: list[Tensor], dtype: torch.dtype) -> Tensor | None:
