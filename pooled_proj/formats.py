@@ -46,7 +46,7 @@ class _Form:
 
 
 _FORMS = (
-    _Form({"scales": "scales"} | {f"text_embedder_clip.{name}": name for name in _LINEARS}, {}, "clip", "adaln lora"),
+    _Form({f"text_embedder_clip.{name}": name for name in _LINEARS} | {"scales": "scales"}, {}, "clip", "adaln lora"),
     _Form(
         {name.replace("linear_1", "0").replace("linear_2", "2"): name for name in _LINEARS},
         {f"sigma_{name}": name for name in _FILM},
@@ -197,18 +197,19 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         return dict(_flat(torch.load(path, map_location="cpu", weights_only=True))), {}
     except pickle.UnpicklingError as error:
-        if "Weights only load failed" not in str(error):
-            raise ValueError(_damaged(path, error)) from None
+        # Its text is not passed on: it says how to load the file all the same.
+        if "Unsupported operand" in str(error):
+            raise ValueError(_damaged(path, "neither safetensors nor a pickle of tensors")) from None
         raise ValueError(
-            f"The projection file {path.name} holds more than tensors: code that would run when it is loaded. It was not loaded. "
+            f"The projection file {path.name} holds code that would run when it is loaded, or is damaged. It was not loaded. "
             "Use a safetensors file, or a pickle of tensors alone."
         ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, UnicodeDecodeError) as error:
+    except (RuntimeError, OSError, EOFError, ValueError, LookupError, AttributeError, TypeError) as error:
         raise ValueError(_damaged(path, error)) from None
 
 
-def _damaged(path, error) -> str:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+def _damaged(path, reason) -> str:
+    reason = str(reason).partition("\n")[0] or type(reason).__name__
     return f"The projection file {path.name} cannot be read: it is cut off, damaged or no model file ({reason}). Get it again."
 
 
