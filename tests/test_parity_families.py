@@ -3,7 +3,7 @@
 import comfy.sd
 import pytest
 import torch
-from families import FAMILIES, HUNYUAN_DIT_11, MOCHI, REPLACE_EMBEDDED_GUIDANCE, SD35_LARGE, TEXT_TO_VIDEO, VARIANTS
+from families import FAMILIES, REPLACE_EMBEDDED_GUIDANCE, SD35_LARGE, VARIANTS
 from families.small import Term, default_term, reference, term
 from flux import apply, node, schedule
 

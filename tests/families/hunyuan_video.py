@@ -1,4 +1,4 @@
-"""HunyuanVideo 13B: text to video; image to video with the first frame beside the noise, and with it in place of tokens."""
+"""HunyuanVideo 13B: text to video; image to video with the first frame beside the noise (SkyReels too), and in place of tokens."""
 
 from dataclasses import replace
 
@@ -38,6 +38,9 @@ CONCAT = replace(
     name="HunyuanVideo I2V, concat",
     model=lambda: _model(in_channels=33),
     settings=(("concat_latent_image", _first_frame), ("concat_mask", _but_the_first)),
+)
+SKYREELS = replace(
+    CONCAT, name="SkyReels I2V", model=lambda: _model(in_channels=32), settings=(("concat_latent_image", _first_frame),)
 )
 # y is (B, 2, D): the replaced frame has a time of its own.
 REPLACE = replace(
