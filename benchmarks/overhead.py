@@ -1,6 +1,8 @@
 """What guidance costs: guided against unguided forward passes of FLUX.1, measured on the host with the pack loaded.
 
     python benchmarks/overhead.py [--repeats N] [--json FILE]
+    python benchmarks/overhead.py --families     every family at its real width, few blocks
+    python benchmarks/overhead.py --growth       time added per step by depth, batch and number of distinct weights
 
 Without a GPU: FLUX width (hidden 3072), 1 double + 3 single blocks, 1024 image + 128 text tokens, fp32. With one: the full
 19 + 38 blocks, 1024 px (4096 + 512 tokens), bf16. Random weights. Each round runs the variants one after the other in one
@@ -20,7 +22,8 @@ from pathlib import Path
 PACK = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PACK))
 
-from benchmarks.in_process import load_host  # noqa: E402
+from benchmarks.in_process import load_host, node  # noqa: E402
+from benchmarks.overhead_families import SIZED, build, direction  # noqa: E402
 from tools.host import ensure_host, run_under, write_whole  # noqa: E402
 
 
@@ -28,11 +31,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, help="rounds (default 5 on a CPU, 20 on a GPU)")
     parser.add_argument("--json", type=Path, help="write the figures there too")
+    parser.add_argument("--families", action="store_true", help="time every family")
+    parser.add_argument("--growth", action="store_true", help="time what guidance adds, by depth, batch and distinct weights")
     options = parser.parse_args()
     if "COMFYUI_PYTHON" not in os.environ:
         run_under(ensure_host(), [__file__, *sys.argv[1:]])
     load_host()
-    results = measure(options.repeats)
+    results = (families if options.families else growth if options.growth else measure)(options.repeats)
     if options.json:
         write_whole(options.json, json.dumps(results, indent=1))
 
@@ -58,7 +63,54 @@ def measure(repeats):
     return results
 
 
-def flux_model(double, single, latent_size, text_tokens, dtype):
+def families(repeats):
+    """Ratios of every family, eager, default settings; see overhead_families.py."""
+    import torch
+
+    results = {}
+    with torch.inference_mode():
+        for name, sized in SIZED.items():
+            torch.manual_seed(0)
+            model, inputs = build(sized)
+            print(name)
+            guidance = node("ApplyModulationGuidance", model=model, direction=direction(sized), w=3.0, schedule=from_layer(0))[0]
+            results[name] = timed_rounds({"unguided": model, "guided": guidance, "unguided again": model}, inputs, repeats or 7)
+            del model, guidance
+    return results
+
+
+def growth(repeats):
+    """Milliseconds that guidance adds to a step, on FLUX.1 with blocks so small (hidden 128) that it shows.
+
+    On a GPU nearly all of it is launched while the GPU still works on earlier blocks; on a CPU it is what a step takes longer.
+    """
+    import torch
+
+    results = {}
+    with torch.inference_mode():
+        for blocks in ((3, 6), (6, 12), (19, 38)):
+            for batch in (1, 2, 8):
+                depth = sum(blocks)
+                model, inputs = flux_model(*blocks, 4, 8, torch.float32, hidden=128, batch=batch)
+                own = ", ".join(f"{layer}: {1 + layer / 100}" for layer in range(depth))
+                schedules = {1: from_layer(0), 2: from_layer(1), depth: node("GuidanceLayerScheduleText", layers=own, final_layer=0.0)[0]}
+                for weights, schedule in schedules.items():
+                    variants = {"unguided": model, "guided": guided(model, schedule=schedule)}
+                    seconds = {name: [] for name in variants}
+                    for _ in range(repeats or 60):
+                        for name, variant in variants.items():
+                            seconds[name].append(timed(variant, inputs))
+                    added = statistics.median(a - b for a, b in zip(seconds["guided"], seconds["unguided"])) * 1000
+                    results[f"{depth} layers, batch {batch}, {weights} distinct weights"] = added
+                    print(f"  {depth:3} layers, batch {batch}, {weights:3} distinct weights: + {added:.3f} ms", flush=True)
+    return results
+
+
+def from_layer(start):
+    return node("GuidanceLayerSchedule", start_layer=start, end_layer=-1, taper_layers=0, taper_scale=0.25, final_layer=0.0)[0]
+
+
+def flux_model(double, single, latent_size, text_tokens, dtype, hidden=3072, batch=1):
     """A FLUX.1 schnell of real width with random weights, and the arguments of apply_model."""
     import comfy.model_management
     import comfy.model_patcher
@@ -66,8 +118,8 @@ def flux_model(double, single, latent_size, text_tokens, dtype):
     import torch
 
     config = comfy.supported_models.FluxSchnell(dict(
-        image_model="flux", in_channels=16, out_channels=16, vec_in_dim=768, context_in_dim=4096, hidden_size=3072, mlp_ratio=4.0,
-        num_heads=24, depth=double, depth_single_blocks=single, axes_dim=[16, 56, 56], theta=10000, patch_size=2, qkv_bias=True,
+        image_model="flux", in_channels=16, out_channels=16, vec_in_dim=768, context_in_dim=4096, hidden_size=hidden, mlp_ratio=4.0,
+        num_heads=hidden // 128, depth=double, depth_single_blocks=single, axes_dim=[16, 56, 56], theta=10000, patch_size=2, qkv_bias=True,
         guidance_embed=False, txt_ids_dims=[],
     ))
     config.set_inference_dtype(dtype, None)
@@ -77,22 +129,19 @@ def flux_model(double, single, latent_size, text_tokens, dtype):
         parameter.normal_(0, 0.02)
     patcher = comfy.model_patcher.ModelPatcher(model, device, device)
     inputs = dict(
-        x=torch.randn(1, 16, latent_size, latent_size, device=device), t=torch.tensor([0.7], device=device),
-        c_crossattn=torch.randn(1, text_tokens, 4096, device=device), y=torch.randn(1, 768, device=device),
+        x=torch.randn(batch, 16, latent_size, latent_size, device=device), t=torch.full((batch,), 0.7, device=device),
+        c_crossattn=torch.randn(batch, text_tokens, 4096, device=device), y=torch.randn(batch, 768, device=device),
     )
     return patcher, inputs
 
 
-def guided(model, w=3.0, start_layer=5, seed=1, keep_norm=False):
-    import nodes
+def guided(model, w=3.0, schedule=None, seed=1, keep_norm=False):
     import torch
 
     generator = torch.Generator().manual_seed(seed)
     sides = [[[torch.zeros(1, 1, 4096), {"pooled_output": torch.randn(1, 768, generator=generator)}]] for _ in range(2)]
-    node = nodes.NODE_CLASS_MAPPINGS
-    direction = node["GuidanceDirectionFromConditioning"].execute(*sides).args[0]
-    schedule = node["GuidanceLayerSchedule"].execute(start_layer, -1, 0, 0.25, 0.0).args[0]
-    return node["ApplyModulationGuidance"].execute(model, direction, w, keep_norm=keep_norm, schedule=schedule).args[0]
+    pair = node("GuidanceDirectionFromConditioning", positive=sides[0], negative=sides[1])[0]
+    return node("ApplyModulationGuidance", model=model, direction=pair, w=w, keep_norm=keep_norm, schedule=schedule)[0]
 
 
 def papers_way(model):
@@ -148,12 +197,17 @@ def timed(model, inputs):
 
 
 def compare(model, inputs, repeats):
+    """Guided, with the norm kept, and the paper's way, against the unguided model."""
+    print("compiled" if "torch_compile_kwargs" in model.model_options else "eager")
+    start = from_layer(min(5, len(model.model.diffusion_model.double_blocks)))
+    return timed_rounds({
+        "unguided": model, "guided": guided(model, schedule=start),
+        "guided, norm kept": guided(model, schedule=start, keep_norm=True), "paper's way": papers_way(model), "unguided again": model,
+    }, inputs, repeats)
+
+
+def timed_rounds(variants, inputs, repeats):
     """Medians of seconds and of ratios to the mean of both unguided runs of the same round; theirs show the noise."""
-    start = min(5, len(model.model.diffusion_model.double_blocks))
-    variants = {
-        "unguided": model, "guided": guided(model, start_layer=start),
-        "guided, norm kept": guided(model, start_layer=start, keep_norm=True), "paper's way": papers_way(model), "unguided again": model,
-    }
     for variant in variants.values():
         timed(variant, inputs)
     rounds = {name: [] for name in variants}
@@ -167,7 +221,6 @@ def compare(model, inputs, repeats):
         name: {"seconds": statistics.median(rounds[name]), "ratio": statistics.median(ratios[name]), "ratios": ratios[name]}
         for name in variants
     }
-    print("compiled" if "torch_compile_kwargs" in model.model_options else "eager")
     for name, row in table.items():
         low, _, high = statistics.quantiles(row["ratios"], n=4)
         print(f"  {name:18} {row['seconds'] * 1000:10.2f} ms   x {row['ratio']:.4f}  (quartiles {low:.4f} to {high:.4f})", flush=True)
@@ -176,7 +229,7 @@ def compare(model, inputs, repeats):
 
 def extra_memory(model, inputs):
     """Peak bytes allocated by a guided call beyond those of an unguided one."""
-    return peak(guided(model, start_layer=1), inputs) - peak(model, inputs)
+    return peak(guided(model, schedule=from_layer(1)), inputs) - peak(model, inputs)
 
 
 def peak(model, inputs):
@@ -212,9 +265,10 @@ def dynamo(model, inputs):
     counters.clear()
     results = {
         "unguided": count(model),
-        "and guided": count(guided(model, start_layer=1)),
+        "and guided": count(guided(model, schedule=from_layer(1))),
         "after w, start layer, direction, on and off": count(
-            guided(model, w=-1.0, start_layer=1), guided(model, start_layer=2), model, guided(model, start_layer=0, seed=7), model,
+            guided(model, w=-1.0, schedule=from_layer(1)), guided(model, schedule=from_layer(2)), model,
+            guided(model, schedule=from_layer(0), seed=7), model,
         ),
     }
     for name, row in results.items():

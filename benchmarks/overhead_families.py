@@ -1,0 +1,158 @@
+"""Every family at its real width with few blocks: what `benchmarks/overhead.py --families` times.
+
+Widths are those the host's detection gives the published checkpoints; weights are random. 256 image tokens each.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Sized:
+    """One family's model: the host's config class, its unet config, and the arguments of apply_model beside t.
+
+    inputs: () -> dict; shapes are batch first. text: what the two prompts of a direction hold.
+    """
+
+    config: str
+    unet: dict
+    inputs: Callable[[], dict]
+    text: Callable[[], dict]
+
+
+def _random(*shape):
+    import torch
+
+    return torch.randn(shape)
+
+
+def _ones(*shape):
+    import torch
+
+    return torch.ones(shape)
+
+
+def _pooled(width):
+    return lambda: {"pooled_output": _random(1, width)}
+
+
+SIZED = {
+    "FLUX.1": Sized(
+        "FluxSchnell",
+        dict(
+            image_model="flux", in_channels=16, out_channels=16, vec_in_dim=768, context_in_dim=4096, hidden_size=3072, mlp_ratio=4.0,
+            num_heads=24, depth=1, depth_single_blocks=2, axes_dim=[16, 56, 56], theta=10000, patch_size=2, qkv_bias=True,
+            guidance_embed=False, txt_ids_dims=[],
+        ),
+        lambda: dict(x=_random(1, 16, 32, 32), c_crossattn=_random(1, 128, 4096), y=_random(1, 768)),
+        _pooled(768),
+    ),
+    "SD3": Sized(
+        "SD3",
+        dict(
+            in_channels=16, patch_size=2, out_channels=16, depth=38, num_blocks=2, input_size=None, adm_in_channels=2048, qk_norm="rms",
+            context_embedder_config={"target": "torch.nn.Linear", "params": {"in_features": 4096, "out_features": 2432}},
+            num_patches=36864, pos_embed_max_size=192, pos_embed_scaling_factor=None, context_processor_layers=None,
+        ),
+        lambda: dict(x=_random(1, 16, 32, 32), c_crossattn=_random(1, 154, 4096), y=_random(1, 2048)),
+        _pooled(2048),
+    ),
+    "HiDream-I1": Sized(
+        "HiDream",
+        dict(
+            image_model="hidream", attention_head_dim=128, axes_dims_rope=[64, 32, 32], caption_channels=[4096, 4096],
+            max_resolution=[128, 128], in_channels=16, llama_layers=[0, 1], num_attention_heads=20, num_routed_experts=4,
+            num_activated_experts=2, num_layers=1, num_single_layers=1, out_channels=16, patch_size=2, text_emb_dim=2048,
+        ),
+        lambda: dict(
+            x=_random(1, 16, 32, 32), c_crossattn=_random(1, 64, 4096), y=_random(1, 2048),
+            encoder_hidden_states_llama3=_random(1, 2, 64, 4096),
+        ),
+        _pooled(2048),
+    ),
+    "HunyuanVideo": Sized(
+        "HunyuanVideo",
+        dict(
+            image_model="hunyuan_video", in_channels=16, patch_size=[1, 2, 2], out_channels=16, vec_in_dim=768, context_in_dim=4096,
+            hidden_size=3072, mlp_ratio=4.0, num_heads=24, depth=1, depth_single_blocks=2, axes_dim=[16, 56, 56], theta=256,
+            qkv_bias=True, guidance_embed=True, byt5=False, meanflow=False, use_cond_type_embedding=False, vision_in_dim=None,
+            meanflow_sum=False,
+        ),
+        lambda: dict(x=_random(1, 16, 1, 32, 32), c_crossattn=_random(1, 64, 4096), y=_random(1, 768), guidance=6 * _ones(1)),
+        _pooled(768),
+    ),
+    "Kandinsky 5": Sized(
+        "Kandinsky5Image",
+        dict(
+            image_model="kandinsky5", model_dim=2560, ff_dim=10240, visual_embed_dim=64, num_text_blocks=1, num_visual_blocks=2,
+            in_text_dim=3584, in_text_dim2=768, time_dim=512, axes_dims=[16, 24, 24],
+        ),
+        lambda: dict(x=_random(1, 16, 1, 32, 32), c_crossattn=_random(1, 64, 3584), y=_random(1, 768)),
+        _pooled(768),
+    ),
+    "NewBie": Sized(
+        "Lumina2",
+        dict(
+            image_model="lumina2", patch_size=2, in_channels=16, dim=2304, cap_feat_dim=2560, n_layers=2, qk_norm=True, n_heads=24,
+            n_kv_heads=8, axes_dims=[32, 32, 32], axes_lens=[300, 512, 512], rope_theta=10000.0, ffn_dim_multiplier=4.0,
+            clip_text_dim=1024, n_refiner_layers=1,
+        ),
+        lambda: dict(
+            x=_random(1, 16, 32, 32), c_crossattn=_random(1, 64, 2560), num_tokens=64, clip_text_pooled=_random(1, 1024),
+        ),
+        _pooled(1024),
+    ),
+    "Mochi": Sized(
+        "GenmoMochi",
+        dict(
+            image_model="mochi_preview", depth=2, patch_size=2, num_heads=24, hidden_size_x=3072, hidden_size_y=1536, mlp_ratio_x=4.0,
+            mlp_ratio_y=4.0, learn_sigma=False, in_channels=12, qk_norm=True, qkv_bias=False, out_bias=True, attn_drop=0.0,
+            patch_embed_bias=True, posenc_preserve_area=True, timestep_mlp_bias=True, attend_to_padding=False, timestep_scale=1000.0,
+            use_t5=True, t5_feat_dim=4096, t5_token_length=256, rope_theta=10000.0,
+        ),
+        lambda: dict(
+            x=_random(1, 12, 1, 32, 32), c_crossattn=_random(1, 256, 4096), attention_mask=_ones(1, 256), num_tokens=256,
+        ),
+        lambda: {"tokens": _random(1, 256, 4096), "attention_mask": _ones(1, 256)},
+    ),
+    "Hunyuan-DiT": Sized(
+        "HunyuanDiT",
+        dict(image_model="hydit", depth=4, hidden_size=1408, num_heads=16, mlp_ratio=4.3637),
+        lambda: dict(
+            x=_random(1, 4, 32, 32), c_crossattn=_random(1, 77, 1024), text_embedding_mask=_ones(1, 77),
+            encoder_hidden_states_t5=_random(1, 256, 2048), text_embedding_mask_t5=_ones(1, 256), image_meta_size=512 * _ones(1, 6),
+        ),
+        lambda: {"conditioning_mt5xl": _random(1, 256, 2048)},
+    ),
+}
+
+
+def build(sized: Sized):
+    """(ModelPatcher, arguments of apply_model) of one family, on the device and in the dtype the host would choose."""
+    import comfy.model_management
+    import comfy.model_patcher
+    import comfy.supported_models
+    import torch
+
+    device = comfy.model_management.get_torch_device()
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    config = getattr(comfy.supported_models, sized.config)(dict(sized.unet))
+    config.set_inference_dtype(dtype, None)
+    model = config.get_model({}, device=device)
+    model.diffusion_model.to(device=device, dtype=dtype)
+    for tensor in (*model.diffusion_model.parameters(), *model.diffusion_model.buffers()):
+        if tensor.is_floating_point():
+            tensor.normal_(0, 0.02)
+    inputs = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in sized.inputs().items()}
+    return comfy.model_patcher.ModelPatcher(model, device, device), inputs | {"t": torch.tensor([0.7], device=device)}
+
+
+def direction(sized: Sized):
+    """A direction between two random prompts."""
+    from benchmarks.in_process import node
+
+    sides = []
+    for _ in range(2):
+        text = sized.text()
+        sides.append([[text.pop("tokens", _random(1, 1, 16)), text]])
+    return node("GuidanceDirectionFromConditioning", positive=sides[0], negative=sides[1])[0]
