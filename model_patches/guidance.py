@@ -122,6 +122,11 @@ def guide(
     return model
 
 
+def guided_depth(model) -> int:
+    """How many layers the model of a guided ModelPatcher has."""
+    return len(model.model_options["transformer_options"][KEY][-1].layer_weights) - 1
+
+
 def check_percents(start_percent: float, end_percent: float) -> None:
     """Raises ValueError unless 0 <= start_percent <= end_percent <= 1."""
     for name, value in (("start_percent", start_percent), ("end_percent", end_percent)):

@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 from typing_extensions import override
 
-from ..model_patches.guidance import CFG_ROWS, check_percents, guide
+from ..model_patches.guidance import CFG_ROWS, check_percents, guide, guided_depth
 from .projections import with_base
 from .queue_errors import checked
 from .sockets import CATEGORY, Direction, Projection, Schedule
@@ -81,4 +81,5 @@ class ApplyModulationGuidance(io.ComfyNode):
         projection=None, base_positive=None, base_negative=None,
     ) -> io.NodeOutput:
         projection = with_base(projection, base_positive, base_negative)
-        return io.NodeOutput(guide(model, direction, w, schedule, cfg_rows, keep_norm, start_percent, end_percent, projection))
+        model = guide(model, direction, w, schedule, cfg_rows, keep_norm, start_percent, end_percent, projection)
+        return io.NodeOutput(model, ui={"model_depth": [guided_depth(model)]})  # for the schedule's drawing in the editor

@@ -1,5 +1,7 @@
 """Nodes that say how strongly each layer is guided."""
 
+import json
+
 from comfy_api.input import CurveInput
 from comfy_api.latest import io
 from typing_extensions import override
@@ -21,6 +23,11 @@ def _final_layer():
 
 def _output():
     return Schedule.Output("schedule", tooltip="One weight per layer, multiplied with w; fitted to the model where it is applied.")
+
+
+def _drawn(schedule, **inputs) -> io.NodeOutput:
+    """The schedule, and for its drawing in the editor (web/layer_schedule.js) the inputs that may have come over links."""
+    return io.NodeOutput(schedule, ui={"schedule_inputs": [json.dumps(inputs)]})
 
 
 class GuidanceLayerSchedule(io.ComfyNode):
@@ -61,7 +68,10 @@ class GuidanceLayerSchedule(io.ComfyNode):
     @classmethod
     @override
     def execute(cls, start_layer=5, end_layer=-1, taper_layers=0, taper_scale=0.25, final_layer=0.0) -> io.NodeOutput:
-        return io.NodeOutput(RangeSchedule(start_layer, end_layer, taper_layers, taper_scale, final_layer))
+        return _drawn(
+            RangeSchedule(start_layer, end_layer, taper_layers, taper_scale, final_layer),
+            start_layer=start_layer, end_layer=end_layer, taper_layers=taper_layers, taper_scale=taper_scale, final_layer=final_layer,
+        )
 
 
 class GuidanceLayerScheduleCurve(io.ComfyNode):
@@ -90,7 +100,7 @@ class GuidanceLayerScheduleCurve(io.ComfyNode):
         curve = CurveInput.from_raw(curve)
         if not curve.points:
             raise ValueError("Layer Schedule (Curve): the curve has no points. Draw at least one.")
-        return io.NodeOutput(CurveSchedule(curve.interp, final_layer))
+        return _drawn(CurveSchedule(curve.interp, final_layer), final_layer=final_layer)
 
 
 class GuidanceLayerScheduleText(io.ComfyNode):
@@ -121,4 +131,4 @@ class GuidanceLayerScheduleText(io.ComfyNode):
     @classmethod
     @override
     def execute(cls, layers, final_layer=0.0) -> io.NodeOutput:
-        return io.NodeOutput(TextSchedule(parse_ranges(layers), final_layer))
+        return _drawn(TextSchedule(parse_ranges(layers), final_layer), layers=layers, final_layer=final_layer)

@@ -1,0 +1,125 @@
+/**
+ * Shows the shape of a layer schedule on its node, live.
+ *
+ * What a node cannot know by itself comes with a run: Apply Modulation Guidance tells the depth of its model, which goes up the
+ * link to the schedule's node, and the schedule's node tells the values that came to it over links.
+ */
+
+import { app } from '../../scripts/app.js'
+import { BOX_HEIGHT, ScheduleBars } from './schedule_bars.js'
+import { ScheduleError, largestLayer, weightsOf } from './schedule_weights.js'
+import { texts } from './texts.js'
+
+const SCHEDULE_NODES = ['GuidanceLayerSchedule', 'GuidanceLayerScheduleText', 'GuidanceLayerScheduleCurve']
+const SOCKET = 'LAYER_SCHEDULE'
+const WIDGET = 'shape'
+const TYPICAL_DEPTH = 57 // FLUX.1
+const DEPTH_PROPERTY = 'model_depth' // saved with the workflow, so that a loaded one is drawn as it was
+const MARGIN = 10 // around a widget of this kind on the canvas
+
+const words = texts()
+
+app.registerExtension({
+  name: 'ModulationGuidance.LayerSchedule',
+
+  beforeRegisterNodeDef(nodeType, nodeData) {
+    if (SCHEDULE_NODES.includes(nodeData.name)) after(nodeType.prototype, 'onExecuted', rememberInputs)
+    const { required = {}, optional = {} } = nodeData.input ?? {}
+    if (Object.values({ ...required, ...optional }).some(([type]) => type === SOCKET)) {
+      after(nodeType.prototype, 'onExecuted', tellDepth)
+    }
+  },
+
+  nodeCreated(node) {
+    if (SCHEDULE_NODES.includes(node.comfyClass)) addShape(node)
+  }
+})
+
+/** Runs `more` after a node's own method, which many extensions wrap in this way. */
+function after(object, method, more) {
+  const own = object[method]
+  object[method] = function (...args) {
+    const result = own?.apply(this, args)
+    more.apply(this, args)
+    return result
+  }
+}
+
+function addShape(node) {
+  const bars = new ScheduleBars()
+  const widget = node.addDOMWidget(WIDGET, 'modulation_guidance_shape', bars.element, {
+    serialize: false, // not in the prompt
+    hideOnZoom: false,
+    margin: MARGIN,
+    getMinHeight: () => BOX_HEIGHT + 2 * MARGIN,
+    getMaxHeight: () => BOX_HEIGHT + 2 * MARGIN
+  })
+  widget.serialize = false // not in the workflow's widget values
+  node.modulationGuidanceBars = bars
+  const redraw = () => draw(node)
+  for (const each of node.widgets) if (each !== widget) after(each, 'callback', redraw)
+  for (const event of ['onConfigure', 'onConnectionsChange', 'onWidgetChanged']) after(node, event, redraw)
+  node.setSize([node.size[0], Math.max(node.size[1], node.computeSize()[1])])
+  redraw()
+}
+
+async function draw(node) {
+  const text = await words
+  const bars = node.modulationGuidanceBars
+  const inputs = inputsOf(node)
+  const known = node.properties[DEPTH_PROPERTY]
+  try {
+    const depth = known ?? Math.max(TYPICAL_DEPTH, largestLayer(node.comfyClass, inputs) + 1)
+    const weights = weightsOf(node.comfyClass, inputs, depth)
+    const guided = weights.slice(0, -1).filter(Boolean).length
+    const linked = unknownLinks(node)
+    bars.draw(weights, text('head'), [
+      text('guided', { guided, depth }),
+      ...(linked.length ? [text('linked', { names: linked.join(', ') })] : known ? [] : [text('assumed')])
+    ].join('\n'))
+  } catch (error) {
+    if (!(error instanceof ScheduleError)) throw error
+    bars.refuse(text(error.key, error.values))
+  }
+  node.setDirtyCanvas?.(true)
+}
+
+/** The node's inputs by name: what its widgets say, or what came over a link in the last run. */
+function inputsOf(node) {
+  const values = Object.fromEntries(node.widgets.filter(({ name }) => name !== WIDGET).map(({ name, value }) => [name, value]))
+  for (const name of linkedWidgets(node)) values[name] = node.modulationGuidanceRun?.[name] ?? values[name]
+  return values
+}
+
+function linkedWidgets(node) {
+  return (node.inputs ?? []).filter((input) => input.widget && input.link != null).map((input) => input.widget.name)
+}
+
+function unknownLinks(node) {
+  return linkedWidgets(node).filter((name) => node.modulationGuidanceRun?.[name] === undefined)
+}
+
+function rememberInputs(output) {
+  const [inputs] = output?.schedule_inputs ?? []
+  if (inputs === undefined) return
+  this.modulationGuidanceRun = JSON.parse(inputs)
+  draw(this)
+}
+
+function tellDepth(output) {
+  const [depth] = output?.model_depth ?? []
+  if (depth === undefined) return
+  this.inputs.forEach((input, index) => {
+    if (input.type !== SOCKET) return
+    const schedule = sourceOf(this, index)
+    if (!schedule?.modulationGuidanceBars) return
+    schedule.properties[DEPTH_PROPERTY] = depth
+    draw(schedule)
+  })
+}
+
+/** The node whose output reaches an input, beyond reroute nodes. */
+function sourceOf(node, index) {
+  const source = node.getInputNode(index)
+  return source?.isVirtualNode && source.inputs?.length ? sourceOf(source, 0) : source
+}
