@@ -4,10 +4,9 @@ from dataclasses import replace
 
 import comfy.ops
 import comfy.supported_models
-import torch
 from comfy.ldm.hidream.model import HiDreamImageTransformer2DModel
 
-from .small import Small, random
+from .small import Small, drawing
 
 DIMS = dict(
     attention_head_dim=32, axes_dims_rope=[16, 8, 8], num_attention_heads=2, caption_channels=[16, 24], max_resolution=[16, 16],
@@ -19,9 +18,9 @@ DIMS = dict(
 
 
 def _prompt(draw):
-    return random(1, 6, 16)(draw), {
-        "pooled_output": random(1, 32)(draw),
-        "conditioning_llama3": random(1, 4, 5, 24)(draw),  # tokens of each layer of Llama
+    return draw(1, 6, 16), {
+        "pooled_output": draw(1, 32),
+        "conditioning_llama3": draw(1, 4, 5, 24),  # tokens of each layer of Llama
     }
 
 
@@ -43,5 +42,5 @@ HIDREAM_I1 = Small(
 HIDREAM_E1 = replace(
     HIDREAM_I1,
     name="HiDream-E1",
-    settings=(("concat_latent_image", random(1, 16, 8, 8)(torch.Generator().manual_seed(3))),),
+    settings=(("concat_latent_image", drawing(3)(1, 16, 8, 8)),),
 )

@@ -7,7 +7,7 @@ import comfy.supported_models
 import torch
 from comfy.ldm.hydit.models import HunYuanDiT
 
-from .small import Small, random
+from .small import Small
 
 DIMS = dict(
     hidden_size=64, depth=6, num_heads=2, text_states_dim=16, text_states_dim_t5=32, text_len=5, text_len_t5=8, size_cond=False,
@@ -16,9 +16,9 @@ DIMS = dict(
 
 
 def _prompt(draw):
-    return random(1, 5, 16)(draw), {
+    return draw(1, 5, 16), {
         "attention_mask": torch.ones(1, 5),
-        "conditioning_mt5xl": random(1, 8, 32)(draw),
+        "conditioning_mt5xl": draw(1, 8, 32),
         "attention_mask_mt5xl": torch.ones(1, 8),
     }
 

@@ -6,7 +6,7 @@ import comfy.ops
 import torch
 from comfy.ldm.hunyuan_video.model import HunyuanVideo
 
-from .small import Small, random
+from .small import Small, drawing
 
 
 def _model(in_channels=16, guidance_embed=True):
@@ -22,7 +22,7 @@ TEXT_TO_VIDEO = Small(
     name="HunyuanVideo",
     model=_model,
     output="final_layer.linear.weight",
-    prompt=lambda draw: (random(1, 8, 16)(draw), {"pooled_output": random(1, 768)(draw)}),
+    prompt=lambda draw: (draw(1, 8, 16), {"pooled_output": draw(1, 768)}),
     settings=(("guidance", 6.0),),
     latent=(16, 3, 4, 4),
     text=("y",),
@@ -31,7 +31,7 @@ TEXT_TO_VIDEO = Small(
     depth=8,
     start_layer=5,
 )
-_first_frame = random(1, 16, 3, 4, 4)(torch.Generator().manual_seed(3))
+_first_frame = drawing(3)(1, 16, 3, 4, 4)
 _but_the_first = torch.ones(1, 1, 3, 4, 4).index_fill(2, torch.tensor([0]), 0.0)
 CONCAT = replace(
     TEXT_TO_VIDEO,

@@ -4,7 +4,7 @@ import comfy.ops
 import comfy.supported_models
 from comfy.ldm.kandinsky5.model import Kandinsky5
 
-from .small import Small, random
+from .small import Small
 
 DIMS = dict(model_dim=128, time_dim=64, ff_dim=64, num_text_blocks=2, num_visual_blocks=6)
 IMAGE = dict(in_text_dim=16, in_text_dim2=32, visual_embed_dim=64, rope_scale_factor=(1.0, 1.0, 1.0))
@@ -16,7 +16,7 @@ def _small(name, latent, tokens, pooled, config=None, **dims):
         model=lambda: Kandinsky5(**DIMS, **dims, operations=comfy.ops.disable_weight_init),
         config=config,
         output="out_layer.out_layer.weight",
-        prompt=lambda draw: (random(1, 8, tokens)(draw), {"pooled_output": random(1, pooled)(draw)}),
+        prompt=lambda draw: (draw(1, 8, tokens), {"pooled_output": draw(1, pooled)}),
         latent=latent,
         text=("y",),
         layers=(("visual_transformer_blocks", "time_embed"),),

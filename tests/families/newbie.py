@@ -4,7 +4,7 @@ import comfy.ops
 import comfy.supported_models
 from comfy.ldm.lumina.model import NextDiT
 
-from .small import Small, random
+from .small import Small
 
 DIMS = dict(
     patch_size=2, in_channels=16, dim=64, n_layers=6, n_refiner_layers=1, n_heads=2, n_kv_heads=1, multiple_of=16, qk_norm=True,
@@ -16,7 +16,7 @@ NEWBIE = Small(
     model=lambda: NextDiT(**DIMS, operations=comfy.ops.disable_weight_init),
     config=lambda: comfy.supported_models.Lumina2(DIMS),
     output="final_layer.linear.weight",
-    prompt=lambda draw: (random(1, 8, 16)(draw), {"pooled_output": random(1, 24)(draw)}),
+    prompt=lambda draw: (draw(1, 8, 16), {"pooled_output": draw(1, 24)}),
     latent=(16, 8, 8),
     text=("clip_text_pooled",),
     # The refiners take the same y before the layers do, and keep the plain one.

@@ -3,7 +3,7 @@
 import comfy.ops
 from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper
 
-from .small import Small, random
+from .small import Small
 
 DEPTH, WIDTH, CONTEXT, POOLED = 4, 256, 16, 32  # the host makes the width 64 x depth
 
@@ -21,7 +21,7 @@ def _small(name, **variant):
         name=name,
         model=lambda: _model(**variant),
         output="final_layer.linear.weight",
-        prompt=lambda draw: (random(1, 8, CONTEXT)(draw), {"pooled_output": random(1, POOLED)(draw)}),
+        prompt=lambda draw: (draw(1, 8, CONTEXT), {"pooled_output": draw(1, POOLED)}),
         latent=(16, 8, 8),
         text=("y",),
         layers=(("joint_blocks", "c"),),

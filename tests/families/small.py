@@ -20,7 +20,7 @@ class Small:
     model: the host's diffusion model, small, without weights. config: the class by which the host loads it and the dims that go
     with it, where its loader would insist on the full size; None where it reads the dims from the weights.
     output: the last layer's weight, which output_scale brings to outputs of about unit size.
-    prompt: (random numbers) -> what the family's text encoder gives: tokens, and whatever goes with them.
+    prompt: draw, see `drawing` -> what the family's text encoder gives: tokens, and whatever goes with them.
     steps: enough of them to keep the sampler's own rounding small.
     settings: what the user's own conditionings hold beside the prompt. latent: (C, H, W) or (C, T, H, W).
     text: the inputs of the model that hold the prompt.
@@ -64,8 +64,7 @@ class Small:
 
     def encoded(self, seed):
         """What the text encoder makes of prompt number `seed`."""
-        tokens, extras = self.prompt(torch.Generator().manual_seed(seed))
-        return [[tokens, extras]]
+        return [[*self.prompt(drawing(seed))]]
 
     def conditioning(self, seed, **settings):
         """The user's conditioning: prompt number `seed` and the settings."""
@@ -106,9 +105,10 @@ def _random_weights(model, seed):
     return state
 
 
-def random(*shape):
-    """(random numbers) -> a tensor; for prompts."""
-    return lambda generator: torch.randn(*shape, generator=generator)
+def drawing(seed):
+    """draw(*shape) -> the next random numbers of the seed."""
+    generator = torch.Generator().manual_seed(seed)
+    return lambda *shape: torch.randn(*shape, generator=generator)
 
 
 @dataclass
