@@ -17,7 +17,7 @@ import torch
 from benchmarks.in_process import node
 from comfy.ldm.anima.model import Anima
 from comfy.ldm.cosmos.predict2 import MiniTrainDIT
-from families.small import Small, random
+from families.small import Small
 from safetensors.torch import save_file
 
 WIDTH, CONTEXT, CLIP, HIDDEN, DEPTH = 64, 16, 24, 40, 6
@@ -70,7 +70,7 @@ COSMOS = Blind(
     config=lambda: comfy.supported_models.CosmosT2IPredict2(DIMS | {"image_model": "cosmos_predict2"}),
     output="final_layer.linear.weight",
     output_scale=0.15,
-    prompt=lambda draw: (random(1, 7, CONTEXT)(draw), {}),
+    prompt=lambda draw: (draw(1, 7, CONTEXT), {}),
     latent=(16, 1, 8, 8),
     text=("context",),
     layers=(("blocks", "emb_B_T_D"),),
@@ -91,10 +91,10 @@ def small_adapter():
 
 
 def _anima_prompt(draw):
-    length = int(torch.randint(3, 9, (1,), generator=draw))
-    return torch.randn(1, 7, CONTEXT, generator=draw), {
-        "t5xxl_ids": torch.randint(0, 32128, (length,), generator=draw, dtype=torch.int),
-        "t5xxl_weights": 0.5 + torch.rand(length, generator=draw),
+    length = 3 + int(3 * draw(1).abs())
+    return draw(1, 7, CONTEXT), {
+        "t5xxl_ids": (5000 * draw(length).abs()).int(),
+        "t5xxl_weights": 1 + 0.1 * draw(length),
     }
 
 

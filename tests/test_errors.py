@@ -31,20 +31,6 @@ def test_unet_is_named():
         apply(unet, direction())
 
 
-def test_text_blind_transformer_is_named():
-    from comfy.ldm.flux.model import Flux
-
-    blind = Flux(
-        image_model="flux2", in_channels=128, out_channels=128, vec_in_dim=None, context_in_dim=16, hidden_size=128, mlp_ratio=3.0,
-        num_heads=1, depth=1, depth_single_blocks=1, axes_dim=[32, 32, 32, 32], theta=2000, patch_size=1, qkv_bias=False,
-        guidance_embed=False, txt_ids_dims=[3], global_modulation=True, mlp_silu_act=True, ops_bias=False,
-        dtype=torch.float32, device="cpu", operations=comfy.ops.disable_weight_init,
-    )
-    state = {name: torch.zeros_like(tensor) for name, tensor in blind.state_dict().items()}
-    with pytest.raises(ValueError, match=r"This model is a Flux2 \(class Flux\).*text-blind"):
-        apply(comfy.sd.load_diffusion_model_state_dict(state), direction())
-
-
 def test_pooled_output_missing_says_which_encoder(model):
     sides = conditioning(1), conditioning(2)
     del sides[1][0][1]["pooled_output"]

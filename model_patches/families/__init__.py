@@ -28,9 +28,9 @@ def family_of(diffusion_model: nn.Module, model_name: str) -> Family:
     for family in FAMILIES:
         if family.matches(diffusion_model):
             return family
+    reading, blind = (", ".join(family.name for family in FAMILIES if (family.text is None) == is_blind) for is_blind in (False, True))
     raise ValueError(
-        f"Modulation guidance works on diffusion transformers that have pooled text in their modulation: "
-        f"{', '.join(family.name for family in FAMILIES)}. This model is a {model_name} (class {type(diffusion_model).__name__}), "
-        "which is not among them: UNets have no such modulation, and text-blind transformers no pooled text in it. "
-        "Connect a model of a supported family."
+        f"Modulation guidance works on diffusion transformers that have pooled text in their modulation ({reading}), and with a pooled "
+        f"projection on text-blind ones ({blind}). This model is a {model_name} (class {type(diffusion_model).__name__}), which is "
+        "not among them. Connect a model of a supported family."
     )
