@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache
+from operator import itemgetter
 from types import FunctionType, MethodType
 
 import torch
@@ -31,11 +32,6 @@ class Edit:
     target: BlockInput
     function: Callable
     tensors: tuple[Tensor | None, ...]
-
-    @property
-    def kind(self) -> str:
-        """What tells the graphs of two edits apart."""
-        return self.function.__name__ + "".join("01"[tensor is not None] for tensor in self.tensors)
 
 
 def shifted(y, added, norm_kept: Tensor | None):
@@ -76,21 +72,31 @@ def _with_norm_of(plain: Tensor, guided: Tensor) -> Tensor:
 
 @contextmanager
 def edited(model: nn.Module, edits: Iterable[Edit]):
-    """Within the context, the blocks of `model` named in `edits` see their arguments changed, in the order of `edits`."""
+    """Within the context, the blocks of `model` named in `edits` see their arguments changed, in the order of `edits`.
+
+    One `edited` within another adds its edits to the blocks that both change.
+    """
     of_block = {}
     for edit in edits:
-        of_block.setdefault(uncompiled(edit.target.module), []).append(edit)
-    kinds = sorted({edit.kind for block_edits in of_block.values() for edit in block_edits})
+        block = uncompiled(edit.target.module)
+        of_block.setdefault(block, [*block.__dict__.get("modulation_edits", ())]).append(
+            (edit.target.name, edit.target.position, edit.function, edit.tensors)
+        )
+    for block_edits in of_block.values():
+        block_edits.sort(key=itemgetter(0))  # of two arguments, whichever came first: the graph is the same
+    kinds = {**model.__dict__.get("modulation_kinds", {}), **{block: _kind(block_edits) for block, block_edits in of_block.items()}}
     with ExitStack() as stack:
-        stack.enter_context(_overridden(model, _marked_forward, "_".join(kinds)))
+        stack.enter_context(_overridden(model, _marked_forward, "_".join(sorted({*kinds.values()})), modulation_kinds=kinds))
         for block, block_edits in of_block.items():
-            stack.enter_context(_overridden(
-                block,
-                _edited_forward,
-                "_".join(edit.kind for edit in block_edits),
-                modulation_edits=tuple((edit.target.name, edit.target.position, edit.function, edit.tensors) for edit in block_edits),
-            ))
+            stack.enter_context(_overridden(block, _edited_forward, kinds[block], modulation_edits=tuple(block_edits)))
         yield
+
+
+def _kind(block_edits) -> str:
+    """What tells the graphs of two sets of edits apart."""
+    return "_".join(
+        function.__name__ + "".join("01"[tensor is not None] for tensor in tensors) for _, _, function, tensors in block_edits
+    )
 
 
 def uncompiled(module: nn.Module) -> nn.Module:
@@ -127,7 +133,8 @@ def _copied_for(cls: type, function, suffix: str):
 
 @contextmanager
 def _overridden(module: nn.Module, forward, suffix: str, **attributes):
-    attributes["modulation_inner_forward"] = module.__dict__.get("forward")
+    if "modulation_inner_forward" not in module.__dict__:
+        attributes["modulation_inner_forward"] = module.__dict__.get("forward")
     attributes["forward"] = MethodType(_copied_for(type(module), forward, suffix), module)
     before = {name: module.__dict__[name] for name in attributes if name in module.__dict__}
     try:
