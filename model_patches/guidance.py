@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from .conditionings import conditional_chunks, tell_conditionings_apart
 from .directions import GuidanceDirection
 from .families import Call, Family, Injection, TextPath, family_of
-from .injection import Edit, edited, shifted, uncompiled, views
+from .injection import Edit, edited, uncompiled
 from .schedules import LayerSchedule
+from .shifts import shifted, views
 
 # One constant key: a wrapper key of its own per node would give torch.compile a new frame per node.
 KEY = "modulation_guidance"
@@ -47,15 +48,7 @@ class Guidance:
 
     def acts_at(self, call: Call, conditional: list[bool]) -> bool:
         """Whether the direction shifts anything at this call."""
-        return self.w != 0 and any(self.signs(conditional)) and self._in_window(call.sigma, call.base_model.model_sampling)
-
-    def _in_window(self, sigma: Tensor, model_sampling) -> bool:
-        if self.start_percent == 0 and self.end_percent == 1:
-            return True  # spares reading sigma back from the device
-        first, last = (model_sampling.percent_to_sigma(p) for p in (self.start_percent, self.end_percent))
-        sigma = sigma.max()
-        # Compared as tensors, in the precision of sigma, as the host does: a step right on the edge belongs to the window.
-        return bool((last <= sigma) & (sigma <= first))
+        return self.w != 0 and any(self.signs(conditional)) and in_window(call, self.start_percent, self.end_percent)
 
     def signs(self, conditional: list[bool]) -> list[int]:
         """The sign of w for each chunk of the batch."""
@@ -125,6 +118,16 @@ def guide(
 def guided_depth(model) -> int:
     """How many layers the model of a guided ModelPatcher has."""
     return len(model.model_options["transformer_options"][KEY][-1].layer_weights) - 1
+
+
+def in_window(call: Call, start_percent: float, end_percent: float) -> bool:
+    """Whether this call lies in that part of sampling."""
+    if start_percent == 0 and end_percent == 1:
+        return True  # spares reading sigma back from the device
+    first, last = map(call.base_model.model_sampling.percent_to_sigma, (start_percent, end_percent))
+    sigma = call.sigma.max()
+    # Compared as tensors, in the precision of sigma, as the host does: a step right on the edge belongs to the window.
+    return bool((last <= sigma) & (sigma <= first))
 
 
 def check_percents(start_percent: float, end_percent: float) -> None:
@@ -216,7 +219,8 @@ def _injected(guidances: list[Guidance], injection: Injection, diffusion_model: 
             if target.carry:
                 added, norm_kept = target.carry(diffusion_model, call, added, norm_kept), None
             distinct[key] = (added, norm_kept)
-        yield Edit(target, shifted, tuple(views(tensors) for tensors in distinct[key]))
+        added, norm_kept = distinct[key]
+        yield Edit(target, shifted, (views(target.part(added) if target.part else added), views(norm_kept)))
 
 
 @dataclass(frozen=True)

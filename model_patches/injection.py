@@ -14,12 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from operator import itemgetter
 from types import FunctionType, MethodType
 
-import torch
 from torch import Tensor, nn
 
 from .families import BlockInput
@@ -32,42 +31,6 @@ class Edit:
     target: BlockInput
     function: Callable
     tensors: tuple[Tensor | None, ...]
-
-
-def shifted(y, added, norm_kept: Tensor | None):
-    """y + added, or rescale(y + norm_kept) + added with the norm of y kept per row.
-
-    y: (B, D), or (B, ..., D) with several vectors a row; added, norm_kept: (B, D), or of y's rank. Where y is a structure of
-    tensors (tuples, dataclasses), so is added, and norm_kept is None.
-    """
-    if isinstance(y, tuple):
-        return tuple(None if part is None else shifted(part, shift, None) for part, shift in zip(y, added, strict=True))
-    if is_dataclass(y):
-        return replace(y, **{field.name: shifted(getattr(y, field.name), getattr(added, field.name), None) for field in fields(y)})
-    guided = y if norm_kept is None else _with_norm_of(y, y + _of_rank(y.ndim, norm_kept))
-    return guided if added is None else guided + _of_rank(y.ndim, added)
-
-
-def views(tensors):
-    """The same tensor, or structure of tensors, as new objects: one object in two blocks would be a guard of torch.compile."""
-    if isinstance(tensors, Tensor):
-        return tensors.view(tensors.shape)
-    if isinstance(tensors, tuple):
-        return tuple(map(views, tensors))
-    if is_dataclass(tensors):
-        return replace(tensors, **{field.name: views(getattr(tensors, field.name)) for field in fields(tensors)})
-    return tensors
-
-
-def _of_rank(ndim: int, tensor: Tensor) -> Tensor:
-    return tensor.reshape(tensor.shape[0], *[1] * (ndim - tensor.ndim), *tensor.shape[1:])
-
-
-def _with_norm_of(plain: Tensor, guided: Tensor) -> Tensor:
-    # In fp32: the squares of a half-precision y overflow.
-    wanted = torch.linalg.vector_norm(plain, dim=-1, keepdim=True, dtype=torch.float32)
-    norm = torch.linalg.vector_norm(guided, dim=-1, keepdim=True, dtype=torch.float32)
-    return guided * (wanted / norm.clamp_min(torch.finfo(torch.float32).tiny)).to(guided.dtype)
 
 
 @contextmanager

@@ -22,12 +22,14 @@ class BlockInput:
 
     carry: for an argument that is made from y by a layer before the block: (model, call, y's two shifts, see `shifted`) ->
     what is added to the argument at this call, a tensor or a structure of them like the argument's; None where the argument is y.
+    part: takes a block's part out of what `carry` makes, where one layer makes the arguments of all blocks at once.
     """
 
     module: nn.Module
     name: str
     position: int
     carry: Callable[[nn.Module, Call, Tensor | None, Tensor | None], Any] | None = None
+    part: Callable[[Any], Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -182,6 +184,36 @@ class TextContext:
     of_rows: Callable[[nn.Module, Call], Tensor] = lambda model, call: call.cast(call.context)
 
 
+def _unmasked(call: Call) -> Tensor:
+    """(R, L), True where neither the encoder's attention mask nor a row of zeros says padding."""
+    present = call.context.any(dim=-1)
+    mask = call.conds.get("attention_mask")
+    if mask is None:
+        return present
+    # As the host reads it: numbers that are added to the attention, or 1 for a token and 0 for padding.
+    kept = mask >= 0 if mask.is_floating_point() else mask.bool()
+    return present & kept.to(present.device)
+
+
+@dataclass(frozen=True)
+class TextTokens:
+    """Where the text tokens themselves enter the blocks, in models whose blocks attend to text and image jointly (MM-DiT).
+
+    joint: the first blocks, and the argument that holds the text tokens, (R, L, D).
+    mixed: the blocks after them, and the argument that holds text and image tokens in one, (R, L + image tokens, D).
+    mixed_text_first: whether the text comes before the image there.
+    present: (call) -> (R, L), True for the prompt's tokens and False for padding, as far as the model's inputs tell; L as in the blocks.
+    encoders: the encoders, by the host's names, whose tokens follow each other in L, where their padding can't be told from the
+    inputs but only by counting the tokens of the prompt; of names in one string the first that the host has loaded.
+    """
+
+    joint: Callable[[nn.Module], list[BlockInput]]
+    mixed: Callable[[nn.Module], list[BlockInput]] = lambda model: []
+    mixed_text_first: bool = True
+    present: Callable[[Call], Tensor] = _unmasked
+    encoders: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True)
 class Family:
     """A family of diffusion transformers that share a class of the host.
@@ -192,6 +224,7 @@ class Family:
     start_layer (None: a tenth of the depth), final_layer, cfg_rows: the reference's settings, used where the user gives none.
     encoder: how to load the text encoder that the model uses.
     context: the text-blind model's own text, which a projection may pool.
+    text_tokens: where the text tokens enter the blocks; None where they do by cross-attention alone.
     """
 
     name: str
@@ -203,6 +236,7 @@ class Family:
     final_layer: float = 0.0
     cfg_rows: str = "both"
     context: TextContext | None = None
+    text_tokens: TextTokens | None = None
 
     def depth(self, model: nn.Module) -> int:
         """The number of layers."""

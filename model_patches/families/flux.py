@@ -6,7 +6,7 @@ Reference settings: github.com/quickjkee/modulation-guidance, FLUX schnell and d
 
 from comfy.ldm.flux.model import Flux
 
-from .base import BlockInput, Family, Injection, PooledText
+from .base import BlockInput, Family, Injection, PooledText, TextTokens
 
 
 def _matches(model):
@@ -31,4 +31,10 @@ FLUX = Family(
     ),
     encoder="CLIP-L, with DualCLIPLoader and type flux",
     start_layer=5,
+    # The host pads T5's tokens to 256 and gives no mask: nothing in the inputs tells the padding.
+    text_tokens=TextTokens(
+        joint=lambda model: [BlockInput(block, "txt", 1) for block in model.double_blocks],
+        mixed=lambda model: [BlockInput(block, "x", 0) for block in model.single_blocks],
+        encoders=("t5xxl",),
+    ),
 )

@@ -4,13 +4,21 @@ y = t_embedder(t) + p_embedder(CLIP-L and CLIP-G pooled, 2048).
 Reference settings: github.com/quickjkee/modulation-guidance, HiDream: w 3, start layer 5, unconditional rows with -w, guided head.
 """
 
+import torch
 from comfy.ldm.hidream.model import HiDreamImageTransformer2DModel
 
-from .base import BlockInput, Family, Injection, PooledText
+from .base import BlockInput, Family, Injection, PooledText, TextTokens
 
 
 def _blocks(model):
     return [BlockInput(block, "adaln_input", 3) for block in (*model.double_stream_blocks, *model.single_stream_blocks)]
+
+
+def _present(call):
+    """Every block reads T5's tokens and those of two layers of Llama; missing encoders leave zeros."""
+    t5 = call.context.any(dim=-1)
+    llama = call.conds["encoder_hidden_states_llama3"].any(dim=-1).any(dim=1).to(t5.device)
+    return torch.cat((t5, llama, llama), dim=1)
 
 
 HIDREAM = Family(
@@ -25,4 +33,12 @@ HIDREAM = Family(
     start_layer=5,
     final_layer=1.0,
     cfg_rows="opposed",
+    # The host pads T5's tokens and Llama's to 128 and gives no mask.
+    text_tokens=TextTokens(
+        joint=lambda model: [BlockInput(block, "text_tokens", 2) for block in model.double_stream_blocks],
+        mixed=lambda model: [BlockInput(block, "image_tokens", 0) for block in model.single_stream_blocks],
+        mixed_text_first=False,
+        present=_present,
+        encoders=("t5xxl", "llama", "llama"),
+    ),
 )

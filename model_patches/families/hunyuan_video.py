@@ -7,7 +7,7 @@ Reference settings: github.com/quickjkee/modulation-guidance, HunyuanVideo: w 3.
 
 from comfy.ldm.hunyuan_video.model import HunyuanVideo
 
-from .base import BlockInput, Family, Injection, PooledText
+from .base import BlockInput, Family, Injection, PooledText, TextTokens
 
 
 def _matches(model):
@@ -32,4 +32,9 @@ HUNYUAN_VIDEO = Family(
     ),
     encoder="CLIP-L, with DualCLIPLoader and type hunyuan_video",
     start_layer=5,
+    # The host does not pad Llama's tokens, and gives its mask where a prompt holds padding all the same.
+    text_tokens=TextTokens(
+        joint=lambda model: [BlockInput(block, "txt", 1) for block in model.double_blocks],
+        mixed=lambda model: [BlockInput(block, "x", 0) for block in model.single_blocks],
+    ),
 )

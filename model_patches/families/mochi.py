@@ -7,7 +7,7 @@ There is no reference implementation of modulation guidance for it: start layer 
 import torch
 from comfy.ldm.genmo.joint_model.asymm_models_joint import AsymmDiTJoint
 
-from .base import BlockInput, Family, Injection, TextPath
+from .base import BlockInput, Family, Injection, TextPath, TextTokens
 
 
 class _PooledTokens(TextPath):
@@ -38,4 +38,6 @@ MOCHI = Family(
     )},
     text=_PooledTokens(),
     encoder="T5-XXL, with CLIPLoader and type mochi",
+    # The host gives T5's mask.
+    text_tokens=TextTokens(joint=lambda model: [BlockInput(block, "y", 2) for block in model.blocks]),
 )

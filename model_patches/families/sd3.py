@@ -6,7 +6,7 @@ Reference settings: github.com/quickjkee/modulation-guidance, SD3.5 Large, with 
 
 from comfy.ldm.modules.diffusionmodules.mmdit import MMDiT
 
-from .base import BlockInput, Family, Injection, PooledText
+from .base import BlockInput, Family, Injection, PooledText, TextTokens
 
 SD3 = Family(
     name="SD3",
@@ -21,4 +21,9 @@ SD3 = Family(
     ),
     encoder="CLIP-L and CLIP-G, with DualCLIPLoader and type sd3, or TripleCLIPLoader",
     start_layer=2,
+    # CLIP's tokens, 77 at a time, then T5's, 77 at least; the host pads both and gives no mask.
+    text_tokens=TextTokens(
+        joint=lambda model: [BlockInput(block, "context", 0) for block in model.joint_blocks],
+        encoders=("l g", "t5xxl"),
+    ),
 )

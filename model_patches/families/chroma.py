@@ -1,0 +1,70 @@
+"""Chroma.
+
+Text-blind, and without one y: a small network, the approximator, makes all blocks' modulations from time and guidance, one row for
+each. Its hidden state after in_proj, of that many rows, is taken for the time embedding; a shift is added to every row of it.
+There is no reference for its settings: start layer a tenth of the depth, both rows, plain head.
+"""
+
+from functools import partial
+
+import torch
+from comfy.ldm.chroma.model import Chroma
+from comfy.ldm.flux.layers import timestep_embedding
+
+from ..shifts import shifted
+from .base import BlockInput, Family, Injection, TextContext
+
+_ROWS = 344  # of modulations that the host asks the approximator for
+
+
+def _hidden(model, call):
+    """(R, rows, H), the approximator's state after in_proj, as in the host's forward_orig."""
+    device = call.x.device
+    index = timestep_embedding(torch.arange(_ROWS, device=device), 32).to(call.dtype)
+    time, guidance = (timestep_embedding(value, 16).to(call.dtype) for value in (call.timestep, call.cast(call.conds["guidance"])))
+    beside_index = torch.cat((time, guidance), dim=1).unsqueeze(1).expand(-1, _ROWS, -1)
+    return model.distilled_guidance_layer.in_proj(torch.cat((beside_index, index.expand(call.rows, -1, -1)), dim=-1))
+
+
+def _modulations(model, hidden):
+    """(R, rows, D), the rest of the approximator."""
+    approximator = model.distilled_guidance_layer
+    for layer, norm in zip(approximator.layers, approximator.norms, strict=True):
+        hidden = hidden + layer(norm(hidden))
+    return approximator.out_proj(hidden)
+
+
+def _carry(model, call, added, norm_kept):
+    hidden = _hidden(model, call)
+    return _modulations(model, shifted(hidden, added, norm_kept)) - _modulations(model, hidden)
+
+
+def _double(model, i, modulations):
+    return tuple(model.get_modulations(modulations, stream, idx=i) for stream in ("double_img", "double_txt"))
+
+
+def _single(model, i, modulations):
+    return model.get_modulations(modulations, "single", idx=i)
+
+
+def _final(model, modulations):
+    return model.get_modulations(modulations, "final")
+
+
+CHROMA = Family(
+    name="Chroma",
+    # Radiance, a subclass, ends in another head.
+    matches=lambda model: type(model) is Chroma,
+    injections={"time embedding": Injection(
+        blocks=lambda model: [
+            *(BlockInput(block, "vec", 2, _carry, partial(_double, model, i)) for i, block in enumerate(model.double_blocks)),
+            *(BlockInput(block, "vec", 1, _carry, partial(_single, model, i)) for i, block in enumerate(model.single_blocks)),
+        ],
+        head=lambda model: BlockInput(model.final_layer, "vec", 1, _carry, partial(_final, model)),
+        y=_hidden,
+        width=lambda model: model.distilled_guidance_layer.in_proj.out_features,
+    )},
+    text=None,
+    context=TextContext(lambda model: model.txt_in.in_features),
+    encoder="T5-XXL, with CLIPLoader and type chroma",
+)

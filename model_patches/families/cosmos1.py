@@ -1,0 +1,40 @@
+"""Cosmos 1: text and video to video.
+
+Text-blind. Its blocks are modulated by the normalised time embedding through layers of their own, plus adaln_lora where the
+checkpoint has it, a vector of three times the width made from the time embedding before the norm.
+Settings as COSMOS's reference has them (github.com/quickjkee/modulation-guidance): w 3, start layer 0, conditional rows, plain head.
+"""
+
+from comfy.ldm.cosmos.model import GeneralDIT
+
+from .base import BlockInput, Family, Injection, TextContext
+
+
+def _time_embedding(model, call):
+    """(R, D)"""
+    frequencies = model.t_embedder[0](call.timestep.flatten()).to(call.dtype)
+    return model.affline_norm(model.t_embedder[1](frequencies)[0])
+
+
+COSMOS1 = Family(
+    name="Cosmos 1",
+    matches=lambda model: isinstance(model, GeneralDIT),
+    injections={
+        "time embedding": Injection(
+            blocks=lambda model: [BlockInput(block, "emb_B_D", 1) for block in model.blocks.values()],
+            head=lambda model: BlockInput(model.final_layer, "emb_B_D", 1),
+            y=_time_embedding,
+            width=lambda model: model.model_channels,
+        ),
+        "adaln lora": Injection(
+            blocks=lambda model: [BlockInput(block, "adaln_lora_B_3D", 5) for block in model.blocks.values()],
+            head=None,
+            width=lambda model: 3 * model.model_channels,
+        ),
+    },
+    text=None,
+    context=TextContext(lambda model: model.crossattn_emb_channels),
+    encoder="T5-XXL 1.0, with CLIPLoader and type cosmos",
+    start_layer=0,
+    cfg_rows="cond",
+)

@@ -1,0 +1,68 @@
+"""FLUX.2: dev and Klein.
+
+Text-blind: y = time_in(t) + guidance_in(g). Three layers make from it what modulates all double blocks' picture, their text, and
+all single blocks; the head takes y itself.
+There is no reference for its settings: start layer a tenth of the depth, both rows, plain head.
+"""
+
+import torch
+from comfy.ldm.flux.layers import timestep_embedding
+from comfy.ldm.flux.model import Flux
+
+from ..shifts import difference, shifted
+from .base import BlockInput, Family, Injection, TextContext
+
+
+def _at(model, call, timestep):
+    y = model.time_in(timestep_embedding(timestep, 256).to(call.dtype))
+    guidance = call.conds.get("guidance")
+    if model.params.guidance_embed and guidance is not None:
+        y = y + model.guidance_in(timestep_embedding(call.cast(guidance), 256).to(call.dtype))
+    return y
+
+
+def _time_embedding(model, call):
+    """(R, D)"""
+    return _at(model, call, call.timestep)
+
+
+def _of_picture(model, call):
+    """(R, D), or (R, 2, D) where reference pictures have a time of their own, zero."""
+    method = call.conds.get("ref_latents_method", model.params.default_ref_method)
+    y = _time_embedding(model, call)
+    if method != "index_timestep_zero" or not call.conds.get("ref_latents"):
+        return y
+    return torch.stack((y, _at(model, call, 0 * call.timestep)), dim=1)
+
+
+def _carry_double(model, call, added, norm_kept):
+    return tuple(
+        difference(modulation(shifted(y, added, norm_kept)), modulation(y))
+        for modulation, y in (
+            (model.double_stream_modulation_img, _of_picture(model, call)),
+            (model.double_stream_modulation_txt, _time_embedding(model, call)),
+        )
+    )
+
+
+def _carry_single(model, call, added, norm_kept):
+    y = _of_picture(model, call)
+    return difference(model.single_stream_modulation(shifted(y, added, norm_kept))[0], model.single_stream_modulation(y)[0])
+
+
+FLUX2 = Family(
+    name="FLUX.2",
+    matches=lambda model: isinstance(model, Flux) and model.params.global_modulation,
+    injections={"time embedding": Injection(
+        blocks=lambda model: [
+            *(BlockInput(block, "vec", 2, _carry_double) for block in model.double_blocks),
+            *(BlockInput(block, "vec", 1, _carry_single) for block in model.single_blocks),
+        ],
+        head=lambda model: BlockInput(model.final_layer, "vec", 1),
+        y=_time_embedding,
+        width=lambda model: model.hidden_size,
+    )},
+    text=None,
+    context=TextContext(lambda model: model.txt_in.in_features),
+    encoder="Mistral 3 (dev) or Qwen3 (Klein), with CLIPLoader and type flux2",
+)

@@ -1,0 +1,44 @@
+"""Wan 2.1 and 2.2, and models of the same class: CausVid, VACE, Fun Camera, Animate, HuMo.
+
+Text-blind: y = time_embedding(t), (R, T, D), with a time of its own for each frame in Wan 2.2 5B's image to video. One layer makes
+from it what modulates every block; the head takes y itself. VACE's side blocks keep the plain modulation.
+There is no reference for its settings: start layer a tenth of the depth, both rows, plain head.
+"""
+
+from comfy.ldm.wan.model import CameraWanModel, HumoWanModel, VaceWanModel, WanModel, sinusoidal_embedding_1d
+from comfy.ldm.wan.model_animate import AnimateWanModel
+
+from ..shifts import shifted
+from .base import BlockInput, Family, Injection, TextContext
+
+# Other subclasses of WanModel put several times, or other inputs, into the time embedding.
+_CLASSES = (WanModel, VaceWanModel, CameraWanModel, AnimateWanModel, HumoWanModel)
+
+
+def _time_embedding(model, call):
+    """(R, T, D); (R, D) in the classes that know one time only."""
+    timestep = call.timestep
+    y = model.time_embedding(sinusoidal_embedding_1d(model.freq_dim, timestep.flatten()).to(call.dtype))
+    return y if isinstance(model, (VaceWanModel, CameraWanModel)) else y.reshape(call.rows, -1, y.shape[-1])
+
+
+def _carry(model, call, added, norm_kept):
+    """What the shift of y changes in the blocks' modulation, (R, T, 6, D) or (R, 6, D)."""
+    y = _time_embedding(model, call)
+    change = model.time_projection(shifted(y, added, norm_kept)) - model.time_projection(y)
+    return change.unflatten(-1, (6, model.dim))
+
+
+WAN = Family(
+    name="Wan",
+    matches=lambda model: type(model) in _CLASSES,
+    injections={"time embedding": Injection(
+        blocks=lambda model: [BlockInput(block, "e", 1, _carry) for block in model.blocks],
+        head=lambda model: BlockInput(model.head, "e", 1),
+        y=_time_embedding,
+        width=lambda model: model.dim,
+    )},
+    text=None,
+    context=TextContext(lambda model: model.text_embedding[0].in_features),
+    encoder="UMT5-XXL, with CLIPLoader and type wan",
+)
