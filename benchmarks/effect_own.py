@@ -9,13 +9,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from tools.host import write_whole
+from tools.sheet import sheet
 from tqdm import tqdm
 
 from .effect_conditions import Condition
-from .effect_plots import sheet
 from .effect_report import markdown
-from .effect_run import pause, read_strip, strip_key, write_strip
+from .effect_run import pause, read_strip, save_png, strip_key, write_strip
 from .effect_settings import Files
 from .effect_statistics import difference, mean
 from .effect_studio import Studio
@@ -76,9 +77,10 @@ def write_grid(path: Path, prompt: str, conditions: dict, picture_of, options) -
     """A row for each start layer, a column for each w."""
     weights = list(dict.fromkeys(w for w, _ in conditions))
     starts = list(dict.fromkeys(start for _, start in conditions))
-    every = -(-options.size * len(weights) // GRID_WIDTH)
-    cells = [[read_strip(picture_of(conditions[w, start]), 1)[0][::every, ::every] for w in weights] for start in starts]
-    sheet(cells, [f"w {w:g}" if w else "plain" for w in weights], [f"start {start}" for start in starts], prompt, path)
+    cells = [[Image.fromarray(read_strip(picture_of(conditions[w, start]), 1)[0]) for w in weights] for start in starts]
+    columns = [f"w {w:g}" if w else "plain" for w in weights]
+    rows = [f"start {start}" for start in starts]
+    save_png(path, sheet(cells, columns, rows, [prompt], min(options.size, GRID_WIDTH // len(weights))))
 
 
 def scorer_of(name: str):

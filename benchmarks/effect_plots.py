@@ -4,7 +4,9 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
+
+from tools.sheet import sheet
 
 from .effect_conditions import NORM_KEPT_WEIGHTS, PLAIN, START_LAYERS, WEIGHTS, complexity
 from .effect_results import Results
@@ -13,7 +15,7 @@ from .effect_run import Job, read_strip, save_png
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402
 
-ENLARGE = 2  # pixels of grid.png for one of a picture
+GRID_WIDTH = 160  # pixels at which grid.png shows a picture
 
 
 def pareto(results: Results, path: Path) -> None:
@@ -62,35 +64,16 @@ def grid(jobs: list[Job], results: Results, seeds: int, folder: Path, path: Path
     prompt, seed = results.typical()
     shown = {job.condition: job for job in jobs if job.set_name == "general" and job.index == prompt}
     cells = [
-        [read_strip(folder / shown[complexity(w, start) if w else PLAIN].strip, seeds)[seed] for w in (0.0, *WEIGHTS)]
+        [Image.fromarray(read_strip(folder / shown[complexity(w, start) if w else PLAIN].strip, seeds)[seed]) for w in (0.0, *WEIGHTS)]
         for start in START_LAYERS
     ]
     columns = ["plain", *(f"w {w:g}" for w in WEIGHTS)]
     title = f"\"{shown[PLAIN].prompt.text}\", complexity direction; a picture of average effect"
-    sheet(cells, columns, [f"start {start}" for start in START_LAYERS], title, path, ENLARGE)
+    save_png(path, sheet(cells, columns, [f"start {start}" for start in START_LAYERS], [title], GRID_WIDTH), optimize=True)
 
 
 def _start(layer: int) -> str:
     return f"start {layer}" if layer else "start 0 (constant)"
-
-
-def sheet(cells: list[list[np.ndarray]], columns: list[str], rows: list[str], title: str, path: Path, enlarge: int = 1) -> None:
-    """Writes a named grid of pictures, each (H, W, 3) uint8."""
-    height, width = (side * enlarge for side in cells[0][0].shape[:2])
-    size = max(14, width // 12)
-    font, gap = ImageFont.load_default(size), max(4, width // 40)
-    left, top = size * 5, size * 4
-    image = Image.new("RGB", (left + len(columns) * (width + gap), top + len(rows) * (height + gap)), "white")
-    draw = ImageDraw.Draw(image)
-    draw.text((gap, gap), title, fill="black", font=font)
-    for j, name in enumerate(columns):
-        draw.text((left + j * (width + gap) + width / 2, top - gap), name, fill="black", font=font, anchor="mb")
-    for i, (name, row) in enumerate(zip(rows, cells)):
-        draw.text((left - gap, top + i * (height + gap) + height / 2), name, fill="black", font=font, anchor="rm")
-        for j, cell in enumerate(row):
-            picture = Image.fromarray(cell).resize((width, height), Image.NEAREST)
-            image.paste(picture, (left + j * (width + gap), top + i * (height + gap)))
-    save_png(path, image, optimize=True)
 
 
 def _bars(estimates) -> np.ndarray:

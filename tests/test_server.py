@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 from PIL import Image, ImageChops
@@ -18,15 +19,17 @@ sys.path.insert(1, str(CHECKOUT))  # after the host's own folder, whose modules 
 
 from tools.host import cache_folder, ensure_host  # noqa: E402
 from tools.server import Client, PromptError, PromptInterrupted, ServerError, running_server  # noqa: E402
-from tools.small_models import DOUBLE_BLOCKS, SINGLE_BLOCKS, with_small_models, write_small_models  # noqa: E402
+from tools.small_models import with_small_models, write_small_models  # noqa: E402
+from tools.small_world.checkers import read_picture  # noqa: E402
 
 WORKFLOWS = ["flux_schnell_aesthetics", "flux_dev_complexity_schedule"]
-SIZE = 128
+DEPTH = 12  # blocks of the small model
+SIZE, STEPS = 80, 4
 
 
 @pytest.fixture(scope="module")
 def models():
-    folder = cache_folder() / "small-models"
+    folder = cache_folder() / "small-world"
     write_small_models(folder)
     return folder
 
@@ -40,7 +43,7 @@ def client(models):
 def workflow(name, **settings):
     """A shared workflow with the small models; settings: {class type: {input: value}}."""
     prompt = with_small_models(json.loads((CHECKOUT / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8")))
-    for class_type, inputs in {"EmptySD3LatentImage": {"width": SIZE, "height": SIZE}, **settings}.items():
+    for class_type, inputs in {"KSampler": {"steps": STEPS}, **settings}.items():
         for node in nodes(prompt, class_type):
             node["inputs"].update(inputs)
     return prompt
@@ -117,7 +120,7 @@ def with_written_schedule(text):
 def test_a_drawn_and_a_written_schedule_of_the_same_weights_give_the_same_picture(client):
     curve = {"points": [[0, 0.5], [1, 0.5]], "interpolation": "linear"}
     drawn = pictures(client, with_schedule("GuidanceLayerScheduleCurve", curve=curve))
-    written = pictures(client, with_written_schedule(f"0-{DOUBLE_BLOCKS + SINGLE_BLOCKS - 1}: 0.5"))
+    written = pictures(client, with_written_schedule(f"0-{DEPTH - 1}: 0.5"))
     assert same(drawn["Guided"], written["Guided"]) and not same(drawn["Guided"], drawn["Plain"])
 
 
@@ -150,7 +153,7 @@ def test_a_schedule_that_does_not_parse_is_refused_when_queued(client):
 
 
 def test_a_layer_beyond_the_depth_is_an_error_that_names_both(client):
-    beyond, depth = 57, DOUBLE_BLOCKS + SINGLE_BLOCKS
+    beyond, depth = 57, DEPTH
     with pytest.raises(PromptError, match=rf"(?s)ApplyModulationGuidance .*\b{beyond}\b.*\b({depth}|{depth - 1})\b"):
         client.run(with_written_schedule(f"5-{beyond}: 1"))
 
@@ -190,18 +193,32 @@ def demo_result(*arguments):
     return subprocess.run(demo(*arguments), capture_output=True, text=True, timeout=600)
 
 
-def test_the_demo_makes_its_three_pictures(tmp_path, models):
-    result = demo_result("--small", "--size", SIZE, "--w", 4, "--prompt", "a red cube", "--out", tmp_path)
+def test_the_demo_draws_scenes_and_a_visible_effect(tmp_path, models):
+    result = demo_result("--small", "--out", tmp_path)
     assert result.returncode == 0, result.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["guided.png", "plain.png", "side_by_side.png"]
-    assert "Sample guided 4/4" in result.stdout
-    plain, guided, both = (Image.open(tmp_path / f"{name}.png") for name in ("plain", "guided", "side_by_side"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["grid.png", "guided.png", "plain.png", "side_by_side.png"]
+    assert "Sample guided 20/20" in result.stdout
+    plain, guided, both, grid = (Image.open(tmp_path / f"{name}.png") for name in ("plain", "guided", "side_by_side", "grid"))
     assert plain.size == guided.size == (SIZE, SIZE)
-    assert not same(plain.convert("RGB"), guided.convert("RGB"))
-    assert both.width > 2 * SIZE and both.height > SIZE
+    for picture in (plain, guided):
+        things = read_picture(np.asarray(picture.convert("RGB"))).things
+        assert [thing.color for thing in things] == ["red"] * 3, things
+    detail = [read_picture(np.asarray(picture.convert("RGB"))).detail for picture in (plain, guided)]
+    assert detail[1] > 2 * detail[0], detail
+    assert both.width > 2 * 320 and both.height > 320 and grid.width > 4 * 160 and grid.height > 4 * 160
+
+
+def test_the_demo_does_as_its_options_say(tmp_path, models):
+    given = ["--w", 4, "--prompt", "a red cross", "--size", 128, "--steps", 2, "--seed", 9, "--start-layer", 3, "--negative", "flat"]
+    result = demo_result("--small", *given, "--workflow", "flux_dev_complexity_schedule", "--out", tmp_path)
+    assert result.returncode == 0, result.stderr
+    guided = Image.open(tmp_path / "guided.png")
+    assert guided.size == (128, 128) and not same(guided.convert("RGB"), Image.open(tmp_path / "plain.png").convert("RGB"))
     written = json.loads(guided.info["prompt"])
-    assert nodes(written, "ApplyModulationGuidance")[0]["inputs"]["w"] == 4
-    assert nodes(written, "CLIPTextEncode")[0]["inputs"]["text"] == "a red cube"
+    set_to = {(node["class_type"], name): value for node in written.values() for name, value in node["inputs"].items()}
+    assert set_to["ApplyModulationGuidance", "w"] == 4 and set_to["KSampler", "steps"] == 2 and set_to["PrimitiveInt", "value"] == 9
+    assert set_to["GuidanceLayerSchedule", "start_layer"] == 3 and set_to["EncodeGuidanceDirection", "negative"] == "flat"
+    assert sorted(node["inputs"]["text"] for node in nodes(written, "CLIPTextEncode")) == ["", "a red cross"], "CFG's negative stays"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
@@ -210,7 +227,7 @@ def test_an_ended_demo_leaves_no_process_and_no_picture(tmp_path, models, how):
     temporary, out = tmp_path / "temporary", tmp_path / "out"
     temporary.mkdir()
     process = subprocess.Popen(
-        demo("--small", "--size", SIZE, "--steps", 10000, "--out", out), stdout=subprocess.PIPE, text=True,
+        demo("--small", "--steps", 10000, "--out", out), stdout=subprocess.PIPE, text=True,
         env={**os.environ, "TMPDIR": str(temporary)},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where the tests run in the background
     )
@@ -230,7 +247,7 @@ def test_an_ended_demo_leaves_no_process_and_no_picture(tmp_path, models, how):
 
 
 def test_the_demo_uses_a_server_that_runs(client, tmp_path):
-    result = demo_result("--comfyui", client.url, "--small", "--size", SIZE, "--out", tmp_path)
+    result = demo_result("--comfyui", client.url, "--small", "--steps", 1, "--out", tmp_path)
     assert result.returncode == 0, result.stderr
     assert Image.open(tmp_path / "guided.png").size == (SIZE, SIZE)
 

@@ -10,6 +10,10 @@ import torch
 from safetensors.torch import load_file
 
 import comfy.model_management
+import comfy.sample
+import comfy.samplers
+import comfy.sd
+from benchmarks.in_process import node
 from tools.small_world.captions import caption
 from tools.small_world.checkers import Expectation, read_picture, score
 from tools.small_world.dataset import HELD_OUT, draw
@@ -199,50 +203,69 @@ def to_diffusers(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 @cache
-def both_models():
+def theirs():
     from diffusers import FluxTransformer2DModel
-    weights = {name: weight.float() for name, weight in load_file(WEIGHTS / "small_world_flux.safetensors").items()}
-    ours = build_flux(0)
-    ours.load_state_dict(weights)
-    theirs = FluxTransformer2DModel(
+    model = FluxTransformer2DModel(
         patch_size=1, in_channels=64, num_layers=FLUX["depth"], num_single_layers=FLUX["depth_single_blocks"],
         attention_head_dim=128, num_attention_heads=1, joint_attention_dim=768, pooled_projection_dim=768,
         guidance_embeds=False, axes_dims_rope=tuple(FLUX["axes_dim"]))
-    theirs.load_state_dict(to_diffusers(weights))
-    return ours.eval(), theirs.eval()
+    weights = load_file(WEIGHTS / "small_world_flux.safetensors")
+    model.load_state_dict(to_diffusers({name: weight.float() for name, weight in weights.items()}))
+    return model.eval()
 
 
-@pytest.mark.parametrize("w, start_layer", ((0.0, 0), (3.0, 0), (3.0, 5), (2.0, 2)))
-def test_weights_give_the_same_output_in_diffusers_plain_and_guided(w, start_layer):
-    """y_hat = y + w (y+ - y-) on blocks from start_layer on, doubles first; the head keeps the plain y."""
-    ours, theirs = both_models()
-    generator = torch.Generator().manual_seed(0)
-    noisy = torch.randn(2, 16, 10, 10, generator=generator)
-    context = torch.randn(2, 77, 768, generator=generator)
-    pooled, positive, negative = torch.randn(3, 2, 768, generator=generator)
-    sigma = torch.tensor([0.3, 0.9])
-
-    delta = w * (ours.vector_in(positive) - ours.vector_in(negative))
-
-    def guided(args, extra):
-        return extra["original_block"]({**args, "vec": args["vec"] + delta})
-
-    blocks = [("double_block", i) for i in range(FLUX["depth"])] + [("single_block", i) for i in range(FLUX["depth_single_blocks"])]
-    options = {"patches_replace": {"dit": {block: guided for block in blocks[start_layer:]}}}
-    ours_out = ours(noisy, sigma, context, y=pooled, transformer_options=options)
-
-    embed = theirs.time_text_embed
-    y = {name: embed(sigma * 1000, vector) for name, vector in (("+", positive), ("-", negative))}
+def their_velocity(x, sigma, tokens, pooled, w, start_layer, positive, negative):
+    """y_hat = y + w (y(p+) - y(p-)) on blocks from start_layer on, doubles first; the head keeps the plain y."""
+    count, rows, columns = len(x), x.shape[2] // 2, x.shape[3] // 2
+    tokens, pooled, positive, negative = (each.expand(count, *each.shape[1:]) for each in (tokens, pooled, positive, negative))
+    sigmas = sigma.expand(count)
+    y = theirs().time_text_embed
+    delta = w * (y(sigmas * 1000, positive) - y(sigmas * 1000, negative))
     hooks = [block.register_forward_pre_hook(
-        lambda _, args, kwargs: (args, {**kwargs, "temb": kwargs["temb"] + w * (y["+"] - y["-"])}), with_kwargs=True)
-        for block in [*theirs.transformer_blocks, *theirs.single_transformer_blocks][start_layer:]]
-    packed = noisy.view(2, 16, 5, 2, 5, 2).permute(0, 2, 4, 1, 3, 5).reshape(2, 25, 64)
-    rows, columns = torch.meshgrid(torch.arange(5), torch.arange(5), indexing="ij")
-    ids = torch.stack([torch.zeros(25), rows.flatten(), columns.flatten()], dim=1)
-    theirs_out = theirs(packed, context, pooled, sigma, img_ids=ids, txt_ids=torch.zeros(77, 3)).sample
+        lambda _, args, kwargs: (args, {**kwargs, "temb": kwargs["temb"] + delta}), with_kwargs=True)
+        for block in [*theirs().transformer_blocks, *theirs().single_transformer_blocks][start_layer:]]
+    packed = x.view(count, 16, rows, 2, columns, 2).permute(0, 2, 4, 1, 3, 5).flatten(1, 2).flatten(2)
+    places = torch.cartesian_prod(torch.zeros(1), torch.arange(float(rows)), torch.arange(float(columns)))
+    velocity = theirs()(packed, tokens, pooled, sigmas, img_ids=places, txt_ids=torch.zeros(tokens.shape[1], 3)).sample
     for hook in hooks:
         hook.remove()
-    theirs_out = theirs_out.view(2, 5, 5, 16, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(2, 16, 10, 10)
+    return velocity.view(count, rows, columns, 16, 2, 2).permute(0, 3, 1, 4, 2, 5).flatten(2, 3).flatten(3)
 
-    assert ours_out.abs().max() > 0.1
-    torch.testing.assert_close(ours_out, theirs_out, atol=1e-4, rtol=1e-4)
+
+@pytest.fixture(scope="module")
+def ours(text_encoder):
+    """The host's fp32 model, and texts as its text encoder gives them."""
+    path = str(WEIGHTS / "small_world_flux.safetensors")
+    clip = load("flux", WEIGHTS, text_encoder).clip
+    return comfy.sd.load_diffusion_model(path, model_options={"dtype": torch.float32}), cache(
+        lambda text: clip.encode_from_tokens_scheduled(clip.tokenize(text)))
+
+
+@pytest.mark.parametrize("w, start_layer, cfg", ((0.0, 0, 3.0), (3.0, 0, 1.0), (3.0, None, 1.0), (3.0, None, 3.0), (6.0, 2, 3.0)))
+def test_the_node_on_the_host_samples_what_the_equation_samples_in_diffusers(ours, w, start_layer, cfg, steps=4):
+    """start_layer None: the default one, 5."""
+    model, encoded = ours
+    sides = {"positive": "Extremely complex, the highest quality", "negative": "Very simple, no details at all"}
+    direction, = node("GuidanceDirectionFromConditioning", **{name: encoded(text) for name, text in sides.items()})
+    schedule = {} if start_layer is None else {"schedule": node("GuidanceLayerSchedule", start_layer=start_layer)[0]}
+    guided, = node("ApplyModulationGuidance", model=model, direction=direction, w=w, **schedule)
+    prompts = [encoded(text) for text in ("three red circles", "")]
+    noise = torch.randn(2, 16, 10, 10, generator=torch.Generator().manual_seed(0))
+    sampled = comfy.sample.sample(guided, noise, steps, cfg, "euler", "simple", *prompts, torch.zeros_like(noise), disable_pbar=True)
+
+    x, pooled = noise, {name: encoded(text)[0][1]["pooled_output"] for name, text in sides.items()}
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", steps)
+    for sigma, following in zip(sigmas, sigmas[1:]):
+        wanted, unwanted = (their_velocity(x, sigma, tokens, extras["pooled_output"], w, 5 if start_layer is None else start_layer, **pooled)
+                            for (tokens, extras), in prompts)
+        x = x + (following - sigma) * (unwanted + cfg * (wanted - unwanted))
+    assert x.std() > 0.3
+    torch.testing.assert_close(model.model.process_latent_in(sampled), x, atol=1e-4, rtol=1e-4)
+
+
+def test_the_guidance_compared_there_moves_the_output():
+    prompt, positive, negative = torch.randn(3, 1, 768, generator=torch.Generator().manual_seed(0))
+    noise, tokens = torch.randn(1, 16, 10, 10), torch.randn(1, 77, 768)
+    plain, guided, later = (their_velocity(noise, torch.tensor(0.7), tokens, prompt, w, start, positive, negative)
+                            for w, start in ((0.0, 0), (3.0, 0), (3.0, 5)))
+    assert min((plain - guided).abs().max(), (guided - later).abs().max(), (plain - later).abs().max()) > 1e-2

@@ -1,10 +1,11 @@
-"""The main job on one command: two pictures of one prompt and seed, plain and guided.
+"""The main job on one command: two pictures of one prompt and seed, plain and guided, and a grid of settings.
 
-    python tools/demo.py [--prompt ... --positive ... --negative ... --w 3 --seed 42 --steps 4 --size 512]
+    python tools/demo.py [--prompt ... --positive ... --negative ... --w 6 --start-layer 2 --seed 1]
 
 Sets ComfyUI up where there is none (see host.py), starts its server with this pack, queues a shared workflow over HTTP and
-writes out/plain.png, out/guided.png and out/side_by_side.png. Where the models the workflow names are missing, small random
-ones take their place. With --comfyui URL a server that already runs is used instead, with its own models.
+writes out/plain.png, out/guided.png, out/side_by_side.png and out/grid.png (w by start layer). Where the models the workflow
+names are missing, the small world's take their place (see small_world/README.md). With --comfyui URL a server that already
+runs is used instead, with its own models.
 """
 
 import argparse
@@ -12,7 +13,6 @@ import io
 import json
 import signal
 import sys
-import textwrap
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -21,15 +21,16 @@ sys.path[0] = str(CHECKOUT)  # in place of tools/: its modules are imported as t
 from tools.host import DEFAULT_VERSION, SetupError, cache_folder, ensure_host, has_module, run_under, write_whole  # noqa: E402
 from tools.server import Client, PromptError, PromptInterrupted, ServerError, running_server  # noqa: E402
 
-SETTINGS = {  # option -> the inputs of the workflow it sets
-    "prompt": [("CLIPTextEncode", "text")],
-    "positive": [("EncodeGuidanceDirection", "positive")],
-    "negative": [("EncodeGuidanceDirection", "negative")],
-    "w": [("ApplyModulationGuidance", "w")],
-    "seed": [("KSampler", "seed")],
-    "steps": [("KSampler", "steps")],
-    "size": [("EmptySD3LatentImage", "width"), ("EmptySD3LatentImage", "height")],
+SMALL_WORLD = {  # what the small world shows best, for options not given
+    "prompt": "three red circles",
+    "positive": "Extremely complex, the highest quality",
+    "negative": "Very simple, no details at all",
+    "w": 6.0,
+    "start_layer": 2,
+    "seed": 1,
 }
+GRID_W, GRID_START_LAYERS = (1.0, 3.0, 6.0), (0, 2, 4, 6)
+PAIR_WIDTH, GRID_WIDTH = 320, 160  # pixels at which a picture is shown
 
 
 class DemoError(Exception):
@@ -42,12 +43,14 @@ def arguments():
     parser.add_argument("--positive", help="what is wanted, the one end of the direction")
     parser.add_argument("--negative", help="what is not wanted, the other end")
     parser.add_argument("--w", type=float, help="guidance scale; 0 changes nothing")
+    parser.add_argument("--start-layer", type=int, help="the first layer that is guided")
     parser.add_argument("--seed", type=int)
     parser.add_argument("--steps", type=int, help="sampling steps")
     parser.add_argument("--size", type=int, help="width and height in pixels")
     parser.add_argument("--workflow", default="flux_schnell_aesthetics",
                         help="one of workflows/api, or a .json file in that format with two Save Image nodes titled Plain and Guided")
-    parser.add_argument("--small", action="store_true", help="use the small random models even where the real ones are there")
+    parser.add_argument("--small", action="store_true", help="use the small world's models even where the real ones are there")
+    parser.add_argument("--grid", action="store_true", help="draw the grid with real models, too (13 pictures)")
     parser.add_argument("--out", type=Path, default=CHECKOUT / "out", help="folder for the pictures")
     parser.add_argument("--comfyui", metavar="URL", help="use the server that runs there")
     parser.add_argument("--comfyui-version", default=DEFAULT_VERSION, help="the ComfyUI to set up")
@@ -64,10 +67,10 @@ def main():
         if not options.under_host and not enough:
             run_under(ensure_host(options.comfyui_version), [__file__, "--under-host", *sys.argv[1:]])
         if options.comfyui:
-            pictures, prompt = use_server(options)
+            contents = use_server(options)
         else:
-            pictures, prompt = use_own_server(options)
-        write_pictures(options.out, pictures, prompt)
+            contents = use_own_server(options)
+        write_files(options.out, contents)
     except (DemoError, SetupError, ServerError, PromptError, PromptInterrupted, ConnectionError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
@@ -76,32 +79,32 @@ def main():
 
 
 def use_server(options):
-    """The pictures of a server that already runs, and the prompt they were made with."""
+    """The files' contents, of a server that already runs."""
     client = Client(options.comfyui if "://" in options.comfyui else f"http://{options.comfyui}")
     if not client.get("/object_info/ApplyModulationGuidance"):
         raise DemoError(f"ComfyUI at {client.url} does not have this pack: put it into its custom_nodes folder and restart it.")
     prompt = read_workflow(options)
     if options.small:
-        prompt = small_models().with_small_models(prompt)
+        prompt = with_small_world(prompt, options)
     prompt, missing = with_files_of(client, prompt)
     if missing:
         raise DemoError(f"ComfyUI at {client.url} has no {', '.join(missing)}: put that into its models folder, or give another --workflow.")
-    return make_pictures(client, prompt, options), prompt
+    return draw(client, prompt, options)
 
 
 def use_own_server(options):
-    """The pictures of a server started for this, and the prompt they were made with."""
+    """The files' contents, of a server started for this."""
     host = ensure_host(options.comfyui_version)
-    small = cache_folder() / "small-models"
+    small = cache_folder() / "small-world"
     print(f"Starting ComfyUI {host.version}", flush=True)
     with running_server(host, [host.folder / "models", small]) as url:
         client = Client(url)
         prompt, missing = with_files_of(client, read_workflow(options))
         if missing or options.small:
-            print(f"Using small random models in place of {', '.join(missing) or 'the real ones'}", flush=True)
+            print(f"Using the small world's models in place of {', '.join(missing) or 'the real ones'}", flush=True)
             small_models().write_small_models(small)
-            prompt = small_models().with_small_models(read_workflow(options))
-        return make_pictures(client, prompt, options), prompt
+            prompt = with_small_world(read_workflow(options), options)
+        return draw(client, prompt, options)
 
 
 def small_models():
@@ -109,6 +112,15 @@ def small_models():
     from tools import small_models
 
     return small_models
+
+
+def with_small_world(prompt, options):
+    """The prompt with the small world's models. Options not given become what shows best there."""
+    for option, value in SMALL_WORLD.items():
+        if getattr(options, option) is None:
+            setattr(options, option, value)
+    options.grid = True
+    return small_models().with_small_models(prompt)
 
 
 def read_workflow(options):
@@ -138,18 +150,74 @@ def with_files_of(client, prompt):
     return prompt, missing
 
 
-def make_pictures(client, prompt, options):
-    """Applies the options to the prompt and runs it; returns the PNG bytes of the plain and the guided picture."""
-    for option, inputs in SETTINGS.items():
+def draw(client, prompt, options):
+    """The contents of the files to write, {name: bytes}: the options applied to the prompt, and the prompt run."""
+    apply_options(prompt, options)
+    plain, guided = run(client, prompt, options)
+    contents = {"plain.png": plain, "guided.png": guided}
+    columns, lines = ["plain", f"guided, w {shown(prompt, 'ApplyModulationGuidance', 'w')}"], caption(prompt)
+    contents["side_by_side.png"] = sheet_of([[plain, guided]], columns, [""], lines, PAIR_WIDTH)
+    if options.grid:
+        cells = []
+        for start_layer in GRID_START_LAYERS:
+            set_start_layer(prompt, start_layer)
+            cells.append([plain])
+            for w in GRID_W:
+                set_input(prompt, "ApplyModulationGuidance", "w", w)
+                cells[-1].append(run(client, prompt, options)[1])
+        columns = ["plain", *(f"w {w:g}" for w in GRID_W)]
+        rows = [f"start layer {start_layer}" for start_layer in GRID_START_LAYERS]
+        contents["grid.png"] = sheet_of(cells, columns, rows, lines[:2], GRID_WIDTH)
+    return contents
+
+
+def apply_options(prompt, options):
+    """Sets what the options say in the prompt."""
+    if options.prompt is not None:
+        for node in prompt_encoders(prompt):
+            node["inputs"]["text"] = options.prompt
+    if options.start_layer is not None:
+        set_start_layer(prompt, options.start_layer)
+    for option, class_type, name in (
+        ("positive", "EncodeGuidanceDirection", "positive"), ("negative", "EncodeGuidanceDirection", "negative"),
+        ("w", "ApplyModulationGuidance", "w"), ("seed", "KSampler", "seed"), ("steps", "KSampler", "steps"),
+        ("size", "EmptySD3LatentImage", "width"), ("size", "EmptySD3LatentImage", "height"),
+    ):
         if getattr(options, option) is not None:
-            for class_type, name in inputs:
-                set_input(prompt, class_type, name, getattr(options, option))
+            set_input(prompt, class_type, name, getattr(options, option))
+
+
+def run(client, prompt, options):
+    """PNG bytes of the prompt's plain and guided picture."""
     saved = {node["_meta"]["title"].lower(): key for key, node in prompt.items() if node["class_type"] == "SaveImage"}
     if not {"plain", "guided"} <= saved.keys():
         raise DemoError(f"The workflow {options.workflow} has no two Save Image nodes titled Plain and Guided.")
     images = client.run(prompt, show_progress)
     print(flush=True)
     return [images[saved[name]][0] for name in ("plain", "guided")]
+
+
+def prompt_encoders(prompt):
+    """The nodes that encode the positive prompt: those that the samplers' positive inputs lead back to."""
+    found, links = [], [node["inputs"]["positive"] for node in prompt.values() if node["class_type"] == "KSampler"]
+    while links:
+        node = prompt[links.pop()[0]]
+        if node["class_type"] == "CLIPTextEncode":
+            found.append(node)
+        else:
+            links += [value for value in node["inputs"].values() if isinstance(value, list)]
+    if not found:
+        raise DemoError("The workflow has no CLIPTextEncode that leads to a KSampler's positive input.")
+    return found
+
+
+def set_start_layer(prompt, start_layer):
+    """Sets the first guided layer, with a schedule of its own where the workflow has none."""
+    if not any(node["class_type"] == "GuidanceLayerSchedule" for node in prompt.values()):
+        inputs = {"start_layer": start_layer, "end_layer": -1, "taper_layers": 0, "taper_scale": 0.25, "final_layer": 0.0}
+        prompt["schedule"] = {"class_type": "GuidanceLayerSchedule", "inputs": inputs, "_meta": {"title": "Layer Schedule"}}
+        set_input(prompt, "ApplyModulationGuidance", "schedule", ["schedule", 0])
+    set_input(prompt, "GuidanceLayerSchedule", "start_layer", start_layer)
 
 
 def set_input(prompt, class_type, name, value):
@@ -164,7 +232,7 @@ def set_input(prompt, class_type, name, value):
 
 def holder_of(prompt, node, name):
     """The node and input where the value of `name` stands: this node's own, or that of the primitive node linked to it."""
-    value = node["inputs"][name]
+    value = node["inputs"].get(name)
     if isinstance(value, list) and prompt[value[0]]["class_type"].startswith("Primitive"):
         return prompt[value[0]], "value"
     return node, name
@@ -178,57 +246,43 @@ def show_progress(progress):
         print(step, flush=True)
 
 
-def write_pictures(folder, pictures, prompt):
-    """Writes plain.png, guided.png and side_by_side.png, each whole or not at all."""
-    contents = dict(zip(("plain.png", "guided.png"), pictures))
-    contents["side_by_side.png"] = side_by_side(pictures, caption(prompt))
+def write_files(folder, contents):
+    """Writes the files, each whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
         write_whole(folder / name, content)
         print(folder / name)
 
 
+def shown(prompt, class_type, name):
+    """The value of an input in words; a dash where the workflow has none."""
+    node = next((node for node in prompt.values() if node["class_type"] == class_type), {"inputs": {}})
+    holder, key = holder_of(prompt, node, name)
+    value = holder["inputs"].get(key, "-")
+    if isinstance(value, list):
+        return f"of preset {shown(prompt, 'GuidancePreset', 'preset')}"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def caption(prompt):
-    """The settings of a prompt in words, one line each."""
-
-    def value(class_type, name):
-        node = next((node for node in prompt.values() if node["class_type"] == class_type), None)
-        if node is None:
-            return "-"
-        holder, key = holder_of(prompt, node, name)
-        found = holder["inputs"][key]
-        return f"of preset {value('GuidancePreset', 'preset')}" if isinstance(found, list) else repr(found)
-
+    """The settings of a prompt in words: the prompt, the direction, and the others."""
     return [
-        f"prompt {value('CLIPTextEncode', 'text')}",
-        f"guided: w {value('ApplyModulationGuidance', 'w')}, negative {value('EncodeGuidanceDirection', 'negative')}, "
-        f"positive {value('EncodeGuidanceDirection', 'positive')}",
-        f"{value('UNETLoader', 'unet_name')}, seed {value('KSampler', 'seed')}, {value('KSampler', 'steps')} steps, "
-        f"{value('EmptySD3LatentImage', 'width')} x {value('EmptySD3LatentImage', 'height')}",
+        f"Prompt: {prompt_encoders(prompt)[0]['inputs']['text']}",
+        f"More of: {shown(prompt, 'EncodeGuidanceDirection', 'positive')}. Less of: {shown(prompt, 'EncodeGuidanceDirection', 'negative')}.",
+        f"w {shown(prompt, 'ApplyModulationGuidance', 'w')} from layer {shown(prompt, 'GuidanceLayerSchedule', 'start_layer')} on; "
+        f"{shown(prompt, 'UNETLoader', 'unet_name')}, seed {shown(prompt, 'KSampler', 'seed')}, {shown(prompt, 'KSampler', 'steps')} steps",
     ]
 
 
-def side_by_side(pictures, lines):
-    """PNG bytes of two pictures next to each other, named, over lines of text."""
-    from PIL import Image, ImageDraw, ImageFont
+def sheet_of(cells, columns, rows, lines, width):
+    """PNG bytes of a sheet (see sheet.py) of PNG pictures."""
+    from PIL import Image
 
-    plain, guided = (Image.open(io.BytesIO(picture)).convert("RGB") for picture in pictures)
-    gap = max(8, plain.width // 64)
-    width = plain.width + guided.width + 3 * gap
-    size = max(12, width // 64)
-    font = ImageFont.load_default(size)
-    lines = [part for line in lines for part in textwrap.wrap(line, int(width / size * 1.9))]
-    line_height = int(size * 1.5)
-    top = line_height + gap
-    sheet = Image.new("RGB", (width, top + plain.height + gap + line_height * len(lines) + gap), "white")
-    draw = ImageDraw.Draw(sheet)
-    for name, picture, left in (("plain", plain, gap), ("guided", guided, 2 * gap + plain.width)):
-        draw.text((left, gap), name, fill="black", font=font)
-        sheet.paste(picture, (left, top))
-    for index, line in enumerate(lines):
-        draw.text((gap, top + plain.height + gap + index * line_height), line, fill="black", font=font)
+    from tools.sheet import sheet
+
+    pictures = [[Image.open(io.BytesIO(cell)).convert("RGB") for cell in row] for row in cells]
     content = io.BytesIO()
-    sheet.save(content, "PNG")
+    sheet(pictures, columns, rows, lines, max(width, pictures[0][0].width)).save(content, "PNG")
     return content.getvalue()
 
 

@@ -20,7 +20,7 @@ from .loop import write_whole
 from .scenes import COLORS, RARE, SHAPES, render, sample_scene
 
 HERE = Path(__file__).parent
-WITH_CFG = 3.0  # the bar is for CFG 1; this is measured beside it
+WITH_CFG = 3.0
 ENLARGE = 2  # pixels of the contact sheet for one of a picture
 SHEET_PROMPTS = (
     "a red circle", "a blue square", "a green triangle on the left", "a yellow cross in the center",
@@ -84,6 +84,7 @@ def main() -> None:
     parser.add_argument("--model", choices=("flux", "wan"), default="flux")
     parser.add_argument("--count", type=int, default=3000, help="scenes the checkers read")
     parser.add_argument("--per-kind", type=int, default=8, help="pictures of each color and shape")
+    parser.add_argument("--cfg", type=float, nargs="+", default=(1.0, WITH_CFG), help="CFG scales, negative prompt empty")
     parser.add_argument("--comfyui", help="the ComfyUI folder (default: $COMFYUI_PATH)")
     parser.add_argument("--weights", type=Path, default=HERE / "weights")
     parser.add_argument("--text-encoder", type=Path,
@@ -100,9 +101,8 @@ def main() -> None:
     if not options.text_encoder.exists():
         write_clip_l(options.text_encoder)
     loaded = load(options.model, options.weights, options.text_encoder)
-    quality = {"single objects": single_objects(loaded, options.per_kind),
-               "rare single objects": single_objects(loaded, options.per_kind, rare=True),
-               f"single objects, CFG {WITH_CFG}": single_objects(loaded, options.per_kind, cfg=WITH_CFG)}
+    quality = {f"single objects, CFG {cfg:g}": single_objects(loaded, options.per_kind, cfg=cfg) for cfg in options.cfg}
+    quality["rare single objects, CFG 1"] = single_objects(loaded, options.per_kind, rare=True)
     print(json.dumps(quality, indent=1))
     write_whole(options.weights / f"{options.model}_quality.json",
                 lambda path: path.write_text(json.dumps(quality, indent=1) + "\n"))
