@@ -20,6 +20,7 @@ class ApplyModulationGuidance(io.ComfyNode):
             description="Shifts the modulation of a diffusion transformer along a direction: y + w (y(p+) - y(p-)), layer by layer. "
             "Costs no speed, works with and without CFG, and adds up when applied more than once.",
             search_aliases=["modulation guidance", "mod guidance", "quality guidance", "adaln guidance", "clip guidance"],
+            has_intermediate_output=True,  # the depth reaches an editor opened after the run, too
             inputs=[
                 io.Model.Input("model", tooltip="The diffusion transformer to guide."),
                 Direction.Input("direction", tooltip="What is wanted and not wanted, from Encode Guidance Direction."),

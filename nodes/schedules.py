@@ -41,6 +41,7 @@ class GuidanceLayerSchedule(io.ComfyNode):
             description="Guides the layers from start_layer to end_layer. Layers count over the whole model: double (joint) blocks "
             "first, then single blocks. FLUX.1 has 19 + 38 = 57 layers, 0 to 56.",
             search_aliases=ALIASES,
+            has_intermediate_output=True,
             inputs=[
                 io.Int.Input(
                     "start_layer", default=5, min=0, max=1000,
@@ -84,6 +85,7 @@ class GuidanceLayerScheduleCurve(io.ComfyNode):
             category=CATEGORY,
             description="Draws the weight of each layer as a curve over the depth of the model.",
             search_aliases=ALIASES,
+            has_intermediate_output=True,
             inputs=[
                 io.Curve.Input(
                     "curve", default=[(0.0, 0.0), (0.1, 1.0), (1.0, 1.0)],
@@ -113,6 +115,7 @@ class GuidanceLayerScheduleText(io.ComfyNode):
             category=CATEGORY,
             description="Writes the weight of each layer out, range by range. Layers that are not named are not guided.",
             search_aliases=ALIASES,
+            has_intermediate_output=True,
             inputs=[
                 io.String.Input(
                     "layers", multiline=True, default="5-56: 1",
