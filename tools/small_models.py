@@ -20,12 +20,17 @@ SIZE, STEPS, CFG = 80, 20, 3  # how the small models were measured; width and he
 
 
 def write_small_models(folder):
-    """Puts the small models into a folder laid out like ComfyUI's models folder: copies of the shipped ones, and the text encoder."""
-    for kind, name in (("diffusion_models", DIFFUSION_MODEL), ("vae", VAE)):
-        copy_whole(WEIGHTS / name, folder / kind / name)
+    """Puts the small models into a folder laid out like ComfyUI's models folder: copies of the shipped ones, and the text encoder.
+
+    Returns their paths.
+    """
+    models = [folder / kind / name for kind, name in (("diffusion_models", DIFFUSION_MODEL), ("vae", VAE))]
+    for path in models:
+        copy_whole(WEIGHTS / path.name, path)
     text_encoder = folder / "text_encoders" / TEXT_ENCODER
     if not text_encoder.is_file():
         write_clip_l(text_encoder)
+    return [*models, text_encoder]
 
 
 def copy_whole(source, target):

@@ -1,0 +1,45 @@
+"""Puts the small world's models among those of a ComfyUI, for the workflow first_steps_small_world. Nothing is downloaded.
+
+    python tools/small_world/install.py --comfyui /path/to/ComfyUI
+
+Without --comfyui: into the ComfyUI of COMFYUI_PATH, or else the one that tools/host.py sets up. About 260 MB, nearly all of it
+the text encoder, which is computed (see text_encoder.py).
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parent.parent.parent
+sys.path[0] = str(CHECKOUT)  # in place of this folder: its modules are imported as tools.*
+
+from tools.host import SetupError, ensure_host, run_under  # noqa: E402
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Put the small world's models among those of a ComfyUI.")
+    parser.add_argument("--comfyui", type=Path, metavar="FOLDER", help="the folder that holds ComfyUI's main.py")
+    parser.add_argument("--models", type=Path, metavar="FOLDER", help="its models folder, where that is elsewhere")
+    parser.add_argument("--under-host", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.comfyui:
+        os.environ["COMFYUI_PATH"] = str(options.comfyui.expanduser().resolve())
+    try:
+        host = ensure_host()
+    except SetupError as error:
+        sys.exit(f"error: {error}".replace("COMFYUI_PATH is", "--comfyui or COMFYUI_PATH is"))
+    if not options.under_host:
+        run_under(host, [__file__, "--under-host", *sys.argv[1:]])
+
+    from tools.small_models import write_small_models  # needs the host's libraries
+
+    folder = options.models or host.folder / "models"
+    print(f"Writing into {folder}", flush=True)
+    for path in write_small_models(folder):
+        print(f"  {path.relative_to(folder)}", flush=True)
+    print("Done. In the editor: press R, then open the template first_steps_small_world of this pack.")
+
+
+if __name__ == "__main__":
+    main()
