@@ -14,8 +14,14 @@ OURS = {
     "GuidanceLayerScheduleCurve": (["curve", "final_layer"], ["schedule"]),
     "GuidanceLayerScheduleText": (["layers", "final_layer"], ["schedule"]),
     "ApplyModulationGuidance": (
-        ["model", "direction", "w", "start_percent", "end_percent", "cfg_rows", "keep_norm", "schedule"], ["model"],
+        [
+            "model", "direction", "w", "start_percent", "end_percent", "cfg_rows", "keep_norm", "schedule", "projection",
+            "base_positive", "base_negative",
+        ],
+        ["model"],
     ),
+    "LoadPooledProjection": (["projection_name"], ["projection"]),
+    "SavePooledProjection": (["projection", "filename_prefix"], []),
 }
 
 
@@ -42,8 +48,11 @@ def test_types():
     assert types("GuidanceLayerScheduleCurve") == ["CURVE", "FLOAT", "LAYER_SCHEDULE"]
     assert types("GuidanceLayerScheduleText") == ["STRING", "FLOAT", "LAYER_SCHEDULE"]
     assert types("ApplyModulationGuidance") == [
-        "MODEL", "GUIDANCE_DIRECTION", "FLOAT", "FLOAT", "FLOAT", "COMBO", "BOOLEAN", "LAYER_SCHEDULE", "MODEL",
+        "MODEL", "GUIDANCE_DIRECTION", "FLOAT", "FLOAT", "FLOAT", "COMBO", "BOOLEAN", "LAYER_SCHEDULE", "POOLED_PROJECTION",
+        "CONDITIONING", "CONDITIONING", "MODEL",
     ]
+    assert types("LoadPooledProjection") == ["COMBO", "POOLED_PROJECTION"]
+    assert types("SavePooledProjection") == ["POOLED_PROJECTION", "STRING"]
 
 
 def test_ranges_and_choices():
