@@ -7,6 +7,7 @@ from .directions import CombineGuidanceDirections, EncodeGuidanceDirection, Guid
 from .guidance import ApplyModulationGuidance
 from .projections import LoadPooledProjection, SavePooledProjection
 from .schedules import GuidanceLayerSchedule, GuidanceLayerScheduleCurve, GuidanceLayerScheduleText
+from .variance import ScaleTextVariance
 
 
 class ModulationGuidanceExtension(ComfyExtension):
@@ -23,6 +24,7 @@ class ModulationGuidanceExtension(ComfyExtension):
             ApplyModulationGuidance,
             LoadPooledProjection,
             SavePooledProjection,
+            ScaleTextVariance,
         ]
 
 

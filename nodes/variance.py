@@ -1,0 +1,93 @@
+"""The node that scales the variance of the text tokens."""
+
+from comfy_api.latest import io
+from typing_extensions import override
+
+from ..model_patches.guidance import check_percents
+from ..model_patches.variance import TOKENS, WhichTokens, prompt_tokens, scale_variance
+from .queue_errors import checked
+from .sockets import CATEGORY, Schedule
+
+
+class ScaleTextVariance(io.ComfyNode):
+    @classmethod
+    @override
+    def define_schema(cls):
+        return io.Schema(
+            node_id="ScaleTextVariance",
+            display_name="Scale Text Variance",
+            category=CATEGORY,
+            description="Brings out rare concepts: spreads the text tokens further from their mean before each block where text and "
+            "image attend to each other. For FLUX.1, SD3 / SD3.5, HiDream, HunyuanVideo, Qwen-Image and Mochi. Works beside Apply "
+            "Modulation Guidance; used twice, the scales multiply.",
+            search_aliases=["rare concepts", "text variance", "variance scale-up", "prompt strength", "unusual combinations", "modulation guidance"],
+            inputs=[
+                io.Model.Input("model", tooltip="A diffusion transformer with joint attention (MM-DiT)."),
+                io.Float.Input(
+                    "scale", default=1.5, min=0.0, max=10.0, step=0.05,
+                    tooltip="How far the tokens move from their mean. 1 changes nothing, 1.5 is the paper's optimum, 2 helps rare "
+                    "prompts a little more and hurts common ones, 3 hurts both.",
+                ),
+                io.Float.Input(
+                    "start_percent", default=0.0, min=0.0, max=1.0, step=0.001, advanced=True,
+                    tooltip="When scaling begins: 0 is the start of sampling, 1 its end.",
+                ),
+                io.Float.Input(
+                    "end_percent", default=1.0, min=0.0, max=1.0, step=0.001, advanced=True,
+                    tooltip="When scaling ends: 0 is the start of sampling, 1 its end.",
+                ),
+                Schedule.Input(
+                    "schedule", optional=True,
+                    tooltip="How strongly at each layer: a weight s makes the scale 1 + s (scale - 1). Unconnected: all joint blocks "
+                    "(FLUX.1: its 19 double blocks); FLUX.1's single blocks, where text and image share one stream, only if a schedule "
+                    "names them. What one block scales, the next scales again: for once only, name layer 0 alone.",
+                ),
+                io.Combo.Input(
+                    "tokens", options=list(TOKENS), default="prompt", optional=True, advanced=True,
+                    tooltip="prompt: padding is left as it is and out of the mean, as far as it can be told: HunyuanVideo, Qwen-Image and Mochi by "
+                    "the encoder's mask; FLUX.1, SD3 and HiDream get no mask, and need clip, prompt and negative_prompt to count "
+                    "the tokens (else theirs are all scaled). all: padding too.",
+                ),
+                io.Clip.Input(
+                    "clip", optional=True, advanced=True,
+                    tooltip="Only for FLUX.1, SD3 and HiDream: the text encoder of your prompt, to tell its tokens from padding. Nothing "
+                    "is encoded again.",
+                ),
+                io.String.Input(
+                    "prompt", optional=True, force_input=True, advanced=True,
+                    tooltip="With clip: the text of your prompt, the same string that goes into CLIP Text Encode.",
+                ),
+                io.String.Input(
+                    "negative_prompt", optional=True, force_input=True, advanced=True,
+                    tooltip="With clip: the text of the negative prompt. Unconnected: empty.",
+                ),
+            ],
+            outputs=[io.Model.Output("model", display_name="model", tooltip="The model with scaled text tokens.")],
+        )
+
+    @classmethod
+    @override
+    def validate_inputs(cls, start_percent=None, end_percent=None):
+        return checked(check_percents, start_percent, end_percent)
+
+    @classmethod
+    @override
+    def execute(
+        cls, model, scale=1.5, start_percent=0.0, end_percent=1.0, schedule=None, tokens="prompt", clip=None, prompt=None,
+        negative_prompt=None,
+    ) -> io.NodeOutput:
+        which = _which_tokens(model, tokens, clip, prompt, negative_prompt)
+        return io.NodeOutput(scale_variance(model, scale, schedule, start_percent, end_percent, which))
+
+
+def _which_tokens(model, tokens, clip, prompt, negative_prompt) -> WhichTokens:
+    if tokens not in TOKENS:
+        raise ValueError(f"Scale Text Variance: tokens is {tokens!r}; choose {' or '.join(TOKENS)}.")
+    if clip is None and prompt is None and negative_prompt is None:
+        return WhichTokens(all=tokens == "all")
+    if tokens == "all":
+        raise ValueError("Scale Text Variance: tokens is all, so there is nothing to count. Disconnect clip and the prompts, or choose prompt.")
+    if clip is None or prompt is None:
+        missing = "clip" if clip is None else "prompt"
+        raise ValueError(f"Scale Text Variance: counting the prompt's tokens takes clip and prompt, and {missing} is not connected.")
+    return WhichTokens(positive=prompt_tokens(model, clip, prompt), negative=prompt_tokens(model, clip, negative_prompt or ""))
