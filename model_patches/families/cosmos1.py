@@ -16,6 +16,11 @@ def _time_embedding(model, call):
     return model.affline_norm(model.t_embedder[1](frequencies)[0])
 
 
+def _context_width(model):
+    attentions = (layer.block.attn for layer in model.blocks["block0"].blocks if layer.block_type in ("cross_attn", "ca"))
+    return next(attentions).to_k[0].in_features
+
+
 COSMOS1 = Family(
     name="Cosmos 1",
     matches=lambda model: isinstance(model, GeneralDIT),
@@ -33,7 +38,7 @@ COSMOS1 = Family(
         ),
     },
     text=None,
-    context=TextContext(lambda model: model.crossattn_emb_channels),
+    context=TextContext(_context_width),
     encoder="T5-XXL 1.0, with CLIPLoader and type cosmos",
     start_layer=0,
     cfg_rows="cond",

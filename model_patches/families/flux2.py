@@ -8,9 +8,10 @@ There is no reference for its settings: start layer a tenth of the depth, both r
 import torch
 from comfy.ldm.flux.layers import timestep_embedding
 from comfy.ldm.flux.model import Flux
+from torch.nn import functional
 
 from ..shifts import difference, shifted
-from .base import BlockInput, Family, Injection, TextContext
+from .base import BlockInput, Family, Injection, TextContext, TextTokens
 
 
 def _at(model, call, timestep):
@@ -50,6 +51,12 @@ def _carry_single(model, call, added, norm_kept):
     return difference(model.single_stream_modulation(shifted(y, added, norm_kept))[0], model.single_stream_modulation(y)[0])
 
 
+def _padded(model, prompt, call):
+    """As the host pads the tokens of every prompt, zeros before, to 512."""
+    tokens = call.cast(prompt.tokens)
+    return functional.pad(tokens, (0, 0, max(512 - tokens.shape[1], 0), 0))
+
+
 FLUX2 = Family(
     name="FLUX.2",
     matches=lambda model: isinstance(model, Flux) and model.params.global_modulation,
@@ -63,6 +70,11 @@ FLUX2 = Family(
         width=lambda model: model.hidden_size,
     )},
     text=None,
-    context=TextContext(lambda model: model.txt_in.in_features),
+    context=TextContext(lambda model: model.txt_in.in_features, of_prompt=_padded),
     encoder="Mistral 3 (dev) or Qwen3 (Klein), with CLIPLoader and type flux2",
+    # The host pads with zeros; the padding of the encoder itself, before that, can't be told.
+    text_tokens=TextTokens(
+        joint=lambda model: [BlockInput(block, "txt", 1) for block in model.double_blocks],
+        mixed=lambda model: [BlockInput(block, "x", 0) for block in model.single_blocks],
+    ),
 )

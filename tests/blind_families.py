@@ -1,0 +1,287 @@
+"""Small text-blind models of every family but the Cosmos-Predict2 kind, and what a shift of their time embedding is, asked of the host."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from inspect import signature
+
+import comfy.ops
+import comfy.supported_models
+import torch
+from blind import HIDDEN, Blind
+from comfy.ldm.chroma.model import Chroma
+from comfy.ldm.cosmos.model import GeneralDIT
+from comfy.ldm.flux.model import Flux
+from comfy.ldm.hunyuan_video.model import HunyuanVideo
+from comfy.ldm.lightricks.model import LTXVModel
+from comfy.ldm.lumina.model import NextDiT
+from comfy.ldm.qwen_image.model import QwenImageTransformer2DModel
+from comfy.ldm.wan.model import VaceWanModel, WanModel
+
+CONTEXT = 16
+OPERATIONS = {"operations": comfy.ops.disable_weight_init}
+
+
+@dataclass(frozen=True)
+class TimeShifted(Blind):
+    """embedder: the name of the module that makes the time embedding y; width: of y. blocks: the blocks, where not a list."""
+
+    embedder: str = ""
+    width: int = 0
+
+    def inputs_of(self, model):
+        layers = []
+        for name, argument in self.layers:
+            blocks = model.get_submodule(name)
+            layers += [(block, argument) for block in (blocks.values() if hasattr(blocks, "values") else blocks)]
+        assert len(layers) == self.depth
+        return [*layers, *((model.get_submodule(name), argument) for name, argument in (self.head and [self.head]))]
+
+
+def _built(cls, dims):
+    return lambda: cls(**dims, **OPERATIONS)
+
+
+def _config(cls, dims, image_model):
+    return lambda: getattr(comfy.supported_models, cls)(dims | {"image_model": image_model})
+
+
+def _tokens(draw):
+    return draw(1, 7, CONTEXT), {}
+
+
+_WAN = dict(model_type="t2v", in_dim=16, out_dim=16, dim=64, ffn_dim=64, freq_dim=32, text_dim=CONTEXT, num_heads=2, num_layers=5)
+
+WAN = TimeShifted(
+    name="Wan", model=_built(WanModel, _WAN), config=_config("WAN21_T2V", _WAN, "wan2.1"), output="head.head.weight",
+    prompt=_tokens, latent=(16, 2, 4, 4), text=("context",), layers=(("blocks", "e"),), head=("head", "e"), depth=5, start_layer=0,
+    sigma_max=0.9, embedder="time_embedding", width=64,
+)
+
+_VACE = _WAN | dict(model_type="vace", vace_layers=5, vace_in_dim=96)
+
+VACE = TimeShifted(
+    name="Wan", model=_built(VaceWanModel, _VACE), config=_config("WAN21_Vace", _VACE, "wan2.1"), output="head.head.weight",
+    prompt=_tokens, latent=(16, 2, 4, 4), text=("context",), layers=(("blocks", "e"),), head=("head", "e"), depth=5, start_layer=0,
+    sigma_max=0.9, embedder="time_embedding", width=64,
+)
+
+_QWEN = dict(
+    in_channels=64, out_channels=16, num_layers=5, attention_head_dim=32, num_attention_heads=2, joint_attention_dim=CONTEXT,
+    axes_dims_rope=(8, 12, 12),
+)
+
+QWEN_IMAGE = TimeShifted(
+    name="Qwen-Image", model=_built(QwenImageTransformer2DModel, _QWEN), config=_config("QwenImage", _QWEN, "qwen_image"),
+    output="proj_out.weight", prompt=_tokens, latent=(16, 1, 4, 4), text=("context",),
+    layers=(("transformer_blocks", "temb"),), head=("norm_out", "conditioning_embedding"), depth=5, start_layer=0,
+    sigma_max=0.9, embedder="time_text_embed", width=64,
+)
+
+_FLUX2 = dict(
+    in_channels=16, out_channels=16, vec_in_dim=None, context_in_dim=CONTEXT, hidden_size=128, mlp_ratio=3.0, num_heads=1, depth=2,
+    depth_single_blocks=3, axes_dim=[32, 32, 32, 32], theta=2000, patch_size=1, qkv_bias=False, guidance_embed=False, txt_ids_dims=[3],
+    global_modulation=True, mlp_silu_act=True, ops_bias=False, default_ref_method="index", ref_index_scale=10.0,
+)
+
+FLUX2 = TimeShifted(
+    name="FLUX.2", model=_built(Flux, _FLUX2), config=_config("Flux2", _FLUX2, "flux2"), output="final_layer.linear.weight",
+    prompt=_tokens, latent=(16, 4, 4), text=("context",), layers=(("double_blocks", "vec"), ("single_blocks", "vec")),
+    head=("final_layer", "vec"), depth=5, start_layer=0, sigma_max=0.9, embedder="time_in", width=128,
+)
+
+_LUMINA2 = dict(
+    patch_size=2, in_channels=16, dim=48, n_layers=5, n_refiner_layers=1, n_heads=2, n_kv_heads=1, axes_dims=[8, 8, 8],
+    axes_lens=[64, 64, 64], cap_feat_dim=CONTEXT, qk_norm=True, multiple_of=8,
+)
+
+LUMINA2 = TimeShifted(
+    name="Lumina 2 / Z-Image", model=_built(NextDiT, _LUMINA2), config=_config("Lumina2", _LUMINA2, "lumina2"),
+    output="final_layer.linear.weight", prompt=_tokens, latent=(16, 4, 4), text=("context",), layers=(("layers", "adaln_input"),),
+    head=("final_layer", "c"), depth=5, start_layer=0, sigma_max=0.9, embedder="t_embedder", width=48,
+)
+
+_Z_IMAGE = _LUMINA2 | dict(
+    dim=256, n_kv_heads=2, axes_dims=[32, 48, 48], z_image_modulation=True, time_scale=1000.0, pad_tokens_multiple=4,
+)
+
+Z_IMAGE = TimeShifted(
+    name="Lumina 2 / Z-Image", model=_built(NextDiT, _Z_IMAGE), config=_config("ZImage", _Z_IMAGE, "lumina2"),
+    output="final_layer.linear.weight", prompt=_tokens, latent=(16, 4, 4), text=("context",), layers=(("layers", "adaln_input"),),
+    head=("final_layer", "c"), depth=5, start_layer=0, sigma_max=0.9, embedder="t_embedder", width=256,
+)
+
+_CHROMA = dict(
+    in_channels=64, out_channels=64, context_in_dim=CONTEXT, hidden_size=64, mlp_ratio=2.0, num_heads=2, depth=2, depth_single_blocks=3,
+    axes_dim=[8, 12, 12], theta=10000, patch_size=2, qkv_bias=True, in_dim=64, out_dim=64, hidden_dim=24, n_layers=2, txt_ids_dims=[],
+    vec_in_dim=None,
+)
+
+CHROMA = TimeShifted(
+    name="Chroma", model=_built(Chroma, _CHROMA), config=_config("Chroma", _CHROMA, "chroma"), output="final_layer.linear.weight",
+    prompt=_tokens, latent=(16, 4, 4), text=("context",), layers=(("double_blocks", "vec"), ("single_blocks", "vec")),
+    head=("final_layer", "vec"), depth=5, start_layer=0, sigma_max=0.9, embedder="distilled_guidance_layer.in_proj", width=24,
+)
+
+_LTXV = dict(
+    in_channels=128, cross_attention_dim=64, attention_head_dim=32, num_attention_heads=2, caption_channels=CONTEXT, num_layers=5,
+)
+
+LTXV = TimeShifted(
+    name="LTX-Video", model=_built(LTXVModel, _LTXV), config=_config("LTXV", _LTXV, "ltxv"), output="proj_out.weight",
+    prompt=lambda draw: (draw(1, 7, CONTEXT), {"attention_mask": torch.ones(1, 7, dtype=torch.int64)}), latent=(128, 2, 2, 2), text=("context",),
+    layers=(("transformer_blocks", "timestep"),), head=(), depth=5, start_layer=0, sigma_max=0.9, embedder="adaln_single.emb", width=64,
+)
+
+_HUNYUAN = dict(
+    in_channels=65, patch_size=[1, 2, 2], out_channels=32, vec_in_dim=None, context_in_dim=CONTEXT, hidden_size=64, mlp_ratio=2.0,
+    num_heads=2, depth=2, depth_single_blocks=3, axes_dim=[8, 12, 12], theta=256, qkv_bias=True, guidance_embed=False, byt5=False,
+    meanflow=False, use_cond_type_embedding=False, vision_in_dim=None, meanflow_sum=False,
+)
+
+HUNYUAN_VIDEO15 = TimeShifted(
+    name="HunyuanVideo 1.5", model=_built(HunyuanVideo, _HUNYUAN), config=_config("HunyuanVideo15", _HUNYUAN, "hunyuan_video"),
+    output="final_layer.linear.weight", prompt=lambda draw: (draw(1, 7, CONTEXT), {"pooled_output": draw(1, 8)}), latent=(32, 2, 4, 4), text=("context",),
+    layers=(("double_blocks", "vec"), ("single_blocks", "vec")), head=("final_layer", "vec"), depth=5, start_layer=0, sigma_max=0.9,
+    embedder="time_in", width=64,
+)
+
+_COSMOS1 = dict(
+    max_img_h=240, max_img_w=240, max_frames=128, in_channels=16, out_channels=16, patch_spatial=2, patch_temporal=1,
+    block_config="FA-CA-MLP", model_channels=64, num_blocks=5, num_heads=2, block_x_format="THWBD", crossattn_emb_channels=CONTEXT,
+    pos_emb_cls="rope3d", pos_emb_learnable=True, affline_emb_norm=True, use_adaln_lora=True, adaln_lora_dim=16,
+    extra_per_block_abs_pos_emb=True, extra_per_block_abs_pos_emb_type="learnable",
+)
+
+COSMOS1 = TimeShifted(
+    name="Cosmos 1", model=_built(GeneralDIT, _COSMOS1), config=_config("CosmosT2V", _COSMOS1, "cosmos"),
+    output="final_layer.linear.weight", prompt=_tokens, latent=(16, 1, 8, 8), text=("context",), layers=(("blocks", "emb_B_D"),),
+    head=("final_layer", "emb_B_D"), output_scale=0.4, depth=5, start_layer=0, cfg_rows="cond", sigma_max=4.0, embedder="affline_norm", width=64,
+)
+
+FAMILIES = (WAN, QWEN_IMAGE, FLUX2, LUMINA2, CHROMA, LTXV, HUNYUAN_VIDEO15, COSMOS1)
+VARIANTS = (VACE, Z_IMAGE)
+
+
+def network(small, width=CONTEXT, seed=70):
+    """The tensors of a projection for a family, under the names of our own files."""
+    draw = torch.Generator().manual_seed(seed)
+    shapes = {"linear_1.weight": (HIDDEN, width), "linear_1.bias": (HIDDEN,), "linear_2.weight": (small.width, HIDDEN), "linear_2.bias": (small.width,)}
+    return {name: torch.randn(shape, generator=draw) / shape[-1] ** 0.5 * (1 if len(shape) > 1 else 0.1) for name, shape in shapes.items()}
+
+
+@dataclass
+class Term:
+    """One guidance: at each layer, y is shifted by base + sign * w * weight * (proj(c+) - proj(c-)).
+
+    tensors: the projection's. weights: one per layer, then the head's. pooling, rows: as the inputs so called.
+    base: for pooling clip, the seeds of the prompts of conditional and of unconditional rows.
+    """
+
+    tensors: dict
+    weights: list
+    pooling: str = "max"
+    seed: int = 10
+    w: float = 3.0
+    rows: str = "both"
+    window: tuple = (float("inf"), 0.0)
+    keep_norm: bool = False
+    base: tuple = (None, None)
+
+    def proj(self, c):
+        h = c @ self.tensors["linear_1.weight"].T + self.tensors["linear_1.bias"]
+        return torch.nn.functional.silu(h) @ self.tensors["linear_2.weight"].T + self.tensors["linear_2.bias"]
+
+
+def reference(small, patcher, *terms):
+    """A second load, each of whose layers gets what the host itself hands it when the time embedding is the shifted one.
+
+    At every call the host's own forward runs once for every layer, its time embedder's output shifted as that layer's is, up to
+    that layer, and what it hands the layer is kept for the run proper.
+    """
+    patcher = small.reload(patcher)
+    model = patcher.model.diffusion_model
+    equation = _Asked(small, patcher.model, terms)
+    model.register_forward_pre_hook(equation.at_call, with_kwargs=True)
+    model.get_submodule(small.embedder).register_forward_hook(equation.at_embedder)
+    for layer, (module, argument) in enumerate(small.inputs_of(model)):
+        module.register_forward_pre_hook(partial(equation.at_layer, layer, argument), with_kwargs=True)
+    return patcher
+
+
+class _Reached(Exception):
+    """The layer that was asked for."""
+
+
+class _Asked:
+    def __init__(self, small, base_model, terms):
+        self.small, self.base_model, self.terms = small, base_model, terms
+        self.asking = None
+        self.arguments = {}
+
+    def at_call(self, model, args, kwargs):
+        if self.asking is not None:
+            return
+        options = kwargs["transformer_options"]
+        sigma = options["sigmas"].max()
+        rows = len(args[0]) // len(options["cond_or_uncond"])
+        conditional = [chunk == 0 for chunk in options["cond_or_uncond"] for _ in range(rows)]
+        context = kwargs["context"]
+        for layer in range(len(self.small.inputs_of(model))):
+            self.asking = (layer, *self._shifts(layer, sigma, conditional, context))
+            copies = {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in kwargs.items()}
+            copies["transformer_options"] = dict(options)
+            try:
+                model(*(arg.clone() for arg in args), **copies)
+            except _Reached as reached:
+                self.arguments[layer] = reached.args[0]
+        self.asking = None
+
+    def _shifts(self, layer, sigma, conditional, context):
+        """(added, norm_kept), (R, D)."""
+        sums = [torch.zeros(len(conditional), self.small.width) for _ in range(2)]
+        for term in self.terms:
+            weight = term.weights[layer]
+            toward, away = (term.proj(self._of_prompt(term, seed)) for seed in (term.seed, term.seed + 1))
+            cond, uncond = {"both": (1, 1), "cond": (1, 0), "opposed": (1, -1)}[term.rows]
+            signs = torch.tensor([[cond if of_prompt else uncond] for of_prompt in conditional])
+            inside = term.window[1] <= sigma <= term.window[0]
+            sums[term.keep_norm] += inside * term.w * weight * signs * (toward - away)
+            if term.pooling != "clip":
+                sums[term.keep_norm] += term.proj(_pooled(term, context))
+            elif weight != 0:
+                bases = [0 * toward if seed is None else term.proj(self._of_prompt(term, seed)) for seed in term.base]
+                sums[term.keep_norm] += torch.cat([bases[0] if of_prompt else bases[1] for of_prompt in conditional])
+        return sums
+
+    def _of_prompt(self, term, seed):
+        if term.pooling == "clip":
+            return self.small.pooled(seed, CONTEXT)[0][1]["pooled_output"]
+        [[tokens, extras]] = self.small.encoded(seed)
+        image = torch.zeros(1, *self.small.latent)
+        made = self.base_model.extra_conds(cross_attn=tokens, noise=image, latent_image=image, device=tokens.device, **extras)
+        return _pooled(term, made["c_crossattn"].cond)
+
+    def at_embedder(self, module, args, y):
+        if self.asking is None:
+            return None
+        _, added, kept = (
+            shift if isinstance(shift, int) else shift.repeat_interleave(len(y) // len(shift), 0).view(len(y), *[1] * (y.ndim - 2), -1)
+            for shift in self.asking
+        )
+        return (y + kept) * y.norm(dim=-1, keepdim=True) / (y + kept).norm(dim=-1, keepdim=True) + added
+
+    def at_layer(self, layer, argument, module, args, kwargs):
+        position = list(signature(module.forward).parameters).index(argument)
+        if self.asking is not None:
+            if self.asking[0] == layer:
+                raise _Reached(kwargs[argument] if argument in kwargs else args[position])
+            return None
+        shifted = self.arguments[layer]
+        if argument in kwargs:
+            return args, kwargs | {argument: shifted}
+        return (*args[:position], shifted, *args[position + 1:]), kwargs
+
+
+def _pooled(term, context):
+    return context.max(dim=1).values if term.pooling == "max" else context.mean(dim=1)
