@@ -25,6 +25,7 @@ from .guidance import check_percents, in_window
 from .injection import Edit, edited, uncompiled
 from .shifts import views
 from .schedules import LayerSchedule
+from .shifts import views
 
 KEY = "text_variance"  # constant, as guidance's and for the same reason
 
