@@ -1,4 +1,4 @@
-"""Changing arguments of blocks for the duration of one model call.
+"""Changing arguments of blocks, or parts of what they return, for the duration of one model call.
 
 The blocks' `forward` is overridden on the instances and put back in `finally`, so no hook slot is taken from other nodes,
 no weight is touched, and nothing outlives the call.
@@ -21,12 +21,12 @@ from types import FunctionType, MethodType
 
 from torch import Tensor, nn
 
-from .families import BlockInput
+from .families import RESULT, BlockInput
 
 
 @dataclass(frozen=True)
 class Edit:
-    """`function(argument, *tensors)` in place of one argument of a block; `function` is one of a module, not a closure."""
+    """`function(argument, *tensors)` in place of what `target` names; `function` is one of a module, not a closure."""
 
     target: BlockInput
     function: Callable
@@ -75,9 +75,17 @@ def _edited_forward(self, *args, **kwargs):
     for name, position, function, tensors in self.modulation_edits:
         if name in kwargs:
             kwargs[name] = function(kwargs[name], *tensors)
-        else:
-            args = (*args[:position], function(args[position], *tensors), *args[position + 1:])
-    return _inner_forward(self, args, kwargs)
+        elif name != RESULT:
+            args = _with(args, position, function, tensors)
+    result = _inner_forward(self, args, kwargs)
+    for name, position, function, tensors in self.modulation_edits:
+        if name == RESULT:
+            result = _with(result, position, function, tensors)
+    return result
+
+
+def _with(values: tuple, position: int, function, tensors) -> tuple:
+    return (*values[:position], function(values[position], *tensors), *values[position + 1:])
 
 
 def _inner_forward(module, args, kwargs):

@@ -24,10 +24,15 @@ OPERATIONS = {"operations": comfy.ops.disable_weight_init}
 
 @dataclass(frozen=True)
 class TimeShifted(Blind):
-    """embedder: the name of the module that makes the time embedding y; width: of y. blocks: the blocks, where not a list."""
+    """embedder: the name of the module that makes the time embedding y; width: of y.
+
+    head: may name a method of the model, where the head is no module.
+    times_first: whether the embedder gets all rows at one time and then all at another, not all times of each row.
+    """
 
     embedder: str = ""
     width: int = 0
+    times_first: bool = False
 
     def inputs_of(self, model):
         layers = []
@@ -35,7 +40,18 @@ class TimeShifted(Blind):
             blocks = model.get_submodule(name)
             layers += [(block, argument) for block in (blocks.values() if hasattr(blocks, "values") else blocks)]
         assert len(layers) == self.depth
-        return [*layers, *((model.get_submodule(name), argument) for name, argument in (self.head and [self.head]))]
+        name, argument = self.head
+        if hasattr(type(model), name):
+            return [*layers, (vars(model).setdefault(name, _Method(getattr(model, name))), argument)]
+        return [*layers, (model.get_submodule(name), argument)]
+
+
+class _Method(torch.nn.Module):
+    """A method of the model, that takes hooks."""
+
+    def __init__(self, method):
+        super().__init__()
+        self.forward = method
 
 
 def _built(cls, dims):
@@ -130,7 +146,7 @@ _LTXV = dict(
 LTXV = TimeShifted(
     name="LTX-Video", model=_built(LTXVModel, _LTXV), config=_config("LTXV", _LTXV, "ltxv"), output="proj_out.weight",
     prompt=lambda draw: (draw(1, 7, CONTEXT), {"attention_mask": torch.ones(1, 7, dtype=torch.int64)}), latent=(128, 2, 2, 2), text=("context",),
-    layers=(("transformer_blocks", "timestep"),), head=(), depth=5, start_layer=0, sigma_max=0.9, embedder="adaln_single.emb", width=64,
+    layers=(("transformer_blocks", "timestep"),), head=("_process_output", "embedded_timestep"), depth=5, start_layer=0, sigma_max=0.9, embedder="adaln_single.emb", width=64,
 )
 
 _HUNYUAN = dict(
@@ -188,8 +204,12 @@ class Term:
     keep_norm: bool = False
     base: tuple = (None, None)
 
-    def proj(self, c):
+    def proj(self, c, y):
+        """c: (..., C); y: (..., D), the time embedding at this step -> (..., D)."""
         h = c @ self.tensors["linear_1.weight"].T + self.tensors["linear_1.bias"]
+        if "film.weight" in self.tensors:
+            scale, shift = torch.chunk(y @ self.tensors["film.weight"].T + self.tensors["film.bias"], 2, dim=-1)
+            h = h * (1 + scale) + shift
         return torch.nn.functional.silu(h) @ self.tensors["linear_2.weight"].T + self.tensors["linear_2.bias"]
 
 
@@ -226,9 +246,8 @@ class _Asked:
         sigma = options["sigmas"].max()
         rows = len(args[0]) // len(options["cond_or_uncond"])
         conditional = [chunk == 0 for chunk in options["cond_or_uncond"] for _ in range(rows)]
-        context = kwargs["context"]
         for layer in range(len(self.small.inputs_of(model))):
-            self.asking = (layer, *self._shifts(layer, sigma, conditional, context))
+            self.asking = (layer, sigma, conditional, kwargs["context"])
             copies = {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in kwargs.items()}
             copies["transformer_options"] = dict(options)
             try:
@@ -237,22 +256,37 @@ class _Asked:
                 self.arguments[layer] = reached.args[0]
         self.asking = None
 
-    def _shifts(self, layer, sigma, conditional, context):
-        """(added, norm_kept), (R, D)."""
-        sums = [torch.zeros(len(conditional), self.small.width) for _ in range(2)]
+    def at_embedder(self, module, args, y):
+        """y: (N, ..., D), each row of the batch N / R times."""
+        if self.asking is None:
+            return None
+        layer, sigma, conditional, context = self.asking
+        added, kept = torch.zeros_like(y), torch.zeros_like(y)
         for term in self.terms:
-            weight = term.weights[layer]
-            toward, away = (term.proj(self._of_prompt(term, seed)) for seed in (term.seed, term.seed + 1))
-            cond, uncond = {"both": (1, 1), "cond": (1, 0), "opposed": (1, -1)}[term.rows]
-            signs = torch.tensor([[cond if of_prompt else uncond] for of_prompt in conditional])
-            inside = term.window[1] <= sigma <= term.window[0]
-            sums[term.keep_norm] += inside * term.w * weight * signs * (toward - away)
-            if term.pooling != "clip":
-                sums[term.keep_norm] += term.proj(_pooled(term, context))
-            elif weight != 0:
-                bases = [0 * toward if seed is None else term.proj(self._of_prompt(term, seed)) for seed in term.base]
-                sums[term.keep_norm] += torch.cat([bases[0] if of_prompt else bases[1] for of_prompt in conditional])
-        return sums
+            shift = self._shift(term, y, layer, sigma, conditional, context)
+            added, kept = (added, kept + shift) if term.keep_norm else (added + shift, kept)
+        return (y + kept) * y.norm(dim=-1, keepdim=True) / (y + kept).norm(dim=-1, keepdim=True) + added
+
+    def _shift(self, term, y, layer, sigma, conditional, context):
+        def like_y(rows):
+            repeated = rows.repeat(len(y) // len(rows), 1) if self.small.times_first else rows.repeat_interleave(len(y) // len(rows), 0)
+            return repeated.view(len(y), *[1] * (y.ndim - 2), -1)
+
+        def projected(seed):
+            return term.proj(like_y(self._of_prompt(term, seed).expand(len(conditional), -1)), y)
+
+        weight = term.weights[layer]
+        cond, uncond = {"both": (1, 1), "cond": (1, 0), "opposed": (1, -1)}[term.rows]
+        signs = like_y(torch.tensor([[float(cond if of_prompt else uncond)] for of_prompt in conditional]))
+        inside = term.window[1] <= sigma <= term.window[0]
+        delta = inside * term.w * weight * signs * (projected(term.seed) - projected(term.seed + 1))
+        if term.pooling != "clip":
+            return delta + term.proj(like_y(_pooled(term, context)), y)
+        if weight == 0:
+            return delta
+        positive, negative = (0 * delta if seed is None else projected(seed) for seed in term.base)
+        is_conditional = like_y(torch.tensor([[float(of_prompt)] for of_prompt in conditional]))
+        return delta + is_conditional * positive + (1 - is_conditional) * negative
 
     def _of_prompt(self, term, seed):
         if term.pooling == "clip":
@@ -261,15 +295,6 @@ class _Asked:
         image = torch.zeros(1, *self.small.latent)
         made = self.base_model.extra_conds(cross_attn=tokens, noise=image, latent_image=image, device=tokens.device, **extras)
         return _pooled(term, made["c_crossattn"].cond)
-
-    def at_embedder(self, module, args, y):
-        if self.asking is None:
-            return None
-        _, added, kept = (
-            shift if isinstance(shift, int) else shift.repeat_interleave(len(y) // len(shift), 0).view(len(y), *[1] * (y.ndim - 2), -1)
-            for shift in self.asking
-        )
-        return (y + kept) * y.norm(dim=-1, keepdim=True) / (y + kept).norm(dim=-1, keepdim=True) + added
 
     def at_layer(self, layer, argument, module, args, kwargs):
         position = list(signature(module.forward).parameters).index(argument)

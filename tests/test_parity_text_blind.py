@@ -69,7 +69,7 @@ def test_default_settings_of_a_pooled_output(small, model, folder):
 
 @pytest.mark.parametrize("rows", ["both", "cond", "opposed"])
 def test_cfg_rows_and_weights_of_layers(small, model, folder, rows):
-    layers = node("GuidanceLayerScheduleText", layers="1-2: 0.5, 4: -1", final_layer=0.7 if small.head else 0.0)[0]
+    layers = node("GuidanceLayerScheduleText", layers="1-2: 0.5, 4: -1", final_layer=0.7)[0]
     made = guided(small, model, projection(small, folder, "mean"), cfg_rows=rows, schedule=layers)
     assert_equal(small, model, made, Term(network(small), [0, 0.5, 0.5, 0, -1, 0.7], "mean", rows=rows), batch=2)
 

@@ -16,10 +16,14 @@ from ..directions import EncodedPrompt, PromptPair
 from ..schedules import LayerSchedule, RangeSchedule
 
 
+RESULT = "(result)"
+
+
 @dataclass(frozen=True)
 class BlockInput:
     """A module and one argument of its forward, by name and by position among the positional ones.
 
+    Named RESULT: not an argument but a part of the tuple that the module returns, by position.
     carry: for an argument that is made from y by a layer before the block: (model, call, y's two shifts, see `shifted`) ->
     what is added to the argument at this call, a tensor or a structure of them like the argument's; None where the argument is y.
     part: takes a block's part out of what `carry` makes, where one layer makes the arguments of all blocks at once.
@@ -184,7 +188,7 @@ class TextContext:
     of_rows: Callable[[nn.Module, Call], Tensor] = lambda model, call: call.cast(call.context)
 
 
-def _unmasked(call: Call) -> Tensor:
+def unmasked(call: Call) -> Tensor:
     """(R, L), True where neither the encoder's attention mask nor a row of zeros says padding."""
     present = call.context.any(dim=-1)
     mask = call.conds.get("attention_mask")
@@ -210,7 +214,7 @@ class TextTokens:
     joint: Callable[[nn.Module], list[BlockInput]]
     mixed: Callable[[nn.Module], list[BlockInput]] = lambda model: []
     mixed_text_first: bool = True
-    present: Callable[[Call], Tensor] = _unmasked
+    present: Callable[[Call], Tensor] = unmasked
     encoders: tuple[str, ...] = ()
 
 

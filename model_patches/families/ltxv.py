@@ -1,24 +1,24 @@
 """LTX-Video.
 
 Text-blind: y = adaln_single.emb(t), (R, T, D), with a time of its own for each token where a mask keeps some of the picture; a
-layer makes from it what modulates every block. The head's table takes y outside of any module, and is not shifted.
-There is no reference for its settings: start layer a tenth of the depth, both rows.
+layer makes from it what modulates every block. The head is no module of its own: it takes y as adaln_single returns it.
+There is no reference for its settings: start layer a tenth of the depth, both rows, plain head.
 """
 
 from comfy.ldm.lightricks.model import LTXVModel
 
 from ..shifts import shifted
-from .base import BlockInput, Family, Injection, TextContext
+from .base import RESULT, BlockInput, Family, Injection, TextContext
 
 
 def _time_embedding(model, call):
     """(R, T, D), T 1 or the number of tokens."""
-    if call.conds.get("keyframe_idxs") is not None:
-        raise ValueError(
-            "Modulation guidance does not work on LTX-Video with keyframes, where the host drops tokens in the middle of its forward "
-            "pass. Remove the keyframe node (LTXVAddGuide), or the guidance."
-        )
-    timestep = (call.timestep * model.timestep_scale_multiplier).flatten()
+    timestep = call.timestep
+    keyframes = call.conds.get("keyframe_idxs")
+    if keyframes is not None and keyframes.shape[2]:  # the host drops the tokens that their mask marks
+        mask = model.patchifier.patchify(call.cast(call.conds["denoise_mask"]))[0]
+        timestep = timestep[:, ~(mask < 0).any(dim=-1)[0]]
+    timestep = (timestep * model.timestep_scale_multiplier).flatten()
     y = model.adaln_single.emb(timestep, resolution=None, aspect_ratio=None, batch_size=call.rows, hidden_dtype=call.dtype)
     return y.view(call.rows, -1, y.shape[-1])
 
@@ -28,13 +28,19 @@ def _carry(model, call, added, norm_kept):
     return layer.linear(layer.silu(shifted(y, added, norm_kept))) - layer.linear(layer.silu(y))
 
 
+def _carry_to_head(model, call, added, norm_kept):
+    """What the shift changes in y as adaln_single returns it, (R * T, D)."""
+    y = _time_embedding(model, call)
+    return (shifted(y, added, norm_kept) - y).flatten(0, 1)
+
+
 LTXV = Family(
     name="LTX-Video",
     # LTXAV, of the same base class, has two streams.
     matches=lambda model: type(model) is LTXVModel,
     injections={"time embedding": Injection(
         blocks=lambda model: [BlockInput(block, "timestep", 3, _carry) for block in model.transformer_blocks],
-        head=None,
+        head=lambda model: BlockInput(model.adaln_single, RESULT, 1, _carry_to_head),
         y=_time_embedding,
         width=lambda model: model.adaln_single.linear.in_features,
     )},

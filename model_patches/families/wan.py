@@ -1,18 +1,19 @@
-"""Wan 2.1 and 2.2, and models of the same class: CausVid, VACE, Fun Camera, Animate, HuMo.
+"""Wan 2.1 and 2.2, and models of the same kind: CausVid, autoregressive Self-Forcing, VACE, Fun Camera, Animate, HuMo, SCAIL.
 
 Text-blind: y = time_embedding(t), (R, T, D), with a time of its own for each frame in Wan 2.2 5B's image to video. One layer makes
 from it what modulates every block; the head takes y itself. VACE's side blocks keep the plain modulation.
 There is no reference for its settings: start layer a tenth of the depth, both rows, plain head.
 """
 
-from comfy.ldm.wan.model import CameraWanModel, HumoWanModel, VaceWanModel, WanModel, sinusoidal_embedding_1d
-from comfy.ldm.wan.model_animate import AnimateWanModel
+from comfy.ldm.wan.model import CameraWanModel, VaceWanModel, WanModel, sinusoidal_embedding_1d
 
 from ..shifts import shifted
 from .base import BlockInput, Family, Injection, TextContext
 
-# Other subclasses of WanModel put several times, or other inputs, into the time embedding.
-_CLASSES = (WanModel, VaceWanModel, CameraWanModel, AnimateWanModel, HumoWanModel)
+# By name, as older hosts lack some. Left out: S2V gives its reference frames a time of their own, WanDancer has a second head.
+_CLASSES = (
+    "WanModel", "CausalWanModel", "VaceWanModel", "CameraWanModel", "AnimateWanModel", "HumoWanModel", "SCAILWanModel", "SCAIL2WanModel",
+)
 
 
 def _time_embedding(model, call):
@@ -31,7 +32,7 @@ def _carry(model, call, added, norm_kept):
 
 WAN = Family(
     name="Wan",
-    matches=lambda model: type(model) in _CLASSES,
+    matches=lambda model: isinstance(model, WanModel) and type(model).__name__ in _CLASSES,
     injections={"time embedding": Injection(
         blocks=lambda model: [BlockInput(block, "e", 1, _carry) for block in model.blocks],
         head=lambda model: BlockInput(model.head, "e", 1),
