@@ -1,6 +1,7 @@
 """Small text-blind models of every family but the Cosmos-Predict2 kind, and what a shift of their time embedding is, asked of the host."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from inspect import signature
@@ -249,7 +250,9 @@ class _Asked:
         for layer in range(len(self.small.inputs_of(model))):
             self.asking = (layer, sigma, conditional, kwargs["context"])
             copies = {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in kwargs.items()}
-            copies["transformer_options"] = dict(options)
+            copies["transformer_options"] = {
+                name: deepcopy(value) if name == "ar_state" else value for name, value in options.items()
+            }
             try:
                 model(*(arg.clone() for arg in args), **copies)
             except _Reached as reached:

@@ -1,0 +1,132 @@
+"""Text-blind models of a family whose time embedding is more than one vector a row, or that are built differently."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import comfy.sample
+import comfy.samplers
+import torch
+from blind_families import (
+    _CHROMA, _COSMOS1, _FLUX2, _HUNYUAN, _LTXV, _QWEN, _WAN, CHROMA, COSMOS1, FLUX2, HUNYUAN_VIDEO15, LTXV, LUMINA2, QWEN_IMAGE, WAN,
+    Z_IMAGE, TimeShifted, _built, _config,
+)
+from comfy.ldm.chroma.model import Chroma
+from comfy.ldm.cosmos.model import GeneralDIT
+from comfy.ldm.flux.model import Flux
+from comfy.ldm.hunyuan_video.model import HunyuanVideo
+from comfy.ldm.lightricks.symmetric_patchifier import SymmetricPatchifier, latent_to_pixel_coords
+from comfy.ldm.qwen_image.model import QwenImageTransformer2DModel
+from comfy.ldm.wan.model import CameraWanModel, HumoWanModel, SCAILWanModel, WanModel
+from families.small import drawing
+
+
+@dataclass(frozen=True)
+class Variant(TimeShifted):
+    """label: what is special. noise_mask: the user's, (1, 1, T, H, W), 0 where the picture is kept."""
+
+    label: str = ""
+    noise_mask: torch.Tensor | None = None
+
+    def sample(self, model, *prompts, **options):
+        if self.noise_mask is not None:
+            options["noise_mask"] = self.noise_mask
+        return super().sample(model, *prompts, **options)
+
+
+def _variant(of, label, **changes):
+    return Variant(**{name: getattr(of, name) for name in of.__dataclass_fields__} | {"label": label} | changes)
+
+
+def _pictures(*shape):
+    return ("reference_latents", [drawing(30)(*shape), drawing(31)(*shape)])
+
+
+def _frames(*kept):
+    """(1, 1, T, 1, 1), 0 for frames that are kept."""
+    return torch.tensor([float(not is_kept) for is_kept in kept]).view(1, 1, -1, 1, 1)
+
+
+def _wan(label, cls, config, dims, **changes):
+    dims = _WAN | dims
+    return _variant(WAN, label, model=_built(cls, dims), config=_config(config, dims, "wan2.1"), **changes)
+
+
+WAN_OF_FRAMES = _wan(
+    "Wan 2.2 5B, frames kept", WanModel, "WAN22_T2V", dict(in_dim=48, out_dim=48), latent=(48, 3, 4, 4), noise_mask=_frames(1, 0, 0)
+)
+WAN_CAMERA = _wan("Wan Camera", CameraWanModel, "WAN22_Camera", dict(model_type="camera_2.2"))
+WAN_HUMO = _wan("Wan HuMo", HumoWanModel, "WAN21_HuMo", dict(model_type="humo"))
+WAN_SCAIL = _wan("Wan SCAIL", SCAILWanModel, "WAN21_SCAIL", dict(model_type="scail", in_dim=20), settings=(_pictures(1, 16, 1, 4, 4),))
+
+
+@dataclass(frozen=True)
+class Autoregressive(Variant):
+    """Sampled frame by frame, without CFG."""
+
+    def sample(self, model, steps=2, seed=5, **options):
+        image = torch.zeros(1, *self.latent)
+        noise = comfy.sample.prepare_noise(image, seed)
+        sampler = comfy.samplers.ksampler("ar_video", {"num_frame_per_block": 2})
+        sigmas = torch.linspace(self.sigma_max, 0, steps + 1)
+        latents = comfy.sample.sample_custom(
+            model, noise, 1.0, sampler, sigmas, self.conditioning(1), self.conditioning(2), image, disable_pbar=True, seed=seed
+        )
+        return model.model.process_latent_in(latents)
+
+
+def wan_autoregressive():
+    from comfy.ldm.wan.ar_model import CausalWanModel  # older hosts lack it
+
+    return Autoregressive(**vars(_wan("Wan, autoregressive", CausalWanModel, "WAN21_CausalAR_T2V", {}, latent=(16, 4, 4, 4))))
+
+
+_TIME_ZERO = (_pictures(1, 16, 4, 4), ("reference_latents_method", "index_timestep_zero"))
+
+QWEN_IMAGE_EDIT = _variant(
+    QWEN_IMAGE, "Qwen-Image Edit, pictures at time zero", settings=(_pictures(1, 16, 1, 4, 4), _TIME_ZERO[1]), times_first=True
+)
+FLUX2_EDIT = _variant(FLUX2, "FLUX.2, pictures at time zero", settings=_TIME_ZERO, times_first=True)
+_FLUX2_DEV = _FLUX2 | dict(guidance_embed=True)
+FLUX2_DEV = _variant(
+    FLUX2, "FLUX.2 dev, distilled guidance", model=_built(Flux, _FLUX2_DEV), config=_config("Flux2", _FLUX2_DEV, "flux2"),
+    settings=(("guidance", 4.0),),
+)
+Z_IMAGE_OMNI = _variant(Z_IMAGE, "Z-Image, pictures at time one", settings=(_pictures(1, 16, 4, 4),), times_first=True)
+CHROMA_GUIDED = _variant(CHROMA, "Chroma, distilled guidance", settings=(("guidance", 3.0),), output_scale=0.15)
+LTXV_OF_TOKENS = _variant(LTXV, "LTX-Video, a frame kept", noise_mask=_frames(1, 0))
+
+
+def _ltxv_keyframe():
+    """One more frame, of which the host drops three tokens of four."""
+    coords = SymmetricPatchifier(1, start_end=True).patchify(torch.zeros(1, 128, 1, 2, 2))[1]
+    mask = torch.ones(1, 1, 3, 2, 2)
+    mask[:, :, 2] = -1
+    mask[:, :, 2, 0, 0] = 0
+    return _variant(
+        LTXV, "LTX-Video, a keyframe", latent=(128, 3, 2, 2), noise_mask=mask,
+        settings=(("keyframe_idxs", latent_to_pixel_coords(coords, (8, 32, 32), causal_fix=True)),),
+    )
+
+
+LTXV_KEYFRAME = _ltxv_keyframe()
+_GUIDED = _HUNYUAN | dict(guidance_embed=True)
+HUNYUAN_VIDEO_GUIDED = _variant(
+    HUNYUAN_VIDEO15, "HunyuanVideo 1.5, distilled guidance", model=_built(HunyuanVideo, _GUIDED),
+    config=_config("HunyuanVideo15", _GUIDED, "hunyuan_video"), settings=(("guidance", 5.0),),
+)
+HUNYUAN_VIDEO_FRAME = _variant(HUNYUAN_VIDEO15, "HunyuanVideo 1.5, a frame replaced", settings=(("guiding_frame_index", 3),))
+_MEANFLOW = _HUNYUAN | dict(meanflow=True, meanflow_sum=True)
+HUNYUAN_VIDEO_MEANFLOW = _variant(
+    HUNYUAN_VIDEO15, "HunyuanVideo 1.5, mean flow", model=_built(HunyuanVideo, _MEANFLOW),
+    config=_config("HunyuanVideo15", _MEANFLOW, "hunyuan_video"),
+)
+_IMAGE21 = _HUNYUAN | dict(patch_size=[1, 1], in_channels=64, out_channels=64, axes_dim=[16, 16])
+HUNYUAN_IMAGE = _variant(
+    HUNYUAN_VIDEO15, "HunyuanImage 2.1", model=_built(HunyuanVideo, _IMAGE21), config=_config("HunyuanImage21", _IMAGE21, "hunyuan_video"),
+    latent=(64, 4, 4),
+)
+
+VARIANTS = (
+    WAN_OF_FRAMES, WAN_CAMERA, WAN_HUMO, WAN_SCAIL, QWEN_IMAGE_EDIT, FLUX2_EDIT, FLUX2_DEV, Z_IMAGE_OMNI, CHROMA_GUIDED,
+    LTXV_OF_TOKENS, LTXV_KEYFRAME, HUNYUAN_VIDEO_GUIDED, HUNYUAN_VIDEO_FRAME, HUNYUAN_VIDEO_MEANFLOW, HUNYUAN_IMAGE,
+)
