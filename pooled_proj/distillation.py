@@ -1,0 +1,399 @@
+"""Distilling a pooled projection: a text-blind model learns to take its prompt through its modulation.
+
+The teacher is the model with the prompt, the student the same frozen model with the empty prompt in its place, and the prompt's
+pooled text through the projection, whose output starts at zero. The loss is the mean square of the difference of their predictions.
+"Rethinking Global Text Conditioning in Diffusion Transformers", Starodubcev et al., ICLR 2026, section 5.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import comfy.model_management
+import torch
+from comfy.patcher_extension import WrappersMP
+from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
+from torch import Tensor, nn
+
+from ..model_patches.families import family_of
+from ..model_patches.injection import uncompiled
+from .differentiable import differentiable
+from .lessons import Batch, Lessons, Prompt, generator, latent_shape, make_samples, sampled_prompts
+from .network import ProjectionNetwork
+from .projection import INJECTIONS, POOLINGS, PooledProjection
+from .teaching import Course, Teaching
+from .text_path import TIME, check_fits
+
+DATA = ("samples", "noise")
+PRECISIONS = {"auto": None, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+WARM_UP = 0.02  # of the steps
+LAST_RATE = 0.1  # of the learning rate
+GRADIENT_NORM = 1.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One training run.
+
+    steps: of the optimizer; each takes accumulation x batch_size rows. learning_rate: the highest; it warms up over the first 2 % of
+    the steps and falls to a tenth by a cosine. width, height, frames: of the pictures, in pixels.
+    pooling, injection: of a new projection; one that is gone on from keeps its own.
+    data: "samples" of the model itself, or "noise" over empty latents. samples_per_prompt, sample_steps, cfg: of the samples.
+    pairs: noise levels with a noise each, for every sample. cache: bytes of the teacher's predictions that are kept.
+    checkpointing: compute every block twice and keep less. precision: what the model computes in, one of PRECISIONS.
+    """
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    width: int
+    height: int
+    seed: int
+    pooling: str
+    injection: str
+    frames: int = 1
+    accumulation: int = 1
+    checkpointing: bool = True
+    data: str = "samples"
+    samples_per_prompt: int = 2
+    sample_steps: int = 8
+    cfg: float = 1.0
+    pairs: int = 4
+    cache: int = 4 << 30
+    precision: str = "auto"
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        warm_up = math.ceil(WARM_UP * self.steps)
+        if step < warm_up:
+            return self.learning_rate * (step + 1) / warm_up
+        progress = (step - warm_up) / max(1, self.steps - 1 - warm_up)
+        return self.learning_rate * (LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+    def check(self) -> None:
+        """Raises ValueError with the setting, its value and what it may be."""
+        least = {
+            "steps": 0, "batch_size": 1, "width": 1, "height": 1, "frames": 1, "accumulation": 1, "samples_per_prompt": 1,
+            "sample_steps": 1, "pairs": 1, "cache": 0,
+        }
+        for name, minimum in least.items():
+            if getattr(self, name) < minimum:
+                raise ValueError(f"Distilling: {name} is {getattr(self, name)}; it must be {minimum} at least.")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise ValueError(f"Distilling: learning_rate is {self.learning_rate}; it must be above 0, e.g. 0.00002.")
+        choices = {"pooling": POOLINGS, "injection": INJECTIONS, "data": DATA, "precision": PRECISIONS}
+        for name, choice in choices.items():
+            if getattr(self, name) not in choice:
+                raise ValueError(f"Distilling: {name} is {getattr(self, name)!r}; it must be {' or '.join(choice)}.")
+
+
+@dataclass(frozen=True)
+class Workers:
+    """The processes that train together. mean: of a tensor over all of them."""
+
+    rank: int = 0
+    count: int = 1
+    mean: Callable[[Tensor], Tensor] = lambda tensor: tensor
+
+
+@dataclass(frozen=True)
+class Progress:
+    """fraction: of the whole, 0 to 1. text: for people."""
+
+    fraction: float
+    text: str
+
+
+class Distillation:
+    """A projection in training on one model. Take steps within `running()`.
+
+    prompts: the texts. held_out: more of them, for held_out_loss. Raises ValueError, with what to do, for what cannot work.
+    """
+
+    def __init__(
+        self, model, clip, prompts: list[str], settings: Settings, pooled_clip=None, projection: PooledProjection | None = None,
+        held_out: list[str] = (), workers: Workers = Workers(),
+    ):
+        settings.check()
+        self.settings, self.workers = settings, workers
+        if model.get_wrappers(WrappersMP.APPLY_MODEL, COMPILE_KEY):
+            raise ValueError("Distilling: the model is compiled, and gradients cannot pass. Connect it from before the compile node.")
+        # The host's dynamic loading casts weights into memory that it uses again before the gradients come back.
+        self.model = model.clone(disable_dynamic=True)
+        if PRECISIONS[settings.precision]:
+            self.model.set_model_compute_dtype(PRECISIONS[settings.precision])
+        self.diffusion_model = uncompiled(self.model.get_model_object("diffusion_model"))
+        self.family = family_of(self.diffusion_model, type(self.model.model).__name__)
+        if self.family.text is not None:
+            raise ValueError(f"{self.family.name} has pooled text in its modulation already and needs no projection. Guide it without one.")
+        self.prompts, self.held_out = _lines(prompts, workers), [line.strip() for line in held_out if line.strip()]
+        self.shape = latent_shape(self.model.get_model_object("latent_format"), settings.width, settings.height, settings.frames)
+        self.clip, self.pooled_clip = clip, pooled_clip or clip
+        self.given = projection
+        if projection is not None:
+            check_fits(projection, self.family, self.diffusion_model)
+        elif settings.injection not in self.family.injections:
+            raise ValueError(
+                f"Distilling: {self.family.name} takes no shift at its {settings.injection}. Set injection to {' or '.join(self.family.injections)}."
+            )
+        self.pooling, self.injection = (settings.pooling, settings.injection) if projection is None else (projection.pooling, projection.injection)
+        self.empty = self._encoded("")
+        self.network = self._network()
+        self.parameters = list(self.network.parameters())
+        self.losses: list[float] = []
+        self.held_out_losses: dict[int, float] = {}
+
+    @property
+    def step(self) -> int:
+        """How many steps have been taken."""
+        return len(self.losses)
+
+    def projection(self) -> PooledProjection:
+        """What has been learned so far."""
+        if self.step == 0 and self.given is not None:
+            return self.given
+        weights = {name: tensor.detach().clone().cpu() for name, tensor in self.network.weights().items()}
+        before = [] if self.given is None else self.given.record.get("runs", [])
+        run = asdict(self.settings) | {"steps": self.step, "of": self.settings.steps, "prompts": len(self.prompts), "processes": self.workers.count}
+        if self.losses:
+            run["last loss"] = sum(self.losses[-100:]) / len(self.losses[-100:])
+        return PooledProjection(weights, self.pooling, self.injection, self.family.name, {"runs": [*before, run]})
+
+    def state(self) -> dict[str, Any]:
+        """All that a run that was cut needs to go on; see load_state."""
+        return {
+            "settings": asdict(self.settings), "processes": self.workers.count, "weights": self.network.weights(),
+            "optimizer": self.optimizer.state_dict(), "losses": self.losses, "held_out_losses": self.held_out_losses,
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Within running(): goes on where state() was taken. Raises ValueError if it is of a run with other settings."""
+        now = {"settings": asdict(self.settings), "processes": self.workers.count}
+        for name, value in now.items():
+            if state[name] != value:
+                raise ValueError(f"The checkpoint is of a run with {name} {state[name]}, and this one has {value}. Start it as before, or in another folder.")
+        for name, tensor in self.network.weights().items():
+            tensor.copy_(state["weights"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.losses, self.held_out_losses = list(state["losses"]), dict(state["held_out_losses"])
+
+    def prepare(self, on_progress: Callable[[int, int], None] = lambda done, total: None) -> None:
+        """Encodes the prompts and makes the samples. on_progress: (samples made, all of them)."""
+        settings = self.settings
+        rows = settings.steps * settings.accumulation * settings.batch_size
+        self.course = self._course(self.prompts, rows, ("lessons", self.workers.rank), on_progress)
+        if self.held_out:
+            self.exam = self._course(self.held_out, settings.pairs * len(self.held_out), ("exam",), on_progress)
+
+    def _course(self, texts: list[str], rows: int, seeds: tuple, on_progress) -> Course:
+        """Lessons for that many rows, fewer if the prompts give fewer."""
+        settings, seeds = self.settings, (self.settings.seed, *seeds)
+        numbers = sampled_prompts(len(texts), settings.samples_per_prompt, rows, settings.pairs, seeds)
+        used = sorted(set(numbers))
+        prompts = [self._encoded(texts[number]) for number in used]
+        numbers = [used.index(number) for number in numbers]
+        if settings.data == "samples":
+            samples = make_samples(
+                self.model, [prompts[number] for number in numbers], self.empty, self.shape, settings.sample_steps, settings.cfg, seeds,
+                on_progress,
+            )
+        else:
+            samples = torch.zeros(len(numbers), *self.shape)
+        return Course(Lessons(samples, numbers, settings.pairs, settings.batch_size, seeds), prompts)
+
+    def _encoded(self, text: str) -> Prompt:
+        conditioning = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
+        if self.pooling != "clip":
+            return Prompt(conditioning, None)
+        pooled = self.pooled_clip.encode_from_tokens(self.pooled_clip.tokenize(text), return_pooled=True)[1]
+        if pooled is None:
+            raise ValueError(
+                "Distilling: the text encoder gives no pooled output. Connect one that does to pooled_clip (e.g. CLIP-L), or set pooling "
+                "to max or mean, which pool the model's own text."
+            )
+        if self.given is not None and pooled.shape[-1] < self.given.input_width:
+            raise ValueError(
+                f"Distilling: the pooled output is {pooled.shape[-1]} wide, but the projection reads {self.given.input_width}. Connect the text "
+                "encoder it was made with to pooled_clip."
+            )
+        return Prompt(conditioning, pooled.float().cpu() if self.given is None else pooled[:, :self.given.input_width].float().cpu())
+
+    def _network(self) -> ProjectionNetwork:
+        if self.given is not None:
+            weights = {name: tensor.to("cpu", torch.float32, copy=True) for name, tensor in self.given.weights.items()}
+        else:
+            weights = self._first_weights()
+        with torch.inference_mode(False):
+            network = ProjectionNetwork({name: tensor.clone() for name, tensor in weights.items()}, nn)
+            return network.requires_grad_(True)
+
+    def _first_weights(self) -> dict[str, Tensor]:
+        """Of a projection that gives zeros; its first layer as torch.nn.Linear starts one."""
+        width = self.empty.pooled.shape[-1] if self.pooling == "clip" else self.family.context.width(self.diffusion_model)
+        hidden = self.family.injections[TIME].width(self.diffusion_model)
+        output = self.family.injections[self.injection].width(self.diffusion_model)
+        draw = generator(self.settings.seed, "projection")
+        bound = width ** -0.5
+        weights = {
+            "linear_1.weight": torch.empty(hidden, width).uniform_(-bound, bound, generator=draw),
+            "linear_1.bias": torch.empty(hidden).uniform_(-bound, bound, generator=draw),
+            "linear_2.weight": torch.zeros(output, hidden),
+            "linear_2.bias": torch.zeros(output),
+        }
+        if self.injection == "adaln lora":
+            weights["scales"] = torch.ones(self.family.depth(self.diffusion_model), output)
+        return weights
+
+    @contextmanager
+    def running(self):
+        """The model on its device, for steps to be taken; afterwards it is what it was."""
+        with torch.inference_mode(False), torch.enable_grad():
+            comfy.model_management.load_models_gpu([self.model], memory_required=1e20, force_full_load=True)
+            blocks = self.family.injections[self.injection].blocks(self.diffusion_model)
+            recomputed = [target.module for target in blocks] if self.settings.checkpointing else []
+            self.model.pre_run()
+            try:
+                with differentiable(self.diffusion_model, recomputed):
+                    self._set_up()
+                    yield self
+            finally:
+                self.model.cleanup()
+
+    def _set_up(self) -> None:
+        device = self.model.load_device
+        self.network.to(device)
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=self.settings.learning_rate)
+        self.teaching = Teaching(
+            self.model, self.family, self.network, self.pooling, self.injection, self.empty, self.shape, self.settings.cache
+        )
+        # Told by the first step: blocks that add to their streams in place, which autograd refuses, cost a little more.
+        self.in_place = nullcontext
+
+    def take_step(self) -> float:
+        """One step of the optimizer; its loss, a mean over the rows of all processes."""
+        settings = self.settings
+        gradients, losses = [torch.zeros_like(parameter) for parameter in self.parameters], []
+        for turn in range(settings.accumulation):
+            loss, new = self._gradients(self.course.lessons.visited(self.step * settings.accumulation + turn))
+            torch._foreach_add_(gradients, new, alpha=1 / settings.accumulation)
+            losses.append(loss)
+        loss = self.workers.mean(torch.stack(losses).mean()).item()
+        if not math.isfinite(loss):
+            raise ValueError(f"Distilling: the loss is {loss} at step {self.step + 1}. Lower learning_rate, now {settings.learning_rate}.")
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = self.workers.mean(gradient)
+        nn.utils.clip_grad_norm_(self.parameters, GRADIENT_NORM)
+        for group in self.optimizer.param_groups:
+            group["lr"] = settings.rate(self.step)
+        self.optimizer.step()
+        self.losses.append(loss)
+        return loss
+
+    @torch.no_grad()
+    def held_out_loss(self) -> float:
+        """The mean loss on the held-out prompts."""
+        lessons = self.exam.lessons
+        batches = [lessons[number] for number in range(self.workers.rank, len(lessons), self.workers.count)]
+        total = torch.zeros(2, device=self.teaching.device)
+        for batch in batches:
+            rows = len(batch.prompts)
+            total += torch.stack((self._loss(self.exam, batch) * rows, torch.full((), float(rows), device=total.device)))
+        loss, rows = self.workers.mean(total).tolist()
+        return loss / rows
+
+    def _gradients(self, batch: Batch) -> tuple[Tensor, tuple[Tensor, ...]]:
+        try:
+            with self.in_place():
+                loss = self._loss(self.course, batch)
+                return loss.detach(), torch.autograd.grad(loss, self.parameters)
+        except RuntimeError as error:
+            if "modified by an inplace operation" not in str(error) or self.in_place is not nullcontext:
+                raise
+        self.in_place = torch.autograd.graph.allow_mutation_on_saved_tensors
+        return self._gradients(batch)
+
+    def _loss(self, course: Course, batch: Batch) -> Tensor:
+        target = self.teaching.teacher(course, batch)
+        return nn.functional.mse_loss(self.teaching.student(course, batch), target)
+
+
+@dataclass(frozen=True, eq=False)
+class Distilled:
+    """losses: one for each step taken in this call."""
+
+    projection: PooledProjection
+    losses: list[float]
+
+
+def distill(
+    model, clip, prompts: list[str], settings: Settings, pooled_clip=None, projection: PooledProjection | None = None,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> Distilled:
+    """A projection of the model's family. An interrupt while it learns ends it early and keeps what was learned.
+
+    model: ModelPatcher. clip: the model's own text encoder; pooled_clip: the one whose pooled output is projected, or None for clip.
+    projection: to go on from; its own pooling and injection count then. Raises ValueError, with what to do, for what cannot work.
+    """
+    with out_of_memory_explained(settings):
+        distillation = Distillation(model, clip, prompts, settings, pooled_clip, projection)
+        if settings.steps:
+            distillation.prepare(lambda done, total: on_progress(Progress(0.0, f"Making samples: {done} of {total}")))
+            with distillation.running():
+                _learn(distillation, on_progress)
+        return Distilled(distillation.projection(), distillation.losses)
+
+
+def _learn(distillation: Distillation, on_progress: Callable[[Progress], None]) -> None:
+    steps, started = distillation.settings.steps, time.monotonic()
+    try:
+        while distillation.step < steps:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            distillation.take_step()
+            on_progress(progress_of(distillation, time.monotonic() - started, distillation.step))
+    except comfy.model_management.InterruptProcessingException:
+        logging.info("Distilling was interrupted after %d of %d steps; what was learned is kept.", distillation.step, steps)
+
+
+def progress_of(distillation: Distillation, seconds: float, taken: int) -> Progress:
+    """seconds: those of the `taken` latest steps."""
+    step, steps = distillation.step, distillation.settings.steps
+    recent = distillation.losses[-50:]
+    left = round(seconds / taken * (steps - step))
+    return Progress(step / steps, f"Step {step} of {steps}, loss {sum(recent) / len(recent):.5f}, {left // 60}:{left % 60:02} left")
+
+
+@contextmanager
+def out_of_memory_explained(settings: Settings):
+    """Raises a ValueError that says what to lower where memory runs out."""
+    try:
+        yield
+        return
+    except (comfy.model_management.OOM_EXCEPTION, MemoryError, RuntimeError) as error:
+        if not isinstance(error, (comfy.model_management.OOM_EXCEPTION, MemoryError)) and "DefaultCPUAllocator" not in str(error):
+            raise
+        reason = str(error).partition("\n")[0]
+    comfy.model_management.unload_all_models()
+    hints = ["lower batch_size (and raise accumulation to match)"] if settings.batch_size > 1 else []
+    hints += ["lower width, height or frames"] + ([] if settings.checkpointing else ["switch checkpointing on"])
+    raise ValueError(
+        f"Distilling ran out of memory, at batch_size {settings.batch_size} and {settings.width} x {settings.height} pixels, "
+        f"{settings.frames} frames: {'; or '.join(hints)}. ({reason})"
+    )
+
+
+def _lines(prompts: list[str], workers: Workers) -> list[str]:
+    """This process's share of the prompts."""
+    lines = [line.strip() for line in prompts if line.strip()]
+    if len(lines) < workers.count:
+        raise ValueError(
+            f"Distilling: there are {len(lines)} prompts for {workers.count} processes. Give each one at least." if lines else
+            "Distilling: prompts is empty. Write prompts like those you use, one per line."
+        )
+    return lines[workers.rank::workers.count]

@@ -1,0 +1,158 @@
+"""Teacher and student: one frozen model, with the prompt, and with the empty prompt and the pooled text through a projection."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import comfy.model_patcher
+import comfy.sampler_helpers
+import comfy.samplers
+import torch
+from torch import Tensor
+
+from ..model_patches.directions import EncodedPrompt, GuidanceDirection
+from ..model_patches.families import Call, Family, TextPath
+from ..model_patches.guidance import guide
+from ..model_patches.schedules import RangeSchedule
+from .differentiable import plain_attention
+from .lessons import Batch, Lessons, Prompt
+from .network import ProjectionNetwork, pool
+from .text_path import TIME
+
+
+@dataclass(frozen=True, eq=False)
+class Course:
+    """Lessons and their prompts. known: the teacher's predictions by number of the batch, kept. pooled: what is projected, by prompt."""
+
+    lessons: Lessons
+    prompts: list[Prompt]
+    known: dict[int, Tensor] = field(default_factory=dict)
+    pooled: dict[int, Tensor] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class _Shift(TextPath):
+    """The projection in training, as guidance takes one: the rows' own pooled text, at full strength in every layer; pooled: (R, C)."""
+
+    family: Family
+    network: ProjectionNetwork
+    pools_context: bool
+    injection: str
+    pooled: Tensor | None = None
+
+    has_base = True
+
+    def text_path(self, family, diffusion_model):
+        return self
+
+    def base(self, model, call, conditional):
+        time = None if self.network.film is None else self.family.injections[TIME].y(model, call).float()
+        return self.network(self.pooled, time)
+
+    def takes_base(self, weight):
+        return self.pools_context or weight != 0
+
+    def layer_scales(self, call):
+        return None if self.network.scales is None else self.network.scales.weight
+
+
+class Teaching:
+    """On a model that is loaded.
+
+    network: the projection, on the model's device. pooling, injection: as in PooledProjection. cache: bytes of predictions to keep.
+    """
+
+    def __init__(self, model, family: Family, network: ProjectionNetwork, pooling: str, injection: str, empty: Prompt, shape, cache: int):
+        self.model, self.family, self.network, self.pooling, self.shape, self.cache = model, family, network, pooling, shape, cache
+        self.device = model.load_device
+        # As with guidance: what pools the context goes to the head too.
+        pools_context = pooling != "clip"
+        head = float(pools_context and family.injections[injection].head is not None)
+        self.shift = _Shift(family, network, pools_context, injection)
+        self.plain = _options(model)
+        self.shifted = _options(guide(model, GuidanceDirection(()), 0.0, RangeSchedule(0, final_layer=head), projection=self.shift))
+        self.empty = self._conds(empty)
+
+    @torch.no_grad()
+    def teacher(self, course: Course, batch: Batch) -> Tensor:
+        """(R, ...) what the model itself predicts for the batch; kept from the first time on, within the bound."""
+        if batch.number in course.known:
+            return course.known[batch.number].to(self.device).float()
+        x, sigmas = self._noised(batch)
+        conds = {number: self._conds(course.prompts[number]) for number in dict.fromkeys(batch.prompts)}
+        prediction = None
+        for rows in _alike([conds[number] for number in batch.prompts]):
+            made = self._predicted(self.plain, x[rows], sigmas[rows], [conds[batch.prompts[row]] for row in rows])
+            prediction = made.new_empty(len(x), *made.shape[1:]) if prediction is None else prediction
+            prediction[rows] = made
+        size = prediction.numel() * prediction.element_size()
+        if size <= self.cache:
+            self.cache -= size
+            course.known[batch.number] = prediction.cpu()
+        return prediction.float()
+
+    def student(self, course: Course, batch: Batch) -> Tensor:
+        """(R, ...) the prediction with the empty prompt and the projection."""
+        x, sigmas = self._noised(batch)
+        self.shift.pooled = torch.cat([self._pooled(course, number) for number in batch.prompts])
+        return self._predicted(self.shifted, x, sigmas, [self.empty] * len(x)).float()
+
+    def _noised(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        sampling = self.model.get_model_object("model_sampling")
+        sigmas = batch.sigmas(sampling).to(self.device)
+        return sampling.noise_scaling(sigmas, batch.noise.to(self.device), batch.clean.to(self.device)), sigmas
+
+    def _predicted(self, options: dict, x: Tensor, sigmas: Tensor, conds: list[dict]) -> Tensor:
+        """What the diffusion model itself gives, before the host makes a clean latent of it."""
+        base_model, given = self.model.model, []
+        inputs = {name: cond.concat([other[name] for other in conds[1:]]) for name, cond in conds[0].items()}
+        hook = base_model.diffusion_model.register_forward_hook(lambda module, args, output: given.append(output))
+        try:
+            base_model.apply_model(x, sigmas, transformer_options=options | {"cond_or_uncond": [0], "sigmas": sigmas}, **inputs)
+        finally:
+            hook.remove()
+        return given[-1]
+
+    def _conds(self, prompt: Prompt) -> dict:
+        """The model's inputs for one row, by the host's names, as when sampling."""
+        with torch.inference_mode():
+            noise = torch.zeros(1, *self.shape, device=self.device)
+            conds = {"positive": comfy.sampler_helpers.convert_cond(prompt.conditioning)}
+            made = comfy.samplers.process_conds(
+                self.model.model, noise, conds, self.device, latent_image=noise, seed=0, latent_shapes=[noise.shape]
+            )["positive"][0]["model_conds"]
+            return {name: cond.process_cond(batch_size=1, area=None) for name, cond in made.items()}
+
+    @torch.no_grad()
+    def _pooled(self, course: Course, number: int) -> Tensor:
+        """(1, C) in fp32."""
+        if number not in course.pooled:
+            pooled, base_model = course.prompts[number].pooled, self.model.model
+            if pooled is None:
+                [[tokens, extras]] = course.prompts[number].conditioning
+                call = Call(base_model, torch.zeros(1, *self.shape, device=self.device), torch.ones(1, device=self.device), 1, None, {})
+                context = self.family.context.of_prompt(base_model.diffusion_model, EncodedPrompt(None, tokens, extras), call)
+                pooled = pool(context, self.pooling)
+            course.pooled[number] = pooled.to(self.device, copy=True)
+        return course.pooled[number]
+
+
+def _options(model) -> dict:
+    """The transformer_options that the model is called with when sampling."""
+    options = comfy.model_patcher.create_model_options_clone(model.model_options)
+    comfy.sampler_helpers.prepare_model_patcher(model, {}, options)
+    return options["transformer_options"] | {"optimized_attention_override": plain_attention}
+
+
+def _alike(conds: list[dict]) -> list[list[int]]:
+    """The rows that can go through the model together, prompts of one length each."""
+    groups: list[list[int]] = []
+    for row, cond in enumerate(conds):
+        for group in groups:
+            first = conds[group[0]]
+            if first.keys() == cond.keys() and all(first[name].size() == cond[name].size() and first[name].can_concat(cond[name]) for name in cond):
+                group.append(row)
+                break
+        else:
+            groups.append([row])
+    return groups
