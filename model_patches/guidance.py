@@ -168,7 +168,7 @@ def _guided_call(executor, x, t, c_concat=None, c_crossattn=None, control=None, 
     """APPLY_MODEL wrapper: outside any compiled region, the only place of a call where w and layer numbers are read."""
     base_model = executor.class_obj
     conditional = conditional_chunks(transformer_options)
-    call = Call(base_model, x, t, len(conditional), c_crossattn, kwargs)
+    call = Call(base_model, x, t, len(conditional), c_crossattn, kwargs, transformer_options.get("sample_sigmas"))
     guidances = [
         guidance for guidance in transformer_options.get(KEY, ())
         if guidance.text.has_base or guidance.acts_at(call, conditional)

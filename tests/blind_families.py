@@ -25,7 +25,7 @@ OPERATIONS = {"operations": comfy.ops.disable_weight_init}
 
 @dataclass(frozen=True)
 class TimeShifted(Blind):
-    """embedder: the name of the module that makes the time embedding y; width: of y.
+    """embedder: the name of the module that makes the time embedding y, empty where the layers take y itself; width: of y.
 
     head: may name a method of the model, where the head is no module.
     times_first: whether the embedder gets all rows at one time and then all at another, not all times of each row.
@@ -180,10 +180,12 @@ FAMILIES = (WAN, QWEN_IMAGE, FLUX2, LUMINA2, CHROMA, LTXV, HUNYUAN_VIDEO15, COSM
 VARIANTS = (VACE, Z_IMAGE)
 
 
-def network(small, width=CONTEXT, seed=70):
+def network(small, width=CONTEXT, seed=70, film=False):
     """The tensors of a projection for a family, under the names of our own files."""
     draw = torch.Generator().manual_seed(seed)
     shapes = {"linear_1.weight": (HIDDEN, width), "linear_1.bias": (HIDDEN,), "linear_2.weight": (small.width, HIDDEN), "linear_2.bias": (small.width,)}
+    if film:
+        shapes |= {"film.weight": (2 * HIDDEN, small.width), "film.bias": (2 * HIDDEN,)}
     return {name: torch.randn(shape, generator=draw) / shape[-1] ** 0.5 * (1 if len(shape) > 1 else 0.1) for name, shape in shapes.items()}
 
 
@@ -224,7 +226,8 @@ def reference(small, patcher, *terms):
     model = patcher.model.diffusion_model
     equation = _Asked(small, patcher.model, terms)
     model.register_forward_pre_hook(equation.at_call, with_kwargs=True)
-    model.get_submodule(small.embedder).register_forward_hook(equation.at_embedder)
+    if small.embedder:
+        model.get_submodule(small.embedder).register_forward_hook(equation.at_embedder)
     for layer, (module, argument) in enumerate(small.inputs_of(model)):
         module.register_forward_pre_hook(partial(equation.at_layer, layer, argument), with_kwargs=True)
     return patcher
@@ -247,8 +250,9 @@ class _Asked:
         sigma = options["sigmas"].max()
         rows = len(args[0]) // len(options["cond_or_uncond"])
         conditional = [chunk == 0 for chunk in options["cond_or_uncond"] for _ in range(rows)]
-        for layer in range(len(self.small.inputs_of(model))):
-            self.asking = (layer, sigma, conditional, kwargs["context"])
+        self.call = (sigma, conditional, kwargs["context"])
+        for layer in range(len(self.small.inputs_of(model)) if self.small.embedder else 0):
+            self.asking = (layer, *self.call)
             copies = {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in kwargs.items()}
             copies["transformer_options"] = {
                 name: deepcopy(value) if name == "ar_state" else value for name, value in options.items()
@@ -260,10 +264,10 @@ class _Asked:
         self.asking = None
 
     def at_embedder(self, module, args, y):
+        return None if self.asking is None else self._shifted(y, *self.asking)
+
+    def _shifted(self, y, layer, sigma, conditional, context):
         """y: (N, ..., D), each row of the batch N / R times."""
-        if self.asking is None:
-            return None
-        layer, sigma, conditional, context = self.asking
         added, kept = torch.zeros_like(y), torch.zeros_like(y)
         for term in self.terms:
             shift = self._shift(term, y, layer, sigma, conditional, context)
@@ -305,7 +309,8 @@ class _Asked:
             if self.asking[0] == layer:
                 raise _Reached(kwargs[argument] if argument in kwargs else args[position])
             return None
-        shifted = self.arguments[layer]
+        plain = kwargs[argument] if argument in kwargs else args[position]
+        shifted = self.arguments[layer] if self.small.embedder else self._shifted(plain, layer, *self.call)
         if argument in kwargs:
             return args, kwargs | {argument: shifted}
         return (*args[:position], shifted, *args[position + 1:]), kwargs

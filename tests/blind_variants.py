@@ -1,7 +1,6 @@
 """Text-blind models of a family whose time embedding is more than one vector a row, or that are built differently."""
 
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import comfy.sample
 import comfy.samplers
@@ -22,10 +21,14 @@ from families.small import drawing
 
 @dataclass(frozen=True)
 class Variant(TimeShifted):
-    """label: what is special. noise_mask: the user's, (1, 1, T, H, W), 0 where the picture is kept."""
+    """label: what is special. noise_mask: the user's, (1, 1, T, H, W), 0 where the picture is kept.
+
+    embedder_is_y: whether nothing is added to what the embedder gives before it is y.
+    """
 
     label: str = ""
     noise_mask: torch.Tensor | None = None
+    embedder_is_y: bool = True
 
     def sample(self, model, *prompts, **options):
         if self.noise_mask is not None:
@@ -89,7 +92,7 @@ FLUX2_EDIT = _variant(FLUX2, "FLUX.2, pictures at time zero", settings=_TIME_ZER
 _FLUX2_DEV = _FLUX2 | dict(guidance_embed=True)
 FLUX2_DEV = _variant(
     FLUX2, "FLUX.2 dev, distilled guidance", model=_built(Flux, _FLUX2_DEV), config=_config("Flux2", _FLUX2_DEV, "flux2"),
-    settings=(("guidance", 4.0),),
+    settings=(("guidance", 4.0),), embedder_is_y=False,
 )
 Z_IMAGE_OMNI = _variant(Z_IMAGE, "Z-Image, pictures at time one", settings=(_pictures(1, 16, 4, 4),), times_first=True)
 CHROMA_GUIDED = _variant(CHROMA, "Chroma, distilled guidance", settings=(("guidance", 3.0),), output_scale=0.15)
@@ -113,12 +116,13 @@ _GUIDED = _HUNYUAN | dict(guidance_embed=True)
 HUNYUAN_VIDEO_GUIDED = _variant(
     HUNYUAN_VIDEO15, "HunyuanVideo 1.5, distilled guidance", model=_built(HunyuanVideo, _GUIDED),
     config=_config("HunyuanVideo15", _GUIDED, "hunyuan_video"), settings=(("guidance", 5.0),),
+    embedder_is_y=False,
 )
-HUNYUAN_VIDEO_FRAME = _variant(HUNYUAN_VIDEO15, "HunyuanVideo 1.5, a frame replaced", settings=(("guiding_frame_index", 3),))
+HUNYUAN_VIDEO_FRAME = _variant(HUNYUAN_VIDEO15, "HunyuanVideo 1.5, a frame replaced", settings=(("guiding_frame_index", 3),), embedder_is_y=False)
 _MEANFLOW = _HUNYUAN | dict(meanflow=True, meanflow_sum=True)
 HUNYUAN_VIDEO_MEANFLOW = _variant(
     HUNYUAN_VIDEO15, "HunyuanVideo 1.5, mean flow", model=_built(HunyuanVideo, _MEANFLOW),
-    config=_config("HunyuanVideo15", _MEANFLOW, "hunyuan_video"),
+    config=_config("HunyuanVideo15", _MEANFLOW, "hunyuan_video"), embedder_is_y=False,
 )
 _IMAGE21 = _HUNYUAN | dict(patch_size=[1, 1], in_channels=64, out_channels=64, axes_dim=[16, 16])
 HUNYUAN_IMAGE = _variant(
@@ -129,4 +133,13 @@ HUNYUAN_IMAGE = _variant(
 VARIANTS = (
     WAN_OF_FRAMES, WAN_CAMERA, WAN_HUMO, WAN_SCAIL, QWEN_IMAGE_EDIT, FLUX2_EDIT, FLUX2_DEV, Z_IMAGE_OMNI, CHROMA_GUIDED,
     LTXV_OF_TOKENS, LTXV_KEYFRAME, HUNYUAN_VIDEO_GUIDED, HUNYUAN_VIDEO_FRAME, HUNYUAN_VIDEO_MEANFLOW, HUNYUAN_IMAGE,
+)
+
+# Whose layers take y itself, whatever it is made of.
+Y_ITSELF = (
+    *(replace(small, embedder="") for small in (HUNYUAN_VIDEO_GUIDED, HUNYUAN_VIDEO_FRAME, HUNYUAN_VIDEO_MEANFLOW)),
+    _variant(
+        HUNYUAN_IMAGE, "HunyuanImage 2.1, mean flow", model=_built(HunyuanVideo, _IMAGE21 | dict(meanflow=True)),
+        config=_config("HunyuanImage21", _IMAGE21 | dict(meanflow=True), "hunyuan_video"), embedder="",
+    ),
 )

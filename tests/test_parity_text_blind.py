@@ -24,8 +24,9 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("pooled_projections")
 
 
-def projection(small, folder, pooling="max"):
-    return loaded(write(folder / f"{pooling}.safetensors", *own(network(small), pooling, "time embedding", small.name)))
+def projection(small, folder, pooling="max", film=False):
+    tensors = network(small, film=film)
+    return loaded(write(folder / f"{pooling}{film}.safetensors", *own(tensors, pooling, "time embedding", small.name)))
 
 
 def guided(small, model, projection, seed=10, **inputs):
@@ -77,6 +78,11 @@ def test_cfg_rows_and_weights_of_layers(small, model, folder, rows):
 def test_keep_norm(small, model, folder):
     made = guided(small, model, projection(small, folder), keep_norm=True, schedule=schedule(1))
     assert_equal(small, model, made, Term(network(small), weights(1), keep_norm=True))
+
+
+def test_film_at_the_time_of_the_step(small, model, folder):
+    made = guided(small, model, projection(small, folder, film=True), schedule=schedule(1, final_layer=0.5))
+    assert_equal(small, model, made, Term(network(small, film=True), weights(1, 0.5)), batch=2)
 
 
 def test_percent_window(small, model, folder):

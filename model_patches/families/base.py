@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from ..directions import EncodedPrompt, PromptPair
 from ..schedules import LayerSchedule, RangeSchedule
 
-
 RESULT = "(result)"
 
 
@@ -42,6 +41,7 @@ class Call:
 
     sigma: (R,) noise levels, R the rows of the batch, which is made of `chunks` equal parts (one per conditioning).
     context: (R, L, C) the rows' own text tokens. conds: the model's other inputs, by the host's names.
+    sample_sigmas: all noise levels of this sampling, where the host tells.
     """
 
     base_model: Any
@@ -50,6 +50,7 @@ class Call:
     chunks: int
     context: Tensor | None
     conds: dict[str, Any]
+    sample_sigmas: Tensor | None = None
 
     @property
     def rows(self) -> int:
