@@ -105,9 +105,9 @@ class Workers:
 
 @dataclass(frozen=True)
 class Progress:
-    """fraction: of the whole, 0 to 1. text: for people."""
+    """step: how many steps have been taken. text: for people, with the loss and the time left."""
 
-    fraction: float
+    step: int
     text: str
 
 
@@ -344,7 +344,7 @@ def distill(
     with out_of_memory_explained(settings):
         distillation = Distillation(model, clip, prompts, settings, pooled_clip, projection)
         if settings.steps:
-            distillation.prepare(lambda done, total: on_progress(Progress(0.0, f"Making samples: {done} of {total}")))
+            distillation.prepare(lambda done, total: on_progress(Progress(0, f"Making samples: {done} of {total}")))
             with distillation.running():
                 _learn(distillation, on_progress)
         return Distilled(distillation.projection(), distillation.losses)
@@ -366,7 +366,7 @@ def progress_of(distillation: Distillation, seconds: float, taken: int) -> Progr
     step, steps = distillation.step, distillation.settings.steps
     recent = distillation.losses[-50:]
     left = round(seconds / taken * (steps - step))
-    return Progress(step / steps, f"Step {step} of {steps}, loss {sum(recent) / len(recent):.5f}, {left // 60}:{left % 60:02} left")
+    return Progress(step, f"Step {step} of {steps}, loss {sum(recent) / len(recent):.5f}, {left // 60}:{left % 60:02} left")
 
 
 @contextmanager
