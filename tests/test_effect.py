@@ -220,11 +220,11 @@ def guidance_of(studio, condition, prompt="three red circles"):
 def test_guided_conditions_give_the_model_the_guidance_they_claim(studio):
     assert studio.guided(PLAIN, "a red circle") is studio.model
     guidance = guidance_of(studio, complexity(2.0, 4, keep_norm=True))
-    assert guidance.w == 2 and guidance.keep_norm and guidance.layer_weights == (0.0,) * 4 + (1.0,) * 8 and guidance.head_weight == 0
+    assert guidance.w == 2 and guidance.keep_norm and guidance.layer_weights == (0.0,) * 4 + (1.0,) * 8 + (0.0,), "the head's is the last"
     weights = {name: guidance_of(studio, complexity(3.0, schedule=name)).layer_weights for name in SCHEDULES}
-    assert weights["last 4 layers x 0.25"] == (1.0,) * 8 + (0.25,) * 4
-    assert weights["double blocks only"] == (1.0,) * 4 + (0.0,) * 8
-    assert weights["ramp 0 to 1"] == pytest.approx([i / 11 for i in range(12)])
+    assert weights["last 4 layers x 0.25"] == (1.0,) * 8 + (0.25,) * 4 + (0.0,)
+    assert weights["double blocks only"] == (1.0,) * 4 + (0.0,) * 8 + (0.0,)
+    assert weights["ramp 0 to 1"] == pytest.approx([i / 11 for i in range(12)] + [0])
 
 
 def test_directions_are_the_papers_and_the_prompts_own(studio):
