@@ -17,7 +17,7 @@ from .conditionings import conditional_chunks, tell_conditionings_apart
 from .directions import GuidanceDirection
 from .families import Call, Family, Injection, TextPath, family_of
 from .injection import Edit, edited, uncompiled
-from .schedules import LayerSchedule
+from .schedules import LayerSchedule, starting_at
 from .shifts import shifted, views
 
 # One constant key: a wrapper key of its own per node would give torch.compile a new frame per node.
@@ -66,10 +66,12 @@ def guide(
     start_percent: float = 0.0,
     end_percent: float = 1.0,
     projection=None,
+    start_layer: int | None = None,
 ):
     """A clone of the ModelPatcher `model` with one more guidance on it.
 
-    schedule None and cfg_rows "auto" take what the reference implementation does for the model's family.
+    schedule None and cfg_rows "auto" take what the reference implementation does for the model's family; start_layer, where given,
+    takes the place of the schedule's.
     projection: for text-blind models, what makes a TextPath: projection.text_path(family, diffusion_model).
     Raises ValueError for a model, direction, schedule or number that cannot work, with what to do about it.
     """
@@ -84,6 +86,8 @@ def guide(
     _check_direction(direction, family, text, diffusion_model)
     depth = family.depth(diffusion_model)
     schedule = schedule or text.schedule(family, depth)
+    if start_layer is not None:
+        schedule = starting_at(schedule, start_layer)
     layer_weights = (*schedule.resolve(depth), schedule.final_layer)
     if not all(map(math.isfinite, layer_weights)):
         raise ValueError("Layer schedule: it holds a weight that is not a finite number; look at taper_scale, final_layer or the curve.")
@@ -275,6 +279,13 @@ class _Terms:
 
 def _summed(terms: list[Tensor], dtype: torch.dtype) -> Tensor | None:
     return sum(terms[1:], terms[0]).to(dtype) if terms else None
+
+
+def layer_shifts(guidance: Guidance, diffusion_model: nn.Module, call: Call) -> list[Tensor]:
+    """What the direction adds to y of a conditional row at each layer and last at the head, (R, D) or (R, T, D) in fp32."""
+    delta = _row_deltas(guidance, diffusion_model, call, [True])
+    terms = _Terms(guidance, delta, None, guidance.text.layer_scales(call))
+    return [terms.at(layer) for layer in range(len(guidance.layer_weights))]
 
 
 def _row_deltas(guidance: Guidance, diffusion_model: nn.Module, call: Call, conditional: list[bool]) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,31 @@ class TextSchedule:
         return tuple(weights)
 
 
-LayerSchedule = RangeSchedule | CurveSchedule | TextSchedule
+@dataclass(frozen=True)
+class LateSchedule:
+    """Another schedule's weights from start_layer on, 0 before."""
+
+    schedule: CurveSchedule | TextSchedule
+    start_layer: int
+
+    @property
+    def final_layer(self) -> float:
+        return self.schedule.final_layer
+
+    def resolve(self, depth: int) -> tuple[float, ...]:
+        _check_depth(self.start_layer, depth)
+        return tuple(weight if layer >= self.start_layer else 0.0 for layer, weight in enumerate(self.schedule.resolve(depth)))
+
+
+LayerSchedule = RangeSchedule | CurveSchedule | TextSchedule | LateSchedule
+
+
+def starting_at(schedule: LayerSchedule, start_layer: int) -> LayerSchedule:
+    """The schedule from start_layer on: a range is moved there, anything else loses what is before."""
+    if isinstance(schedule, RangeSchedule):
+        return replace(schedule, start_layer=start_layer)
+    return LateSchedule(schedule, start_layer)
+
 
 _ENTRY = re.compile(r"(\d+)\s*(?:-\s*(\d+)\s*)?:\s*(\S+)")
 

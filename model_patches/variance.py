@@ -23,7 +23,6 @@ from .conditionings import conditional_chunks, tell_conditionings_apart
 from .families import FAMILIES, BlockInput, Call, Family
 from .guidance import check_percents, in_window
 from .injection import Edit, edited, uncompiled
-from .shifts import views
 from .schedules import LayerSchedule
 from .shifts import views
 

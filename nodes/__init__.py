@@ -4,9 +4,12 @@ from comfy_api.latest import ComfyExtension
 from typing_extensions import override
 
 from .directions import CombineGuidanceDirections, EncodeGuidanceDirection, GuidanceDirectionFromConditioning, GuidancePreset
+from .distillation import DistillPooledProjection
 from .guidance import ApplyModulationGuidance
+from .inspection import InspectGuidance
 from .projections import LoadPooledProjection, SavePooledProjection
 from .schedules import GuidanceLayerSchedule, GuidanceLayerScheduleCurve, GuidanceLayerScheduleText
+from .sweep import GuidanceGrid, SweepModulationGuidance
 from .variance import ScaleTextVariance
 
 
@@ -24,7 +27,11 @@ class ModulationGuidanceExtension(ComfyExtension):
             ApplyModulationGuidance,
             LoadPooledProjection,
             SavePooledProjection,
+            DistillPooledProjection,
             ScaleTextVariance,
+            InspectGuidance,
+            SweepModulationGuidance,
+            GuidanceGrid,
         ]
 
 

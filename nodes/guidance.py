@@ -9,6 +9,45 @@ from .queue_errors import checked
 from .sockets import CATEGORY, Direction, Projection, Schedule
 
 
+def settings_inputs(schedule: str) -> list[io.Input]:
+    """The inputs of guidance beside its direction, scale and start layer; schedule: that input's tooltip."""
+    return [
+        io.Float.Input(
+            "start_percent", default=0.0, min=0.0, max=1.0, step=0.001, advanced=True,
+            tooltip="When guidance begins: 0 is the start of sampling, 1 its end.",
+        ),
+        io.Float.Input(
+            "end_percent", default=1.0, min=0.0, max=1.0, step=0.001, advanced=True,
+            tooltip="When guidance ends: 0 is the start of sampling, 1 its end.",
+        ),
+        io.Combo.Input(
+            "cfg_rows", options=["auto", *CFG_ROWS], default="auto", advanced=True,
+            tooltip="Which half of CFG is guided. auto: what the paper's code does for this model; both: conditional and "
+            "unconditional; cond: the conditional only; opposed: the unconditional with -w.",
+        ),
+        io.Boolean.Input(
+            "keep_norm", default=False, advanced=True,
+            tooltip="Rescale the guided modulation to the length of the plain one. Steadier at high w, at some cost in prompt adherence.",
+        ),
+        Schedule.Input("schedule", optional=True, tooltip=schedule),
+        Projection.Input(
+            "projection", optional=True,
+            tooltip="Only for models without text in their modulation (Anima, Cosmos, Wan, Qwen-Image ...), which need one: "
+            "from Load Pooled Projection.",
+        ),
+        io.Conditioning.Input(
+            "base_positive", optional=True, advanced=True,
+            tooltip="Only for projections of a text encoder's pooled output (CLIP + scales): your prompt through that encoder, "
+            "e.g. CLIP-L by DualCLIPLoader with type flux. Unconnected: the conditional rows get the direction alone. "
+            "Projections of the model's own text take no notice of it.",
+        ),
+        io.Conditioning.Input(
+            "base_negative", optional=True, advanced=True,
+            tooltip="The same for the unconditional rows: the negative or the empty prompt, encoded likewise.",
+        ),
+    ]
+
+
 class ApplyModulationGuidance(io.ComfyNode):
     @classmethod
     @override
@@ -29,42 +68,9 @@ class ApplyModulationGuidance(io.ComfyNode):
                     tooltip="Guidance scale. 0 changes nothing, 3 is the paper's value for FLUX, a negative one steers away; "
                     "too much burns the picture or leaves your prompt.",
                 ),
-                io.Float.Input(
-                    "start_percent", default=0.0, min=0.0, max=1.0, step=0.001, advanced=True,
-                    tooltip="When guidance begins: 0 is the start of sampling, 1 its end.",
-                ),
-                io.Float.Input(
-                    "end_percent", default=1.0, min=0.0, max=1.0, step=0.001, advanced=True,
-                    tooltip="When guidance ends: 0 is the start of sampling, 1 its end.",
-                ),
-                io.Combo.Input(
-                    "cfg_rows", options=["auto", *CFG_ROWS], default="auto", advanced=True,
-                    tooltip="Which half of CFG is guided. auto: what the paper's code does for this model; both: conditional and "
-                    "unconditional; cond: the conditional only; opposed: the unconditional with -w.",
-                ),
-                io.Boolean.Input(
-                    "keep_norm", default=False, advanced=True,
-                    tooltip="Rescale the guided modulation to the length of the plain one. Steadier at high w, at some cost in prompt adherence.",
-                ),
-                Schedule.Input(
-                    "schedule", optional=True,
-                    tooltip="How strongly each layer is guided. Unconnected: from the layer on that the paper's code uses for this model "
-                    "(FLUX.1: 5), the output head left plain.",
-                ),
-                Projection.Input(
-                    "projection", optional=True,
-                    tooltip="Only for models without text in their modulation (Anima, Cosmos, Wan, Qwen-Image ...), which need one: "
-                    "from Load Pooled Projection.",
-                ),
-                io.Conditioning.Input(
-                    "base_positive", optional=True, advanced=True,
-                    tooltip="Only for projections of a text encoder's pooled output (CLIP + scales): your prompt through that encoder, "
-                    "e.g. CLIP-L by DualCLIPLoader with type flux. Unconnected: the conditional rows get the direction alone. "
-                    "Projections of the model's own text take no notice of it.",
-                ),
-                io.Conditioning.Input(
-                    "base_negative", optional=True, advanced=True,
-                    tooltip="The same for the unconditional rows: the negative or the empty prompt, encoded likewise.",
+                *settings_inputs(
+                    schedule="How strongly each layer is guided. Unconnected: from the layer on that the paper's code uses for this model "
+                    "(FLUX.1: 5), the output head left plain."
                 ),
             ],
             outputs=[io.Model.Output("model", display_name="model", tooltip="The guided model.")],

@@ -12,7 +12,7 @@ from comfy.ldm.chroma.model import Chroma
 from comfy.ldm.flux.layers import timestep_embedding
 
 from ..shifts import shifted
-from .base import BlockInput, Family, Injection, TextContext
+from .base import BlockInput, Family, Injection, TextContext, TextTokens
 
 _ROWS = 344  # of modulations that the host asks the approximator for
 
@@ -67,4 +67,9 @@ CHROMA = Family(
     text=None,
     context=TextContext(lambda model: model.txt_in.in_features),
     encoder="T5-XXL, with CLIPLoader and type chroma",
+    # The host does not pad the tokens.
+    text_tokens=TextTokens(
+        joint=lambda model: [BlockInput(block, "txt", 1) for block in model.double_blocks],
+        mixed=lambda model: [BlockInput(block, "x", 0) for block in model.single_blocks],
+    ),
 )

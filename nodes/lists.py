@@ -1,0 +1,29 @@
+"""Lists that are typed into a text input, separated by commas."""
+
+import math
+from collections.abc import Callable
+
+
+def numbers(text: str, node: str, name: str, example: str, kind: Callable[[str], float] = float) -> list:
+    """The finite numbers of a comma-separated text, each once. Raises ValueError naming the part that is none."""
+    found = []
+    for part in text.split(","):
+        try:
+            number = kind(part)
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
+            what = "a whole number" if kind is int else "a number"
+            raise ValueError(f"{node}: {part.strip()!r} in {name} is not {what}. Write e.g. {example}")
+        found.append(number)
+    return list(dict.fromkeys(found))
+
+
+def names(text: str, count: int, node: str, default: str) -> list[str]:
+    """`count` names of a comma-separated text; for an empty one default 1, default 2 ... Raises ValueError for another count."""
+    if not text.strip():
+        return [f"{default} {i}" for i in range(1, count + 1)]
+    found = [part.strip() for part in text.split(",")]
+    if len(found) != count:
+        raise ValueError(f"{node}: {len(found)} labels ({text}) for {count} {default}s. Give one for each, or leave labels empty.")
+    return found

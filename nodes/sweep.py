@@ -1,0 +1,128 @@
+"""Nodes that compare guidance scales and start layers: many guided models, and one picture of what they make."""
+
+import itertools
+
+from comfy_api.latest import io
+from typing_extensions import override
+
+from ..model_patches.guidance import check_percents, guide
+from .guidance import settings_inputs
+from .lists import numbers
+from .pictures import from_image, grid, to_image
+from .projections import with_base
+from .queue_errors import checked
+from .sockets import CATEGORY, Direction
+
+SWEEP, GRID = "Sweep Modulation Guidance", "Guidance Grid"
+
+
+class SweepModulationGuidance(io.ComfyNode):
+    @classmethod
+    @override
+    def define_schema(cls):
+        return io.Schema(
+            node_id="SweepModulationGuidance",
+            display_name=SWEEP,
+            category=CATEGORY,
+            description="Apply Modulation Guidance with every w and start layer of two lists. What is wired behind it (sampler, decoder) "
+            "runs once for each; nothing is loaded or encoded again. Wire the pictures and labels into Guidance Grid.",
+            search_aliases=["modulation guidance", "compare w", "xy plot", "grid search", "tune guidance"],
+            inputs=[
+                io.Model.Input("model", tooltip="The diffusion transformer to guide."),
+                Direction.Input("direction", tooltip="What is wanted and not wanted, from Encode Guidance Direction."),
+                io.String.Input(
+                    "w_values", default="0, 1.5, 3, 6",
+                    tooltip="Guidance scales, separated by commas. 0 is the model without guidance, made once whatever the start layers.",
+                ),
+                io.String.Input(
+                    "start_layers", default="0, 5, 10",
+                    tooltip="First guided layers, separated by commas.",
+                ),
+                *settings_inputs(
+                    schedule="What the start layers are put into: a Layer Schedule is moved there and keeps its end, taper and head; a curve or a "
+                    "text loses the layers before. Unconnected: the model's default, moved there."
+                ),
+            ],
+            outputs=[
+                io.Model.Output("models", display_name="models", is_output_list=True, tooltip="One guided model for each w and start layer."),
+                io.String.Output("labels", display_name="labels", is_output_list=True, tooltip="What each is, for Guidance Grid: w 3, start 5."),
+            ],
+        )
+
+    @classmethod
+    @override
+    def validate_inputs(cls, w_values=None, start_layers=None, start_percent=None, end_percent=None):
+        for answer in (
+            checked(_scales, w_values), checked(_layers, start_layers), checked(check_percents, start_percent, end_percent),
+        ):
+            if answer is not True:
+                return answer
+        return True
+
+    @classmethod
+    @override
+    def execute(
+        cls, model, direction, w_values="0, 1.5, 3, 6", start_layers="0, 5, 10", start_percent=0.0, end_percent=1.0, cfg_rows="auto",
+        keep_norm=False, schedule=None, projection=None, base_positive=None, base_negative=None,
+    ) -> io.NodeOutput:
+        # The base of a projection goes in at w 0 too, and only where the schedule guides: then start layers differ at w 0.
+        alike_at_0 = base_positive is None and base_negative is None
+        projection = with_base(projection, base_positive, base_negative)
+        models, labels = [], []
+        for w, start in itertools.product(_scales(w_values), _layers(start_layers)):
+            w += 0.0  # -0 too
+            label = f"w {w:g}" if w == 0 and alike_at_0 else f"w {w:g}, start {start}"
+            if label not in labels:
+                models.append(guide(
+                    model, direction, w, schedule, cfg_rows, keep_norm, start_percent, end_percent, projection, start_layer=start
+                ))
+                labels.append(label)
+        return io.NodeOutput(models, labels)
+
+
+class GuidanceGrid(io.ComfyNode):
+    @classmethod
+    @override
+    def define_schema(cls):
+        return io.Schema(
+            node_id="GuidanceGrid",
+            display_name=GRID,
+            category=CATEGORY,
+            description="Puts the pictures of a sweep into one, w across and start layers down; pictures with other labels in rows, each with "
+            "its label.",
+            search_aliases=["modulation guidance", "xy plot", "image grid", "contact sheet", "compare pictures"],
+            is_input_list=True,
+            inputs=[
+                io.Image.Input("images", tooltip="The pictures of a sweep, from VAE Decode; of any size. A batch shares one place."),
+                io.String.Input("labels", force_input=True, tooltip="One label for each, from Sweep Modulation Guidance."),
+                io.String.Input("title", default="", multiline=True, optional=True, tooltip="Written above, e.g. your prompt."),
+            ],
+            outputs=[io.Image.Output("image", display_name="image", tooltip="All pictures in one, labelled.")],
+        )
+
+    @classmethod
+    @override
+    def execute(cls, images, labels, title=("",)) -> io.NodeOutput:
+        if len(images) == 1 and len(images[0]) == len(labels):
+            images = list(images[0].split(1))  # a list that something has made a batch of
+        if len(images) != len(labels):
+            raise ValueError(
+                f"{GRID}: {len(images)} pictures for {len(labels)} labels. Connect the pictures that the sweep's models made, and its labels."
+            )
+        return io.NodeOutput(to_image(grid([from_image(image) for image in images], labels, title[0])))
+
+
+def _scales(text: str) -> list[float]:
+    found = numbers(text, SWEEP, "w_values", "0, 1.5, 3, 6")
+    for w in found:
+        if not -50 <= w <= 50:
+            raise ValueError(f"{SWEEP}: w_values holds {w:g}; w goes from -50 to 50.")
+    return found
+
+
+def _layers(text: str) -> list[int]:
+    found = numbers(text, SWEEP, "start_layers", "0, 5, 10", int)
+    for layer in found:
+        if layer < 0:
+            raise ValueError(f"{SWEEP}: start_layers holds {layer}; layers count from 0.")
+    return found

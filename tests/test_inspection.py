@@ -1,0 +1,135 @@
+"""What Inspect Guidance says of directions is what the model itself makes of them."""
+
+import json
+
+import flux
+import pytest
+import torch
+from benchmarks.in_process import node
+from families import FAMILIES
+from families.small import Small
+
+
+@pytest.fixture(scope="module")
+def schnell():
+    return flux.flux()
+
+
+def inspect(model, *directions, labels="", w=3.0, **inputs):
+    image, report = node(
+        "InspectGuidance", model=model, directions={f"direction{i}": one for i, one in enumerate(directions)}, labels=labels, w=w, **inputs
+    )
+    return image, json.loads(report)
+
+
+def y_of(model, pooled, sigma):
+    """FLUX.1's y, from its equation."""
+    diffusion_model = model.model.diffusion_model
+    time = flux.timestep_embedding(torch.tensor([sigma]), 256)
+    return diffusion_model.time_in(time) + diffusion_model.vector_in(pooled)
+
+
+def pooled(seed):
+    return flux.conditioning(seed)[0][1]["pooled_output"]
+
+
+def direction(seed, weights=(1.0,)):
+    one = {f"direction{i}": flux.direction(seed + 10 * i) for i in range(len(weights))}
+    return node("CombineGuidanceDirections", directions=one, weights=", ".join(map(str, weights)))[0]
+
+
+def test_strength_is_the_shift_beside_y_at_each_layer(schnell):
+    schedule = node("GuidanceLayerScheduleText", layers="1-2: 1, 5: -0.5", final_layer=0.25)[0]
+    _, report = inspect(schnell, flux.direction(10), flux.direction(20), w=-4.0, schedule=schedule)
+    assert len(report["sigmas"]) == 3 and all(0 < sigma < 1 for sigma in report["sigmas"])
+    plain = {sigma: sum(y_of(schnell, pooled(seed), sigma).norm() for seed in (10, 11, 20, 21)) / 4 for sigma in report["sigmas"]}
+    for i, seed in enumerate((10, 20)):
+        for weight, got in zip((0, 1, 1, 0, 0, -0.5, 0, 0, 0.25), [*report["strength"][i]["layers"], report["strength"][i]["head"]], strict=True):
+            shift = {s: 4 * abs(weight) * (y_of(schnell, pooled(seed), s) - y_of(schnell, pooled(seed + 1), s)).norm() for s in plain}
+            assert got == pytest.approx(float(sum(shift[s] / plain[s] for s in plain) / 3), rel=1e-4)
+
+
+def test_cosines_in_pooled_and_in_modulation_space(schnell):
+    combined = direction(20, weights=(1.0, -2.0))
+    _, report = inspect(schnell, flux.direction(10), combined)
+    differences = {seed: pooled(seed) - pooled(seed + 1) for seed in (10, 20, 30)}
+    shifts = {seed: y_of(schnell, pooled(seed), 0.5) - y_of(schnell, pooled(seed + 1), 0.5) for seed in (10, 20, 30)}
+    for name, of in (("pooled", differences), ("modulation", shifts)):
+        expected = torch.cosine_similarity(of[10], of[20] - 2 * of[30]).item()
+        matrix = report["cosines"][name]
+        assert matrix[0][1] == matrix[1][0] == pytest.approx(expected, abs=1e-4)
+        assert matrix[0][0] == matrix[1][1] == 1
+
+
+@pytest.mark.parametrize("small", FAMILIES, ids=lambda small: small.name)
+def test_every_family_can_be_inspected(small: Small):
+    model = small.load()
+    image, report = inspect(model, small.direction(10), small.direction(20))
+    assert image.shape[0] == 1 and image.shape[3] == 3 and image.shape[2] == 1280 and 0 <= image.min() < image.max() <= 1
+    assert report["layers"] == small.depth and report["w"] == 3.0
+    for strength in report["strength"]:
+        guided = [value > 0 for value in (*strength["layers"], strength["head"])]
+        assert guided == [layer >= small.start_layer for layer in range(small.depth)] + [small.final_layer > 0]
+    assert abs(report["cosines"]["modulation"][0][1]) < 0.9
+
+
+@pytest.mark.parametrize("other, sentence", [
+    (lambda: flux.direction(10), "a and b are nearly the same direction to this model (cosine 1.00)"),
+    (lambda: direction(10, weights=(-0.5,)), "a and b nearly cancel (cosine -1.00)"),
+    (lambda: node("GuidanceDirectionFromConditioning", positive=flux.conditioning(5), negative=flux.conditioning(5))[0], "b does nothing"),
+], ids=["same", "opposite", "none"])
+def test_warns_of_directions_that_make_no_sense_together(schnell, other, sentence):
+    _, report = inspect(schnell, flux.direction(10), other(), labels="a, b", w=0.1)
+    assert len(report["warnings"]) == 1 and report["warnings"][0].startswith(sentence)
+
+
+def test_warns_of_a_scale_that_burns_and_says_which_does_not(schnell):
+    _, report = inspect(schnell, flux.direction(10), w=20.0)
+    (warning,) = report["warnings"]
+    assert warning.startswith("direction 1 at w 20 will burn the picture: its shift is ")
+    below = float(warning.split("below w ")[1].rstrip("."))
+    assert inspect(schnell, flux.direction(10), w=below * 0.95)[1]["warnings"] == []
+    assert inspect(schnell, flux.direction(10), w=below * 1.1)[1]["warnings"]
+
+
+def test_guidance_on_the_model_does_not_change_what_is_seen(schnell):
+    guided = flux.apply(schnell, flux.direction(30), w=5.0)
+    assert inspect(guided, flux.direction(10))[1] == inspect(schnell, flux.direction(10))[1]
+    before = flux.sample(guided)
+    attributes = {name: set(module.__dict__) for name, module in schnell.model.named_modules()}
+    inspect(guided, flux.direction(10))
+    assert torch.equal(flux.sample(guided), before)
+    assert {name: set(module.__dict__) for name, module in schnell.model.named_modules()} == attributes
+
+
+def test_a_compiled_model_is_not_compiled_for_it(schnell):
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = node("TorchCompileModel", model=flux.flux(), backend=backend)[0]
+    assert inspect(compiled, flux.direction(10))[1] == inspect(schnell, flux.direction(10))[1]
+    assert not graphs
+
+
+def test_sixteen_directions_and_long_labels_are_drawn(schnell):
+    labels = ", ".join(f"a rather long label number {i}" for i in range(16))
+    image, report = inspect(schnell, *(flux.direction(10 + 2 * i) for i in range(16)), labels=labels)
+    assert len(report["cosines"]["modulation"]) == 16
+    dark = (image[0].amin(dim=-1) < 0.5).float()
+    assert dark[:, :8].sum() == 0 and dark[:, -8:].sum() == 0, "nothing is cut off at the sides"
+
+
+@pytest.mark.parametrize("labels", ["a", "a, b, c"])
+def test_another_count_of_labels_is_an_error(schnell, labels):
+    with pytest.raises(ValueError, match=rf"Inspect Guidance: {len(labels.split(','))} labels \({labels}\) for 2 directions"):
+        inspect(schnell, flux.direction(10), flux.direction(20), labels=labels)
+
+
+def test_tokens_of_another_encoder_are_named(schnell):
+    wide = [[torch.zeros(1, 8, 99), {"pooled_output": torch.ones(1, flux.POOLED)}]]
+    other = node("GuidanceDirectionFromConditioning", positive=wide, negative=flux.conditioning(1))[0]
+    with pytest.raises(ValueError, match="FLUX.1 could not read a direction's tokens.*DualCLIPLoader and type flux"):
+        inspect(schnell, other)

@@ -1,0 +1,171 @@
+"""A sweep is so many guided models and nothing else; a grid shows each picture where its label says."""
+
+import comfy.model_management
+import comfy.sd
+import flux
+import pytest
+import torch
+from benchmarks.in_process import node
+
+
+@pytest.fixture(scope="module")
+def schnell():
+    return flux.flux()
+
+
+def sweep(model, **inputs):
+    return node("SweepModulationGuidance", **{"model": model, "direction": flux.direction(), "w_values": "0, 2", "start_layers": "0, 5"} | inputs)
+
+
+def grid(images, labels, title=None):
+    return node("GuidanceGrid", images=images, labels=labels, **({} if title is None else {"title": [title]}))[0]
+
+
+def plain(color, width=320, height=240, batch=1):
+    return torch.tensor(color).expand(batch, height, width, 3).clone()
+
+
+def test_one_model_for_each_w_and_start_layer_and_one_unguided(schnell):
+    models, labels = sweep(schnell, w_values="0, 1.5, 3, 6", start_layers="0, 5, 7")
+    assert labels == ["w 0", *(f"w {w}, start {start}" for w in ("1.5", "3", "6") for start in (0, 5, 7))]
+    assert len(models) == len(labels) == 10
+
+
+def test_each_model_is_what_apply_makes_of_it(schnell):
+    models, labels = sweep(schnell, w_values="0, -1, 2", cfg_rows="opposed", keep_norm=True, start_percent=0.1)
+    expected = {"w 0": schnell} | {
+        f"w {w}, start {start}": flux.apply(
+            schnell, flux.direction(), w=float(w), schedule=flux.schedule(start), cfg_rows="opposed", keep_norm=True, start_percent=0.1
+        )
+        for w in (-1, 2) for start in (0, 5)
+    }
+    assert labels == list(expected)
+    pictures = [flux.sample(model, cfg=2.0, steps=2) for model in models]
+    for picture, model in zip(pictures, expected.values(), strict=True):
+        assert torch.equal(picture, flux.sample(model, cfg=2.0, steps=2))
+    assert all((a - b).abs().max() > 1e-3 for i, a in enumerate(pictures) for b in pictures[:i])
+
+
+@pytest.mark.parametrize("schedule, alike", [
+    (lambda: flux.schedule(3, end_layer=6, taper_layers=1, final_layer=0.5), lambda: flux.schedule(1, end_layer=6, taper_layers=1, final_layer=0.5)),
+    (lambda: node("GuidanceLayerScheduleText", layers="0-2: 0.5, 6: 2", final_layer=0.3)[0],
+     lambda: node("GuidanceLayerScheduleText", layers="1-2: 0.5, 6: 2", final_layer=0.3)[0]),
+], ids=["a range moves", "a text loses what is before"])
+def test_start_layers_in_a_schedule(schnell, schedule, alike):
+    (model,), _ = sweep(schnell, w_values="2", start_layers="1", schedule=schedule())
+    assert torch.equal(flux.sample(model), flux.sample(flux.apply(schnell, flux.direction(), w=2.0, schedule=alike())))
+
+
+def test_nothing_is_loaded_again(schnell):
+    """N samplings and nothing else: the same weights, patched once, in one loaded model."""
+    lora = {
+        "diffusion_model.vector_in.in_layer.lora_up.weight": torch.full((flux.HIDDEN, 1), 0.1),
+        "diffusion_model.vector_in.in_layer.lora_down.weight": torch.full((1, flux.POOLED), 0.1),
+    }
+    patched, _ = comfy.sd.load_lora_for_models(schnell, None, lora, 1.0, 0.0)
+    models, _ = sweep(patched, w_values="0, 1, 2")
+    assert all(model.is_clone(schnell) for model in models)
+    flux.sample(models[0], steps=1)
+    uuid = schnell.model.current_weight_patches_uuid
+    pointers = [parameter.data_ptr() for parameter in schnell.model.parameters()]
+    loads = []
+    load = type(schnell).load
+
+    def counted(self, *args, **kwargs):
+        loads.append(self)
+        return load(self, *args, **kwargs)
+
+    type(schnell).load = counted
+    try:
+        for model in models[1:]:
+            flux.sample(model, steps=1)
+    finally:
+        type(schnell).load = load
+    assert not loads
+    assert schnell.model.current_weight_patches_uuid == uuid
+    assert [parameter.data_ptr() for parameter in schnell.model.parameters()] == pointers
+    assert sum(loaded.real_model() is schnell.model for loaded in comfy.model_management.current_loaded_models) == 1
+
+
+@pytest.mark.parametrize("inputs, sentence", [
+    ({"w_values": "0, x"}, r"Sweep Modulation Guidance: 'x' in w_values is not a number. Write e.g. 0, 1.5, 3, 6"),
+    ({"w_values": ""}, "'' in w_values is not a number"),
+    ({"w_values": "1, inf"}, "'inf' in w_values is not a number"),
+    ({"w_values": "60"}, "w_values holds 60; w goes from -50 to 50"),
+    ({"start_layers": "0, 2.5"}, "'2.5' in start_layers is not a whole number"),
+    ({"start_layers": "-1"}, "start_layers holds -1; layers count from 0"),
+    ({"start_layers": "0, 8"}, r"layer 8 is beyond this model, which has 8 layers \(0 to 7\)"),
+    ({"start_percent": 0.5, "end_percent": 0.1}, "start_percent 0.5 is past end_percent 0.1"),
+])
+def test_bad_lists_are_refused(schnell, inputs, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        sweep(schnell, **inputs)
+
+
+def test_a_number_named_twice_counts_once(schnell):
+    assert sweep(schnell, w_values="2, 2.0, 0, -0", start_layers="5, 5")[1] == ["w 2, start 5", "w 0"]
+
+
+RED, GREEN, BLUE, GREY = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (0.5, 0.5, 0.5)
+
+
+def centers(image, color, width, height):
+    """Where pictures of this color are, (left to right, top to bottom) of their centers, found by their pixels."""
+    hit = ((image[0] - torch.tensor(color)).abs().amax(dim=-1) < 0.02).int()
+    sums = torch.nn.functional.pad(hit.cumsum(0).cumsum(1), (1, 0, 1, 0))
+    squares = sums[height:, width:] - sums[:-height, width:] - sums[height:, :-width] + sums[:-height, :-width] == width * height
+    return [(x + width // 2, y + height // 2) for y, x in squares.nonzero().tolist()]
+
+
+def test_w_goes_across_and_start_layers_down():
+    image = grid(
+        [plain(GREY), plain(RED), plain(GREEN), plain(BLUE)], ["w 0", "w 2, start 0", "w 2, start 5", "w 4, start 5"], "A wolf"
+    )
+    grey, red, green, blue = (centers(image, color, 320, 240) for color in (GREY, RED, GREEN, BLUE))
+    assert len(grey) == 2 and len(red) == len(green) == len(blue) == 1, "the unguided picture stands in both rows"
+    (red,), (green,), (blue,) = red, green, blue
+    assert grey[0][0] == grey[1][0] < red[0] == green[0] < blue[0]
+    assert grey[0][1] == red[1] < grey[1][1] == green[1] == blue[1]
+
+
+def test_other_labels_stand_below_their_pictures():
+    image = grid([plain(RED), plain(GREEN), plain(BLUE)], ["one", "two", "a third one with a long label that takes more than one line"])
+    below = [center for color in (RED, GREEN, BLUE) for center in centers(image, color, 320, 240)]
+    assert len(below) == 3
+    for x, y in below:
+        caption = image[0, y + 120:y + 120 + 24, x - 160:x + 160].amin(dim=-1)
+        assert (caption < 0.5).sum() > 20, "ink below the picture"
+
+
+@pytest.mark.parametrize("width, height", [(16, 16), (64, 96), (1024, 576), (300, 2000)])
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_text_grows_with_the_pictures(width, height, count):
+    labels = [f"w {i}, start 0" for i in range(count)]
+    image = grid([plain(GREY, width, height)] * count, labels, "a prompt " * 40)
+    assert image.dtype == torch.float32 and image.shape[0] == 1 and image.shape[3] == 3
+    ink = (image[0].amax(dim=-1) < 0.2).float()
+    rows = ink.sum(dim=1).nonzero().flatten()
+    shown = max(width, 224)
+    assert image.shape[2] >= count * shown
+    line = next(i for i in range(1, len(rows)) if rows[i] > rows[i - 1] + 1) if (rows.diff() > 1).any() else len(rows)
+    assert shown / 30 <= line <= shown / 6, "a line of the title is a fair part of a picture's width"
+
+
+def test_pictures_of_different_sizes_and_batches_fit():
+    image = grid([plain(RED, 100, 300), plain(GREEN, 300, 100), plain(BLUE, 200, 200, batch=4)], ["a", "b", "c"])
+    assert centers(image, RED, 90, 290) and centers(image, GREEN, 290, 90) and centers(image, BLUE, 380, 380)
+
+
+def test_a_batch_counts_as_a_list():
+    batch = torch.cat([plain(RED), plain(GREEN)])
+    assert torch.equal(grid([batch], ["w 0", "w 2, start 5"]), grid([plain(RED), plain(GREEN)], ["w 0", "w 2, start 5"]))
+
+
+def test_many_large_pictures_stay_of_a_size_that_can_be_posted():
+    image = grid([plain(GREY, 1500, 100)] * 9, [f"w {w}, start 0" for w in range(9)])
+    assert max(image.shape) == 8192
+
+
+def test_another_count_of_labels_is_an_error():
+    with pytest.raises(ValueError, match="Guidance Grid: 2 pictures for 3 labels"):
+        grid([plain(RED), plain(GREEN)], ["a", "b", "c"])
