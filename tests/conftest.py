@@ -14,10 +14,28 @@ import torch
 sys.path[:0] = [os.environ["COMFYUI_PATH"], str(Path(__file__).parent.parent)]
 
 from benchmarks.in_process import load_host  # noqa: E402
+from tools.host import write_whole  # noqa: E402
 
 load_host()
 # Models this small gain nothing from threads, and lose much where cores are shared.
 torch.set_num_threads(1)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--matrix", type=Path, help="write what test_matrix.py found there, as a table")
+
+
+def pytest_configure(config):
+    from test_matrix import TABLE
+
+    config.stash[TABLE] = {}
+
+
+def pytest_sessionfinish(session):
+    from test_matrix import TABLE, table
+
+    if session.config.option.matrix:
+        write_whole(session.config.option.matrix, table(session.config.stash[TABLE]))
 
 
 @pytest.fixture(autouse=True)

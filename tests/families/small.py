@@ -132,19 +132,26 @@ def default_term(small, **options):
     return term(small, **{"start": small.start_layer, "head": small.final_layer, "rows": small.cfg_rows} | options)
 
 
-def reference(small, patcher, *terms):
+def reference(small, patcher, *terms, conditional=None):
     """The model with y + w (y(p+) - y(p-)) handed to its blocks, by the definition of y alone.
 
     y(p) is what the host hands its first block when p is the prompt: at every call the host's own forward runs once for each p+
     and p-, up to that block, with the text inputs that the host itself makes of p.
+    conditional: (inputs of the call) -> for each row whether it is conditional; None for the order of the standard CFG.
     """
     patcher = small.reload(patcher)
     model = patcher.model.diffusion_model
-    equation = _Equation(small, patcher.model, terms)
+    equation = _Equation(small, patcher.model, terms, conditional or _first_of_two)
     model.register_forward_pre_hook(equation.at_call, with_kwargs=True)
     for layer, (module, argument) in enumerate(small.inputs_of(model)):
         module.register_forward_pre_hook(equation.at_layer(layer, argument), with_kwargs=True)
     return patcher
+
+
+def _first_of_two(inputs):
+    chunks = inputs["transformer_options"]["cond_or_uncond"]
+    rows = len(inputs["context"]) // len(chunks)
+    return [chunk == 0 for chunk in chunks for _ in range(rows)]
 
 
 class _Reached(Exception):
@@ -152,22 +159,22 @@ class _Reached(Exception):
 
 
 class _Equation:
-    def __init__(self, small, base_model, terms):
-        self.small, self.base_model, self.terms = small, base_model, terms
+    def __init__(self, small, base_model, terms, conditional):
+        self.small, self.base_model, self.terms, self.conditional = small, base_model, terms, conditional
         self.asking = False
         self.active = []
 
     def at_call(self, model, args, kwargs):
         options = kwargs["transformer_options"]
         sigma = options["sigmas"].max()
-        rows = len(args[0]) // len(options["cond_or_uncond"])
+        conditional = self.conditional(kwargs)
         self.active = []
         for term in self.terms:
             if term.window[1] <= sigma <= term.window[0]:
                 cond, uncond = {"both": (1, 1), "cond": (1, 0), "opposed": (1, -1)}[term.rows]
-                signs = torch.tensor([cond if chunk == 0 else uncond for chunk in options["cond_or_uncond"]])
+                signs = torch.tensor([cond if of_prompt else uncond for of_prompt in conditional])
                 toward, away = (self._y(model, self.small.encoded(seed), args, kwargs) for seed in (term.seed, term.seed + 1))
-                self.active.append((term, signs.repeat_interleave(rows), toward - away))
+                self.active.append((term, signs, toward - away))
 
     def _y(self, model, prompt, args, kwargs):
         [[tokens, extras]] = prompt
@@ -181,7 +188,10 @@ class _Equation:
             if isinstance(value, torch.Tensor) else value
             for name, value in (kwargs | text).items()
         }
-        inputs["transformer_options"] = dict(kwargs["transformer_options"])
+        # y before any other node changes it on its way into a block, or keeps the model from running.
+        inputs["transformer_options"] = {
+            name: value for name, value in kwargs["transformer_options"].items() if name not in ("patches_replace", "wrappers")
+        }
         self.asking = True
         try:
             model.forward(*(arg.clone() for arg in args), **inputs)
