@@ -2,16 +2,14 @@
 
 import json
 import math
-from pathlib import Path
 
 from comfy_api.latest import io
 from typing_extensions import override
 
 from ..model_patches.directions import EncodedPrompt, GuidanceDirection, PromptPair, combine
+from .presets import USER_FILE, presets, presets_that_can_be_read
 from .queue_errors import checked
 from .sockets import CATEGORY, Direction
-
-PRESETS = json.loads((Path(__file__).parent / "presets.json").read_text(encoding="utf-8"))
 
 
 class EncodeGuidanceDirection(io.ComfyNode):
@@ -117,15 +115,18 @@ class GuidancePreset(io.ComfyNode):
     @classmethod
     @override
     def define_schema(cls):
+        known = presets_that_can_be_read()
+        sources = "\n".join(f"{name}: {preset['source']}" for name, preset in known.items() if "source" in preset)
         return io.Schema(
             node_id="GuidancePreset",
             display_name="Guidance Preset",
             category=CATEGORY,
             description="Prompt pairs and settings known to work, from the paper and from practice. Wire the outputs into Encode "
-            "Guidance Direction, Apply Modulation Guidance and Layer Schedule.",
+            "Guidance Direction, Apply Modulation Guidance and Layer Schedule. Your own presets go into "
+            f"{USER_FILE} in ComfyUI's user folder.",
             search_aliases=["modulation guidance", "direction preset", "quality preset", "aesthetics", "hands", "counting"],
             inputs=[
-                io.Combo.Input("preset", options=list(PRESETS), tooltip="What to steer."),
+                io.Combo.Input("preset", options=list(known), tooltip=f"What to steer, and where it comes from.\n{sources}"),
                 io.String.Input(
                     "subject", default="",
                     tooltip="What the preset speaks of: for counting the number and things (three apples), for color and position the "
@@ -147,10 +148,15 @@ class GuidancePreset(io.ComfyNode):
 
     @classmethod
     @override
+    def fingerprint_inputs(cls, preset, subject=""):
+        return json.dumps(presets().get(preset))  # the user's file may have changed
+
+    @classmethod
+    @override
     def execute(cls, preset, subject="") -> io.NodeOutput:
         positive = _preset_positive(preset, subject)
-        settings = PRESETS[preset]
-        return io.NodeOutput(positive, settings["negative"], settings["w"], settings["start_layer"])
+        settings = presets()[preset]
+        return io.NodeOutput(positive, settings["negative"], float(settings["w"]), settings["start_layer"])
 
 
 def _encoded(clip, text: str) -> EncodedPrompt:
@@ -192,12 +198,14 @@ def _weights(text: str, directions: dict) -> list[float]:
 
 
 def _preset_positive(preset: str, subject: str) -> str:
-    if preset not in PRESETS:
-        raise ValueError(f"Guidance Preset: there is no preset {preset!r}; choose one of {', '.join(PRESETS)}.")
-    settings = PRESETS[preset]
+    known = presets()
+    if preset not in known:
+        raise ValueError(f"Guidance Preset: there is no preset {preset!r}; choose one of {', '.join(known)}.")
+    settings = known[preset]
     subject = subject.strip()
     if subject and "positive_with_subject" in settings:
         return settings["positive_with_subject"].format(subject=subject)
     if "positive" not in settings:
-        raise ValueError(f"Guidance Preset: {preset} needs a subject, e.g. {settings['example']!r}.")
+        example = f", e.g. {settings['example']!r}" if "example" in settings else ""
+        raise ValueError(f"Guidance Preset: {preset} needs a subject{example}.")
     return settings["positive"]

@@ -22,6 +22,18 @@ OURS = {
     ),
     "LoadPooledProjection": (["projection_name"], ["projection"]),
     "SavePooledProjection": (["projection", "filename_prefix"], []),
+    "ScaleTextVariance": (
+        ["model", "scale", "start_percent", "end_percent", "schedule", "tokens", "clip", "prompt", "negative_prompt"], ["model"],
+    ),
+    "InspectGuidance": (["model", "directions", "labels", "w", "schedule", "projection"], ["image", "report"]),
+    "SweepModulationGuidance": (
+        [
+            "model", "direction", "w_values", "start_layers", "start_percent", "end_percent", "cfg_rows", "keep_norm", "schedule", "projection",
+            "base_positive", "base_negative",
+        ],
+        ["models", "labels"],
+    ),
+    "GuidanceGrid": (["images", "labels", "title"], ["image"]),
 }
 
 
@@ -51,6 +63,10 @@ def test_types():
         "MODEL", "GUIDANCE_DIRECTION", "FLOAT", "FLOAT", "FLOAT", "COMBO", "BOOLEAN", "LAYER_SCHEDULE", "POOLED_PROJECTION",
         "CONDITIONING", "CONDITIONING", "MODEL",
     ]
+    assert types("ScaleTextVariance") == [
+        "MODEL", "FLOAT", "FLOAT", "FLOAT", "LAYER_SCHEDULE", "COMBO", "CLIP", "STRING", "STRING", "MODEL",
+    ]
+    assert types("GuidanceGrid") == ["IMAGE", "STRING", "STRING", "IMAGE"]
     assert types("LoadPooledProjection") == ["COMBO", "POOLED_PROJECTION"]
     assert types("SavePooledProjection") == ["POOLED_PROJECTION", "STRING"]
 
@@ -71,6 +87,10 @@ def test_defaults():
     assert defaults("GuidanceLayerSchedule") == dict(start_layer=5, end_layer=-1, taper_layers=0, taper_scale=0.25, final_layer=0.0)
     assert defaults("ApplyModulationGuidance") == dict(w=3.0, start_percent=0.0, end_percent=1.0, cfg_rows="auto", keep_norm=False)
     assert defaults("CombineGuidanceDirections") == dict(weights="")
+    assert defaults("ScaleTextVariance") == dict(scale=1.5, start_percent=0.0, end_percent=1.0, tokens="prompt")
+    assert defaults("SweepModulationGuidance") == dict(
+        w_values="0, 1.5, 3, 6", start_layers="0, 5, 10", start_percent=0.0, end_percent=1.0, cfg_rows="auto", keep_norm=False,
+    )
 
 
 def test_combine_weighs_each_direction_in_order():
@@ -98,6 +118,12 @@ def test_combine_weighs_each_direction_in_order():
 ])
 def test_presets(preset, subject, expected):
     assert tuple(node("GuidancePreset", preset=preset, subject=subject)) == expected
+
+
+def test_lists_go_in_and_come_out_where_a_sweep_needs_it():
+    sweep, grid = (host_nodes.NODE_CLASS_MAPPINGS[node_id].GET_SCHEMA() for node_id in ("SweepModulationGuidance", "GuidanceGrid"))
+    assert [output.is_output_list for output in sweep.outputs] == [True, True] and not sweep.is_input_list
+    assert grid.is_input_list and not grid.outputs[0].is_output_list
 
 
 def test_preset_list_is_the_interface():

@@ -1,0 +1,78 @@
+"""Guidance presets: those of presets.json, and the user's own, which win.
+
+The user's file is modulation_guidance_presets.json in ComfyUI's user folder, of the same form: a name, and for it positive, or
+positive_with_subject with {subject} in it, or both; negative; w; start_layer; and if wanted source, where it comes from, and
+example, a subject.
+"""
+
+import json
+import logging
+import math
+import os
+from pathlib import Path
+
+import folder_paths
+
+USER_FILE = "modulation_guidance_presets.json"
+
+_OWN = json.loads((Path(__file__).parent / "presets.json").read_text(encoding="utf-8"))
+_TEXTS = ("positive", "positive_with_subject", "negative", "source", "example")
+_FORM = (
+    '{"my preset": {"positive": "...", "negative": "...", "w": 3.0, "start_layer": 5, "source": "..."}}, with "positive_with_subject" '
+    'where it speaks of a subject: "{subject} with natural hands"'
+)
+
+
+def presets() -> dict[str, dict]:
+    """All presets by name, the user's over ours. Raises ValueError if the user's file cannot be read."""
+    return _OWN | _users(Path(folder_paths.get_user_directory(), USER_FILE))
+
+
+def presets_that_can_be_read() -> dict[str, dict]:
+    """All presets; without the user's, and with a line in the log, where their file cannot be read."""
+    try:
+        return presets()
+    except ValueError as error:
+        logging.warning("%s", error)
+        return _OWN
+
+
+def _users(path: Path) -> dict[str, dict]:
+    if not os.path.exists(path):
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"Guidance Preset: {path} cannot be read as JSON ({error}). Write {_FORM}.") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"Guidance Preset: {path} holds no presets by name. Write {_FORM}.")
+    for name, preset in found.items():
+        wrong = _what_is_wrong(preset)
+        if wrong:
+            raise ValueError(f"Guidance Preset: {name!r} in {path} {wrong}. Write {_FORM}.")
+    return found
+
+
+def _what_is_wrong(preset) -> str | None:
+    if not isinstance(preset, dict):
+        return f"is {preset!r}"
+    unknown = set(preset) - {*_TEXTS, "w", "start_layer"}
+    if unknown:
+        return f"has {', '.join(sorted(unknown))}, which is not known"
+    for key in _TEXTS:
+        if key in preset and not isinstance(preset[key], str):
+            return f"has {key} {preset[key]!r}, which is no text"
+    if "positive" not in preset and "positive_with_subject" not in preset:
+        return "has neither positive nor positive_with_subject"
+    for key in ("negative", "w", "start_layer"):
+        if key not in preset:
+            return f"has no {key}"
+    with_subject = preset.get("positive_with_subject", "{subject}")
+    if "{" in with_subject.replace("{subject}", "") or "}" in with_subject.replace("{subject}", ""):
+        return f"has positive_with_subject {with_subject!r}; braces stand only around subject"
+    w, start = preset["w"], preset["start_layer"]
+    if isinstance(w, bool) or not isinstance(w, (int, float)) or not math.isfinite(w):
+        return f"has w {w!r}, which is no number"
+    if isinstance(start, bool) or not isinstance(start, int) or start < 0:
+        return f"has start_layer {start!r}; it is a whole number from 0 on"
+    return None
