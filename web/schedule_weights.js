@@ -70,6 +70,7 @@ function parseRanges(text) {
     if (!entry) throw new ScheduleError('unreadable', { part })
     const [first, last] = [Number(entry[1]), Number(entry[2] ?? entry[1])]
     if (last < first) throw new ScheduleError('unreadable', { part })
+    if (!Number.isFinite(Number(entry[3]))) throw new ScheduleError('unreadable', { part })
     if (ranges.some((other) => first <= other.last && other.first <= last)) throw new ScheduleError('twice', { part })
     ranges.push({ first, last, weight: Number(entry[3]) })
   }

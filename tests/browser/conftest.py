@@ -1,0 +1,64 @@
+"""The real server and its editor in a real browser, one of each for all tests of this folder.
+
+Where there is no Chromium the tests are skipped, unless MODULATION_GUIDANCE_BROWSER is "required", as in .ci/run.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).parent.parent.parent
+sys.path.insert(1, str(CHECKOUT))  # after the host's own folder, whose modules go first
+
+from tools.browser import find_chromium, open_editor  # noqa: E402
+from tools.host import cache_folder, ensure_host  # noqa: E402
+from tools.server import Client, running_server  # noqa: E402
+from tools.small_models import write_small_models  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def client():
+    models = cache_folder() / "small-world"
+    write_small_models(models)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")  # small models lose much to threads where cores are shared
+        with running_server(ensure_host(), [models]) as url:
+            yield Client(url)
+
+
+@pytest.fixture(scope="session")
+def opened(client):
+    chromium = find_chromium()
+    if chromium is None or not has_playwright():
+        what = "There is no Chromium (apt-get install chromium)" if chromium is None else "There is no playwright (tests/requirements.txt)"
+        if os.environ.get("MODULATION_GUIDANCE_BROWSER") == "required":
+            pytest.fail(f"{what}, and the tests of the editor are required here.")
+        pytest.skip(f"{what}: the tests of the editor need it.")
+    with open_editor(client.url, chromium) as editor:
+        yield editor
+
+
+def has_playwright():
+    try:
+        import playwright.sync_api  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+@pytest.fixture
+def editor(opened):
+    """The editor with an empty graph; afterwards, nothing of ours may have been complained about."""
+    opened.problems.clear()
+    opened.clear()
+    yield opened
+    assert not opened.problems
+
+
+@pytest.fixture(params=["old", "new"])
+def rendering(request, editor):
+    """Both renderings of nodes that the editor has."""
+    editor.render_nodes(request.param == "new")
+    return request.param

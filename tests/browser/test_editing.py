@@ -1,0 +1,145 @@
+"""What a person does: find nodes by search, put them down, wire them, run, and look."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).parent.parent.parent
+FIRST_STEPS = json.loads((CHECKOUT / "workflows" / "first_steps_small_world.json").read_text(encoding="utf-8"))
+BARS = ".modulation-guidance-bars"
+
+
+def add_by_search(editor, words, name):
+    """Opens the search on an empty place of the canvas, types, and drops the node found of that name there."""
+    before = editor.page.evaluate("app.graph.nodes.length")
+    editor.page.mouse.dblclick(900, 700)
+    editor.page.locator("[role=dialog] input[type=text], [role=dialog] input:not([type])").first.fill(words)
+    editor.page.get_by_test_id("result-item").filter(has_text=name).first.click()
+    editor.page.wait_for_function("before => app.graph.nodes.length === before + 1", arg=before)
+    editor.page.mouse.move(905, 705)
+    editor.page.mouse.click(900, 700)
+    return editor.page.evaluate("app.graph.nodes.at(-1).id")
+
+
+@pytest.mark.parametrize("words, name, node_type", [
+    ("modulation guidance", "Apply Modulation Guidance", "ApplyModulationGuidance"),
+    ("quality direction", "Encode Guidance Direction", "EncodeGuidanceDirection"),
+    ("block weights", "Layer Schedule", "GuidanceLayerSchedule"),
+])
+def test_a_node_is_found_by_what_it_is_and_by_what_it_is_for(editor, words, name, node_type):
+    editor.render_nodes(False)
+    node = add_by_search(editor, words, name)
+    assert editor.page.evaluate("id => app.graph.getNodeById(id).type", node) == node_type
+
+
+def slot_on_screen(editor, node, name, is_input):
+    return editor.page.evaluate(
+        """([id, name, isInput]) => {
+            const node = app.graph.getNodeById(id)
+            const index = (isInput ? node.inputs : node.outputs).findIndex((slot) => slot.name === name)
+            const [x, y] = isInput ? node.getInputPos(index) : node.getOutputPos(index)
+            const { scale, offset } = app.canvas.ds
+            const box = app.canvas.canvas.getBoundingClientRect()
+            return [box.x + (x + offset[0]) * scale, box.y + (y + offset[1]) * scale]
+        }""",
+        [node, name, is_input],
+    )
+
+
+def wire(editor, source, output, target, input_name):
+    """Drags a link from an output to an input with the mouse."""
+    editor.page.mouse.move(*slot_on_screen(editor, source, output, False))
+    editor.page.mouse.down()
+    editor.page.mouse.move(*slot_on_screen(editor, target, input_name, True), steps=5)
+    editor.page.mouse.up()
+    linked = "([id, name]) => app.graph.getNodeById(id).inputs.find((slot) => slot.name === name).link != null"
+    assert editor.page.evaluate(linked, [target, input_name])
+
+
+def node_of(editor, kind, title=None):
+    return editor.page.evaluate(
+        "([type, title]) => app.graph.nodes.find((node) => node.type === type && (!title || node.title === title)).id", [kind, title]
+    )
+
+
+def run(editor, client):
+    """Presses Run and returns the outputs of the run, {node id: output}."""
+    before = client.get("/history").keys()
+    editor.page.get_by_test_id("queue-button").click()
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        new = [entry for key, entry in client.get("/history").items() if key not in before]
+        if new:
+            assert new[0]["status"]["status_str"] == "success", new[0]["status"]
+            return new[0]["outputs"]
+        time.sleep(0.2)
+    raise AssertionError("the run did not end")
+
+
+def small_run(editor):
+    """The first steps, with two sampling steps and without our node."""
+    editor.load(FIRST_STEPS)
+    editor.page.evaluate(
+        """() => {
+            for (const node of app.graph.nodes) if (node.type === 'KSampler') node.widgets.find(({ name }) => name === 'steps').value = 2
+            const { pos } = app.graph.nodes.find(({ type }) => type === 'ApplyModulationGuidance')
+            app.graph.remove(app.graph.nodes.find(({ type }) => type === 'ApplyModulationGuidance'))
+        }"""
+    )
+
+
+def test_nodes_found_dropped_wired_and_run_make_a_guided_picture(editor, client):
+    editor.render_nodes(False)
+    small_run(editor)
+    left, top, *_ = editor.bounds()
+    editor.look_at((left - 150, top - 150), 0.55)
+    node = add_by_search(editor, "modulation guidance", "Apply Modulation Guidance")
+    editor.page.evaluate("id => { app.graph.getNodeById(id).pos = [380, 600]; app.canvas.setDirty(true, true) }", node)
+    editor.settle()
+    wire(editor, node_of(editor, "UNETLoader"), "MODEL", node, "model")
+    wire(editor, node_of(editor, "EncodeGuidanceDirection"), "direction", node, "direction")
+    wire(editor, node_of(editor, "GuidanceLayerSchedule"), "schedule", node, "schedule")
+    wire(editor, node, "model", node_of(editor, "KSampler", "Sample guided"), "model")
+    assert "depth assumed until a run" in editor.page.locator(BARS).inner_text()
+    outputs = run(editor, client)
+    plain, guided = (
+        client.request("/view?" + "&".join(f"{key}={value}" for key, value in outputs[str(node_of(editor, "SaveImage", name))]["images"][0].items()))
+        for name in ("Plain", "Guided")
+    )
+    assert plain[:4] == guided[:4] == b"\x89PNG" and plain != guided
+
+    editor.page.wait_for_function(f"document.querySelector('{BARS}').innerText.includes('10 of 12 layers guided')")
+    assert "assumed" not in editor.page.locator(BARS).inner_text()
+    saved = editor.page.evaluate("app.graph.serialize()")
+    editor.clear()
+    editor.load(saved)
+    assert "10 of 12 layers guided" in editor.page.locator(BARS).inner_text(), "a saved workflow knows the depth"
+
+
+def test_a_value_that_comes_over_a_link_is_drawn_after_the_run(editor, client):
+    editor.render_nodes(True)
+    editor.load(FIRST_STEPS)
+    start = editor.add("PrimitiveInt", (0, 1300), value=7)
+    editor.page.evaluate(
+        """([start, schedule]) => {
+            for (const node of app.graph.nodes) if (node.type === 'KSampler') node.widgets.find(({ name }) => name === 'steps').value = 2
+            const target = app.graph.getNodeById(schedule)
+            app.graph.getNodeById(start).connect(0, target, target.inputs.findIndex(({ name }) => name === 'start_layer'))
+        }""",
+        [start, node_of(editor, "GuidanceLayerSchedule")],
+    )
+    editor.page.wait_for_function(f"document.querySelector('{BARS}').innerText.includes('start_layer: known after a run')")
+    run(editor, client)
+    editor.page.wait_for_function(f"document.querySelector('{BARS}').innerText.includes('5 of 12 layers guided')")
+
+
+def test_a_newcomer_sees_few_inputs_until_asking_for_more(editor):
+    editor.render_nodes(True)
+    editor.add("ApplyModulationGuidance")
+    shown = editor.page.get_by_test_id("node-widget")
+    editor.page.wait_for_function("document.querySelectorAll('[data-testid=node-widget]').length > 0")
+    assert shown.count() == 1 and "w" in shown.inner_text()
+    editor.page.get_by_test_id("advanced-inputs-button").click()
+    editor.page.wait_for_function("document.querySelectorAll('[data-testid=node-widget]').length === 5")

@@ -1,0 +1,143 @@
+"""A schedule's shape on its node: the weights a run would use, drawn anew as knobs turn, in both renderings of the editor."""
+
+import io
+import random
+
+import pytest
+from benchmarks.in_process import node as run_node
+from PIL import Image, ImageChops
+
+MODULE = "/extensions/ComfyUI-Modulation-Guidance/schedule_weights.js"
+BARS = ".modulation-guidance-bars"
+CURVE = {"points": [[0, 0], [0.1, 1], [1, 1]], "interpolation": "monotone_cubic"}
+
+
+def random_ranges(seed):
+    draw = random.Random(seed)
+    depth, start = draw.randint(8, 60), draw.randint(0, 7)
+    inputs = {
+        "start_layer": start, "end_layer": draw.choice([-1, draw.randint(start, depth - 1)]),
+        "taper_layers": draw.randint(0, 9), "taper_scale": round(draw.uniform(-1, 2), 2), "final_layer": 0.5,
+    }
+    return "GuidanceLayerSchedule", inputs, depth
+
+
+def random_text(seed):
+    draw = random.Random(seed)
+    first, text = 0, []
+    for _ in range(5):
+        first += draw.randint(1, 3)
+        last = first + draw.randint(0, 6)
+        text.append(f"{first}-{last}: {draw.uniform(-2, 2):.3g}" if last > first else f"{first}:{draw.uniform(-2, 2):.2e}")
+        first = last
+    inputs = {"layers": draw.choice([", ", "\n", " ;"]).join(text), "final_layer": -1}
+    return "GuidanceLayerScheduleText", inputs, first + 9
+
+
+def random_curve(seed):
+    draw = random.Random(seed)
+    points = [[round(draw.random(), 3), round(draw.random(), 3)] for _ in range(draw.randint(1, 8))]
+    curve = {"points": points, "interpolation": draw.choice(["linear", "monotone_cubic"])}
+    return "GuidanceLayerScheduleCurve", {"curve": curve, "final_layer": 0.25}, draw.randint(1, 60)
+
+
+@pytest.mark.parametrize("make", [random_ranges, random_text, random_curve])
+def test_the_weights_drawn_are_those_of_a_run(editor, make):
+    cases = [make(seed) for seed in range(50)]
+    drawn = editor.page.evaluate(
+        "async ([module, cases]) => { const { weightsOf } = await import(module); return cases.map((each) => weightsOf(...each)) }",
+        [MODULE, cases],
+    )
+    for (node_id, inputs, depth), weights in zip(cases, drawn, strict=True):
+        schedule = run_node(node_id, **inputs)[0]
+        assert weights == pytest.approx([*schedule.resolve(depth), schedule.final_layer], abs=1e-9)
+
+
+@pytest.mark.parametrize("layers", ["", "5-x: 1", "9-5: 1", "1-3: 1, 3: 2", "4: nan", "4: 1e999", "4"])
+def test_what_a_run_refuses_is_not_drawn(editor, layers):
+    with pytest.raises(ValueError):
+        run_node("GuidanceLayerScheduleText", layers=layers)
+    refused = editor.page.evaluate(
+        "async ([module, layers]) => { const { weightsOf, ScheduleError } = await import(module);"
+        "try { weightsOf('GuidanceLayerScheduleText', { layers, final_layer: 0 }, 57) } catch (e) { return e instanceof ScheduleError } }",
+        [MODULE, layers],
+    )
+    assert refused
+
+
+def picture(editor):
+    """What is on the screen where the bars are."""
+    editor.settle()
+    return Image.open(io.BytesIO(editor.page.locator(BARS).screenshot())).convert("RGB")
+
+
+def same(one, other):
+    return one.size == other.size and ImageChops.difference(one, other).getbbox() is None
+
+
+def click_on_canvas(editor, node, x_from_right, widget):
+    """A click at a widget as the old rendering paints it."""
+    x, y = editor.page.evaluate(
+        """([id, right, name]) => {
+            const node = app.graph.getNodeById(id)
+            const widget = node.widgets.find((each) => each.name === name)
+            const { scale, offset } = app.canvas.ds
+            const box = app.canvas.canvas.getBoundingClientRect()
+            return [box.x + (node.pos[0] + node.size[0] - right + offset[0]) * scale, box.y + (node.pos[1] + widget.y + 10 + offset[1]) * scale]
+        }""",
+        [node, x_from_right, widget],
+    )
+    editor.page.mouse.click(x, y)
+
+
+def test_the_drawing_follows_a_knob_that_is_clicked(editor, rendering):
+    node = editor.add("GuidanceLayerSchedule", start_layer=5)
+    before = picture(editor)
+    assert "52 of 57 layers guided" in editor.page.locator(BARS).inner_text()
+    if rendering == "old":
+        click_on_canvas(editor, node, 22, "start_layer")
+    else:
+        editor.page.get_by_test_id("increment").first.click()
+    assert not same(before, picture(editor))
+    assert "51 of 57 layers guided" in editor.page.locator(BARS).inner_text()
+
+
+def test_the_drawing_follows_the_text_as_it_is_written(editor, rendering):
+    editor.add("GuidanceLayerScheduleText")
+    before = picture(editor)
+    editor.page.locator("textarea").fill("0-9: 1, 20-29: -0.5")
+    after = picture(editor)
+    assert not same(before, after)
+    assert "20 of 57 layers guided" in editor.page.locator(BARS).inner_text()
+    editor.page.locator("textarea").fill("0-9: 1, 20-x: -0.5")
+    assert not same(after, picture(editor))
+    assert "cannot read “20-x: -0.5”" in editor.page.locator(BARS).inner_text()
+
+
+def test_the_drawing_follows_a_dragged_point_of_the_curve(editor):
+    editor.render_nodes(True)
+    editor.add("GuidanceLayerScheduleCurve")
+    before = picture(editor)
+    point = editor.page.get_by_test_id("curve-point").nth(2).bounding_box()
+    editor.page.mouse.move(point["x"] + 4, point["y"] + 4)
+    editor.page.mouse.down()
+    editor.page.mouse.move(point["x"], point["y"] + 100, steps=3)
+    editor.page.mouse.up()
+    assert not same(before, picture(editor))
+
+
+def test_a_curve_is_drawn_in_the_old_rendering_too(editor):
+    editor.render_nodes(False)
+    editor.add("GuidanceLayerScheduleCurve", curve=CURVE)
+    colors = {color for _, color in picture(editor).getcolors(1 << 16)}
+    assert (59, 158, 255) in colors  # a bar
+
+
+def test_the_drawing_is_saved_nowhere(editor, rendering):
+    nodes = {name: editor.add(name) for name in ("GuidanceLayerSchedule", "GuidanceLayerScheduleText", "GuidanceLayerScheduleCurve")}
+    values = editor.page.evaluate("app.graph.serialize().nodes.map((node) => node.widgets_values)")
+    assert [len(each) for each in values] == [5, 2, 2]
+    prompt = editor.prompt()
+    assert [list(prompt[str(node)]["inputs"]) for node in nodes.values()] == [
+        ["start_layer", "end_layer", "taper_layers", "taper_scale", "final_layer"], ["layers", "final_layer"], ["curve", "final_layer"],
+    ]

@@ -1,0 +1,46 @@
+"""The shared workflows as the editor sees them: whole, explained, with a picture, and the same as their API form."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).parent.parent.parent
+PACK = "ComfyUI-Modulation-Guidance"
+GRAPHS = sorted((CHECKOUT / "workflows").glob("*.json"))
+
+
+def read(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("path", GRAPHS, ids=lambda path: path.stem)
+def test_a_workflow_opens_whole_and_converts_to_its_api_form(editor, path):
+    editor.load(read(path))
+    missing = editor.page.evaluate("app.graph.nodes.filter((node) => !LiteGraph.registered_node_types[node.type]).map((node) => node.type)")
+    assert not missing
+    assert editor.prompt() == read(CHECKOUT / "workflows" / "api" / path.name)
+
+
+def test_every_api_form_has_its_workflow():
+    assert {path.name for path in (CHECKOUT / "workflows" / "api").glob("*.json")} == {path.name for path in GRAPHS}
+
+
+@pytest.mark.parametrize("path", GRAPHS, ids=lambda path: path.stem)
+def test_a_workflow_says_what_to_look_at_and_has_a_preview(client, path):
+    notes = [node["widgets_values"][0] for node in read(path)["nodes"] if node["type"] in ("MarkdownNote", "Note")]
+    assert any(len(note) > 100 for note in notes)
+    assert path.stem in client.get("/workflow_templates")[PACK]
+    preview = client.request(f"/api/workflow_templates/{PACK}/{path.stem}.jpg")
+    assert preview[:3] == b"\xff\xd8\xff" and len(preview) < 120_000
+
+
+def test_a_workflow_opens_from_the_template_browser(editor):
+    page = editor.page
+    page.evaluate("app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+    page.get_by_text("ComfyUI-Modulatio", exact=False).first.click()
+    card = page.get_by_test_id("template-workflow-first_steps_small_world")
+    card.locator("img").first.wait_for()
+    assert card.locator("img").first.evaluate("image => image.decode().then(() => image.naturalWidth)") > 300
+    card.click()
+    page.wait_for_function("app.graph.nodes.some(({ type }) => type === 'ApplyModulationGuidance')")
