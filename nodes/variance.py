@@ -18,8 +18,8 @@ class ScaleTextVariance(io.ComfyNode):
             display_name="Scale Text Variance",
             category=CATEGORY,
             description="Brings out rare concepts: spreads the text tokens further from their mean before each block where text and "
-            "image attend to each other. For FLUX.1, SD3 / SD3.5, HiDream, HunyuanVideo, Qwen-Image and Mochi. Works beside Apply "
-            "Modulation Guidance; used twice, the scales multiply.",
+            "image attend to each other. For FLUX.1, FLUX.2, Chroma, SD3 / SD3.5, HiDream, HunyuanVideo, Qwen-Image and Mochi. Works beside "
+            "Apply Modulation Guidance; used twice, the scales multiply.",
             search_aliases=["rare concepts", "text variance", "variance scale-up", "prompt strength", "unusual combinations", "modulation guidance"],
             inputs=[
                 io.Model.Input("model", tooltip="A diffusion transformer with joint attention (MM-DiT)."),

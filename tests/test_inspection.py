@@ -2,10 +2,12 @@
 
 import json
 
+import blind_families
 import flux
 import pytest
 import torch
 from benchmarks.in_process import node
+from blind import loaded, own, write
 from families import FAMILIES
 from families.small import Small
 
@@ -71,6 +73,22 @@ def test_every_family_can_be_inspected(small: Small):
         guided = [value > 0 for value in (*strength["layers"], strength["head"])]
         assert guided == [layer >= small.start_layer for layer in range(small.depth)] + [small.final_layer > 0]
     assert abs(report["cosines"]["modulation"][0][1]) < 0.9
+
+
+@pytest.mark.parametrize("pooling", ["max", "clip"])
+@pytest.mark.parametrize("small", blind_families.FAMILIES, ids=lambda small: small.name)
+def test_text_blind_models_are_inspected_through_a_projection(small, pooling, tmp_path):
+    """With directions of the model's own text, and of another encoder, whose tokens the model could not read."""
+    file = own(blind_families.network(small), pooling, "time embedding", small.name)
+    model, projection = small.load(), loaded(write(tmp_path / "projection.safetensors", *file))
+    directions = [
+        small.pooled_direction(seed, blind_families.CONTEXT) if pooling == "clip" else small.direction(seed) for seed in (10, 20)
+    ]
+    _, report = inspect(model, *directions, projection=projection, schedule=flux.schedule(1, final_layer=0.5))
+    for strength in report["strength"]:
+        assert [value > 0 for value in strength["layers"]] == [False] + [True] * (small.depth - 1)
+        assert strength["head"] == pytest.approx(strength["layers"][1] / 2, abs=2e-6)
+    assert (report["cosines"]["pooled"] is None) == (directions[0].pairs[0].positive.pooled is None)
 
 
 @pytest.mark.parametrize("other, sentence", [

@@ -10,11 +10,11 @@ import flux
 import pytest
 import torch
 from benchmarks.in_process import node
+from blind_families import CHROMA, FLUX2, HUNYUAN_VIDEO15, QWEN_IMAGE
 from families.hidream import HIDREAM_I1
 from families.hunyuan_video import REPLACE, TEXT_TO_VIDEO
 from families.kandinsky5 import KANDINSKY5_VIDEO
 from families.mochi import MOCHI
-from families.qwen_image import QWEN_IMAGE
 from families.sd3 import SD3, SD35_MEDIUM
 from torch._dynamo.utils import counters
 from transformers import T5TokenizerFast
@@ -29,6 +29,7 @@ PLACES = {
     "HunyuanVideo": [("double_blocks", "txt", "all"), ("single_blocks", "x", "first")],
     "QwenImageTransformer2DModel": [("transformer_blocks", "encoder_hidden_states", "all")],
     "AsymmDiTJoint": [("blocks", "y", "all")],
+    "Chroma": [("double_blocks", "txt", "all"), ("single_blocks", "x", "first")],
 }
 
 
@@ -52,7 +53,7 @@ class FluxSmall:
         return flux.sample(model, cfg=cfg, **options)
 
 
-FAMILIES = (FluxSmall, SD35_MEDIUM, HIDREAM_I1, TEXT_TO_VIDEO, QWEN_IMAGE, MOCHI)
+FAMILIES = (FluxSmall, SD35_MEDIUM, HIDREAM_I1, TEXT_TO_VIDEO, QWEN_IMAGE, MOCHI, FLUX2, CHROMA, HUNYUAN_VIDEO15)
 
 
 def scale(model, scale=1.5, **inputs):
@@ -148,25 +149,26 @@ def plain(small, model):
         return small.sample(model)
 
 
-def prompt_of_mochi(kwargs):
-    return kwargs["attention_mask"].bool()
+PROMPTS = {
+    "Mochi": lambda kwargs: kwargs["attention_mask"].bool(),
+    "FLUX.2": lambda kwargs: (torch.arange(512) >= 512 - 7).expand(len(kwargs["context"]), -1),
+}
 
 
 def test_by_default_every_joint_block_is_scaled(small, model):
-    prompt = prompt_of_mochi if small is MOCHI else None
-    expected = small.sample(equation(small, model, joint_alphas(model, 1.5), prompt), batch=2)
+    expected = small.sample(equation(small, model, joint_alphas(model, 1.5), PROMPTS.get(small.name)), batch=2)
     actual = small.sample(scale(model), batch=2)
     assert_equal_and_moved(actual, expected, small.sample(model, batch=2))
 
 
-TOKENS = {"FLUX.1": 8, "HiDream-I1": 6 + 5 + 5, "HunyuanVideo": 8}
+# How many text tokens there are in blocks of mixed streams; the host pads FLUX.2's to 512, zeros before.
+TOKENS = {"FLUX.1": 8, "HiDream-I1": 6 + 5 + 5, "HunyuanVideo": 8, "FLUX.2": 512, "Chroma": 7, "HunyuanVideo 1.5": 7}
 
 
 def test_a_schedule_weighs_the_scale_and_names_blocks_of_mixed_streams(small, model, plain):
     text = f"0: 1, 2: 0.5, {small.depth - 1}: -0.5"
     alphas = [{0: 1.8, 2: 1.4, small.depth - 1: 0.6}.get(layer, 1) for layer in range(small.depth)]
-    prompt = prompt_of_mochi if small is MOCHI else None
-    expected = small.sample(equation(small, model, alphas, prompt, TOKENS.get(small.name)))
+    expected = small.sample(equation(small, model, alphas, PROMPTS.get(small.name), TOKENS.get(small.name)))
     assert_equal_and_moved(small.sample(scale(model, 1.8, schedule=layers(text))), expected, plain)
 
 
@@ -201,9 +203,9 @@ def test_wrong_equations_would_be_noticed(schnell):
 @pytest.mark.parametrize("small", [TEXT_TO_VIDEO, QWEN_IMAGE], ids=lambda small: small.name)
 def test_masked_padding_neither_shifts_the_mean_nor_is_scaled(small):
     model = small.load()
-    masks = [torch.tensor([[1, 1, 1, 1, 1, 0, 0, 0]]), torch.tensor([[1, 1, 0, 0, 0, 0, 0, 0]])]
     # HunyuanVideo's own mask is for one row, so rows go one by one.
-    for seed, mask in enumerate(masks):
+    for seed, count in enumerate((5, 2)):
+        mask = (torch.arange(small.encoded(seed)[0][0].shape[1]) < count).long()[None]
         sampling = dict(cfg=1.0, positive=small.conditioning(seed, attention_mask=mask))
         expected = small.sample(equation(small, model, joint_alphas(model, 2.0), prompt=lambda kwargs: mask.bool()), **sampling)
         assert_equal_and_moved(small.sample(scale(model, 2.0), **sampling), expected, small.sample(model, **sampling))
