@@ -9,10 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import av
 import numpy as np
 import psutil
 import pytest
 from PIL import Image, ImageChops
+from small_checkpoints import FRAMES, with_small_checkpoints, write_server_nodes, write_small_checkpoints
 
 CHECKOUT = Path(__file__).parent.parent
 sys.path.insert(1, str(CHECKOUT))  # after the host's own folder, whose modules go first
@@ -22,7 +24,12 @@ from tools.server import Client, PromptError, PromptInterrupted, ServerError, ru
 from tools.small_models import with_small_models, write_small_models  # noqa: E402
 from tools.small_world.checkers import read_picture  # noqa: E402
 
-WORKFLOWS = ["flux_schnell_aesthetics", "flux_dev_complexity_schedule"]
+SMALL_WORLD = ["flux_schnell_aesthetics", "flux_dev_complexity_schedule"]
+FAMILIES = [
+    "sd35_large_complexity", "sd35_large_dmd2_complexity", "hidream_i1_fast_complexity", "hunyuan_video_text_to_video",
+    "flux_kontext_edit_realism",
+]
+WORKFLOWS = [*SMALL_WORLD, *FAMILIES]
 DEPTH = 12  # blocks of the small model
 SIZE, STEPS = 80, 4
 
@@ -35,14 +42,22 @@ def models():
 
 
 @pytest.fixture(scope="module")
-def client(models):
-    with running_server(ensure_host(), [models]) as url:
+def client(models, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("server")
+    write_small_checkpoints(folder / "models")
+    write_server_nodes(folder / "nodes.yaml")
+    (folder / "input").mkdir()
+    Image.linear_gradient("L").convert("RGB").save(folder / "input" / "example.png")  # the name of the picture that ComfyUI comes with
+    Image.radial_gradient("L").convert("RGB").save(folder / "input" / "another.png")
+    arguments = ["--extra-model-paths-config", folder / "nodes.yaml", "--input-directory", folder / "input"]
+    with running_server(ensure_host(), [models, folder / "models"], arguments) as url:
         yield Client(url)
 
 
 def workflow(name, **settings):
     """A shared workflow with the small models; settings: {class type: {input: value}}."""
-    prompt = with_small_models(json.loads((CHECKOUT / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8")))
+    small = with_small_checkpoints if name in FAMILIES else with_small_models
+    prompt = small(json.loads((CHECKOUT / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8")))
     for class_type, inputs in {"KSampler": {"steps": STEPS}, **settings}.items():
         for node in nodes(prompt, class_type):
             node["inputs"].update(inputs)
@@ -56,21 +71,34 @@ def nodes(prompt, class_type):
 def pictures(client, prompt, on_progress=lambda progress: None):
     """{"Plain": picture, "Guided": picture}"""
     images = client.run(prompt, on_progress)
-    return {prompt[node]["_meta"]["title"]: Image.open(io.BytesIO(files[0])).convert("RGB") for node, files in images.items()}
+    return {prompt[node]["_meta"]["title"]: picture(files[0]) for node, files in images.items()}
+
+
+def picture(data):
+    """The picture of an image file; of a video, all frames on top of each other."""
+    if data[4:8] != b"ftyp":
+        return Image.open(io.BytesIO(data)).convert("RGB")
+    with av.open(io.BytesIO(data)) as video:
+        frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
+    return Image.fromarray(np.concatenate(frames))
 
 
 def same(one, other):
     return ImageChops.difference(one, other).getbbox() is None
 
 
-@pytest.mark.parametrize("name", WORKFLOWS)
+@pytest.fixture(scope="module", params=WORKFLOWS)  # so that tests of one workflow follow each other, its models loaded
+def name(request):
+    return request.param
+
+
 def test_a_workflow_gives_a_plain_and_another_guided_picture(client, name):
     made = pictures(client, workflow(name))
-    assert made["Plain"].size == made["Guided"].size == (SIZE, SIZE)
+    assert made["Plain"].size == made["Guided"].size == ((32, 32 * FRAMES) if "video" in name else (SIZE, SIZE))
     assert not same(made["Plain"], made["Guided"])
 
 
-@pytest.mark.parametrize("name", WORKFLOWS)
+@pytest.mark.parametrize("name", SMALL_WORLD)
 def test_the_same_seed_gives_the_same_pictures_again(client, name):
     first = pictures(client, workflow(name))
     client.forget()
@@ -80,13 +108,41 @@ def test_the_same_seed_gives_the_same_pictures_again(client, name):
     assert same(first["Plain"], again["Plain"]) and same(first["Guided"], again["Guided"])
 
 
-@pytest.mark.parametrize("name", WORKFLOWS)
 def test_w_0_is_the_plain_picture_bit_for_bit(client, name):
     made = pictures(client, workflow(name, ApplyModulationGuidance={"w": 0.0}))
     assert same(made["Plain"], made["Guided"])
 
 
-@pytest.mark.parametrize("name", WORKFLOWS)
+def test_without_a_schedule_a_workflow_is_guided_as_the_reference_does(client, name):
+    prompt = workflow(name)
+    (apply,) = nodes(prompt, "ApplyModulationGuidance")
+    apply["inputs"].pop("schedule", None)
+    by_itself = pictures(client, prompt)["Guided"]
+
+    def scheduled(start_layer, final_layer):
+        apply["inputs"]["schedule"] = ["schedule", 0]
+        inputs = {"start_layer": start_layer, "end_layer": -1, "taper_layers": 0, "taper_scale": 0.25, "final_layer": final_layer}
+        prompt["schedule"] = {"class_type": "GuidanceLayerSchedule", "inputs": inputs, "_meta": {"title": "Schedule"}}
+        return pictures(client, prompt)["Guided"]
+
+    start_layer, final_layer = (2 if "sd35" in name else 5), float("hidream" in name)
+    assert same(by_itself, scheduled(start_layer, final_layer))
+    assert not same(by_itself, scheduled(start_layer - 1, final_layer))
+    assert not same(by_itself, scheduled(start_layer, 1 - final_layer))
+
+
+@pytest.mark.parametrize(
+    "name, settings",
+    [
+        ("sd35_large_dmd2_complexity", {"LoraLoaderModelOnly": {"strength_model": 0}}),
+        ("flux_kontext_edit_realism", {"LoadImage": {"image": "another.png"}}),
+    ],
+)
+def test_a_lora_and_a_picture_to_edit_reach_the_model(client, name, settings):
+    shipped, other = (pictures(client, workflow(name, **given)) for given in ({}, settings))
+    assert not same(shipped["Plain"], other["Plain"]) and not same(shipped["Guided"], other["Guided"])
+
+
 def test_the_api_form_is_the_graph(name):
     graph = json.loads((CHECKOUT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
     prompt = json.loads((CHECKOUT / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
