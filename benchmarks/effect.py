@@ -2,6 +2,7 @@
 
     python benchmarks/effect.py                      on the small world (tools/small_world), at most half an hour on 2 cores
     python benchmarks/effect.py --quick              the same as a smoke run: one prompt a set, one seed, 2 steps
+    python benchmarks/effect.py --variance           Scale Text Variance, on kinds that training never showed and on others: variance.md
     python benchmarks/effect.py --diffusion-model FILE --text-encoder FILE [FILE] --clip-type flux --vae FILE \\
         --prompts-file FILE [--preset NAME | --positive TEXT --negative TEXT] [--w ...] [--start-layers ...] [--scorer MODULE:FUNCTION]
 
@@ -41,6 +42,7 @@ def arguments(given=None):
     parser.add_argument("--text-encoder", type=Path, nargs="+", metavar="FILE", help="(small world: written once where it is not yet)")
     small = parser.add_argument_group("on the small world")
     small.add_argument("--prompts", type=int, help="prompts in each set (default 24 general ones, 32 in the others)")
+    small.add_argument("--variance", action="store_true", help="Scale Text Variance instead, on kinds that training never showed and on others")
     small.add_argument("--quick", action="store_true", help="one prompt a set, one seed, 2 steps: do all conditions run?")
     small.add_argument("--workers", type=int, help="processes that draw, 1.5 GB each (default: as many as cores, at most 4; GPU 1)")
     own = parser.add_argument_group("on your own models")
@@ -95,7 +97,7 @@ def main():
         import torch
 
         with torch.inference_mode():  # as the host runs its nodes
-            (own_models if options.diffusion_model else small_world)(options)
+            (own_models if options.diffusion_model else small_world_variance if options.variance else small_world)(options)
     except (SetupError, ValueError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
@@ -105,25 +107,12 @@ def main():
 
 def small_world(options):
     """Draws, scores and reports."""
-    import torch
     from benchmarks.effect_plots import detail_by_w, grid, pareto
     from benchmarks.effect_report import table
-    from benchmarks.effect_results import Results
-    from benchmarks.effect_run import fingerprint, jobs_of, run
-    from benchmarks.effect_settings import Files, Settings
-    from benchmarks.effect_workers import painters
-    from tools.small_world.text_encoder import write_clip_l
+    from benchmarks.effect_run import jobs_of
 
-    encoders = tuple(options.text_encoder or (SMALL_ENCODER if SMALL_ENCODER.is_file() else write_clip_l(SMALL_ENCODER),))
-    files = Files(SMALL_WORLD / "small_world_flux.safetensors", encoders, SMALL_WORLD / "small_world_vae.safetensors", "flux")
-    made_by = fingerprint([files.diffusion_model, *encoders, files.vae])
     jobs = jobs_of(options.prompts)
-    options.out.mkdir(parents=True, exist_ok=True)
-    settings = Settings(options.steps, options.cfg, options.size)
-    workers = options.workers or (1 if torch.cuda.is_available() else min(os.cpu_count(), MOST_WORKERS))
-    with painters(files, settings, workers) as draw:
-        results = Results(run(draw, jobs, settings, options.seeds, made_by, options.out))
-
+    results, made_by = drawn_and_scored(options, jobs)
     about = description(options, jobs, results, made_by)
     write_whole(options.out / "effect.json", json.dumps({"about": about, "best": [condition.name for condition in results.best()],
                                                          "sets": results.as_json()}, indent=1))
@@ -132,6 +121,35 @@ def small_world(options):
     detail_by_w(results, options.out / "detail_by_w.png")
     grid(jobs, results, options.seeds, options.out / "pictures", options.out / "grid.png")
     print(*(options.out / name for name in ("table.md", "effect.json", "pareto.png", "detail_by_w.png", "grid.png")), sep="\n")
+
+
+def small_world_variance(options):
+    """Draws, scores and reports what Scale Text Variance does."""
+    from benchmarks.effect_variance import jobs_of, table
+
+    jobs = jobs_of(options.prompts)
+    results, made_by = drawn_and_scored(options, jobs)
+    write_whole(options.out / "variance.md", table(results, description(options, jobs, results, made_by)))
+    print(options.out / "variance.md")
+
+
+def drawn_and_scored(options, jobs):
+    """(the results, hash of what they were made by)"""
+    import torch
+    from benchmarks.effect_results import Results
+    from benchmarks.effect_run import fingerprint, run
+    from benchmarks.effect_settings import Files, Settings
+    from benchmarks.effect_workers import painters
+    from tools.small_world.text_encoder import write_clip_l
+
+    encoders = tuple(options.text_encoder or (SMALL_ENCODER if SMALL_ENCODER.is_file() else write_clip_l(SMALL_ENCODER),))
+    files = Files(SMALL_WORLD / "small_world_flux.safetensors", encoders, SMALL_WORLD / "small_world_vae.safetensors", "flux")
+    made_by = fingerprint([files.diffusion_model, *encoders, files.vae])
+    options.out.mkdir(parents=True, exist_ok=True)
+    settings = Settings(options.steps, options.cfg, options.size)
+    workers = options.workers or (1 if torch.cuda.is_available() else min(os.cpu_count(), MOST_WORKERS))
+    with painters(files, settings, workers) as draw:
+        return Results(run(draw, jobs, settings, options.seeds, made_by, options.out)), made_by
 
 
 def description(options, jobs, results, made_by):

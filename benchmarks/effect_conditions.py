@@ -22,6 +22,7 @@ class Condition:
     w: guidance scale; with neither preset nor sides there is no guidance.
     schedule: one of SCHEDULES, or "" for all layers from start_layer on.
     words: put after the prompt itself.
+    variance: the scale of Scale Text Variance.
     """
 
     pooled: str = "prompt"
@@ -32,6 +33,7 @@ class Condition:
     schedule: str = ""
     keep_norm: bool = False
     words: str = ""
+    variance: float = 1.0
 
     @property
     def guided(self) -> bool:
@@ -41,6 +43,8 @@ class Condition:
     def name(self) -> str:
         if self.words:
             return f"plain, \"{self.words}\" in the prompt"
+        if self.variance != 1:
+            return f"text variance x {self.variance:g}"
         if not self.guided:
             return {"prompt": "plain", "zero": "pooled zeroed", "empty": "pooled of the empty prompt"}[self.pooled]
         layers = self.schedule or f"start {self.start_layer}"

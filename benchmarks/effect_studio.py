@@ -45,7 +45,9 @@ class Studio:
         return [[tokens, {**extras, "pooled_output": replaced}]]
 
     def guided(self, condition: Condition, prompt: str):
-        """The model with the condition's guidance on it."""
+        """The model with the condition's guidance or text variance on it."""
+        if condition.variance != 1:
+            return node("ScaleTextVariance", model=self.model, scale=condition.variance, clip=self.clip, prompt=prompt)[0]
         if not condition.guided:
             return self.model
         sides = condition.sides

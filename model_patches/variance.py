@@ -144,7 +144,7 @@ def prompt_tokens(model, clip, prompt: str) -> tuple[bool, ...] | None:
         if not any(name in chunks for name in names.split()):
             raise ValueError(
                 f"Scale Text Variance: the text encoder on clip makes tokens for {', '.join(chunks)}, but {family.name} reads those of "
-                f"{names.replace(' ', ' and ')}. Connect the text encoder the model uses: {family.encoder}."
+                f"{names.replace(' ', ' or ')}. Connect the text encoder the model uses: {family.encoder}."
             )
         for name in loaded[:1]:
             tokenizer = getattr(clip.tokenizer, _MODULES.get(name, name))

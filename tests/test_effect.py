@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from benchmarks import effect
+from benchmarks import effect, effect_variance
 from benchmarks.effect_conditions import EMPTY, IN_WORDS, PLAIN, SCHEDULES, SHARPNESS, ZEROED, Condition, complexity, of_set
 from benchmarks.effect_prompts import PROMPTS, prompt_set
 from benchmarks.effect_results import Results
@@ -18,6 +18,7 @@ from benchmarks.effect_workers import painters
 from comfy.patcher_extension import WrappersMP
 from tools.small_world.captions import QUALITY
 from tools.small_world.dataset import HELD_OUT
+from tools.small_world.scenes import RARE
 from tools.small_world.text_encoder import write_clip_l
 
 WEIGHTS = Path(effect.SMALL_WORLD)
@@ -264,6 +265,23 @@ def test_a_quick_run_reports_on_every_condition(tmp_path, monkeypatch, encoder):
 
     monkeypatch.setattr(Studio, "pictures", lambda *_: pytest.fail("drawn again"))
     effect.small_world(options)
+
+
+def test_a_quick_run_on_text_variance(tmp_path, encoder):
+    arguments = ["--variance", "--quick", "--steps", "1", "--workers", "1", "--out", str(tmp_path), "--text-encoder", str(encoder)]
+    effect.small_world_variance(effect.arguments(arguments))
+    table = (tmp_path / "variance.md").read_text()
+    changes = [float(line.split("|")[-2]) for line in table.splitlines() if line.startswith("| ") and line[2].isdigit()]
+    for by_scale in (changes[:5], changes[5:]):
+        assert by_scale[0] == 0 and len(by_scale) == 5 and 0 < by_scale[1] < by_scale[2] < by_scale[3] < by_scale[4]
+
+
+def test_rare_prompts_ask_for_what_training_never_showed():
+    for name in ("rare", "common"):
+        prompts = effect_variance.prompts(name, 12)
+        kinds = [{(color, shape) for _, color, shape in prompt.wanted.groups} for prompt in prompts]
+        assert all(bool(of_prompt & RARE) == (name == "rare") for of_prompt in kinds)
+        assert all(prompt.seed >= HELD_OUT for prompt in prompts) and len({prompt.text for prompt in prompts}) == 12
 
 
 def test_several_processes_draw_what_one_draws(tmp_path, studio, encoder):

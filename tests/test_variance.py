@@ -290,11 +290,10 @@ def test_the_tokens_of_a_prompt_can_be_counted(schnell):
         scale(schnell, clip=clip)
     with pytest.raises(ValueError, match="nothing to count"):
         scale(schnell, clip=clip, prompt="a", tokens="all")
-    sd3 = comfy.sd.CLIP(no_init=True)
-    sd3.tokenizer, sd3.cond_stage_model, sd3.tokenizer_options = clip.tokenizer.clip_l, clip.cond_stage_model, {}
-    sd3.tokenizer = comfy.sd1_clip.SD1Tokenizer()
-    with pytest.raises(ValueError, match="makes tokens for l, but FLUX.1 reads those of t5xxl.*DualCLIPLoader and type flux"):
-        scale(schnell, clip=sd3, prompt="a")
+    other = comfy.sd.CLIP(no_init=True)
+    other.tokenizer, other.cond_stage_model, other.tokenizer_options = comfy.sd1_clip.SD1Tokenizer(clip_name="h"), clip.cond_stage_model, {}
+    with pytest.raises(ValueError, match="makes tokens for h, but FLUX.1 reads those of t5xxl or l.*DualCLIPLoader and type flux"):
+        scale(schnell, clip=other, prompt="a")
 
 
 def test_percent_window(schnell):

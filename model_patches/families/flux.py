@@ -31,10 +31,10 @@ FLUX = Family(
     ),
     encoder="CLIP-L, with DualCLIPLoader and type flux",
     start_layer=5,
-    # The host pads T5's tokens to 256 and gives no mask: nothing in the inputs tells the padding.
+    # The host pads T5's tokens to 256 and gives no mask: nothing in the inputs tells the padding. Small models read CLIP's.
     text_tokens=TextTokens(
         joint=lambda model: [BlockInput(block, "txt", 1) for block in model.double_blocks],
         mixed=lambda model: [BlockInput(block, "x", 0) for block in model.single_blocks],
-        encoders=("t5xxl",),
+        encoders=("t5xxl l",),
     ),
 )
