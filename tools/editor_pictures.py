@@ -3,7 +3,7 @@
     python tools/editor_pictures.py
 
 web/docs/assets/<node>.png      each node as it is dropped
-web/docs/assets/first_steps.png the first-steps workflow after its run
+web/docs/assets/first_steps.jpg the first-steps workflow after its run
 workflows/<name>.jpg            the preview of each workflow: its two pictures where it runs on the small world, else its graph
 
 Needs Chromium and playwright (see tests/requirements.txt). The API twins in workflows/api are the editor's own, too: --twins
@@ -29,6 +29,7 @@ ASSETS = CHECKOUT / "web" / "docs" / "assets"
 WORKFLOWS = CHECKOUT / "workflows"
 FIRST_STEPS = WORKFLOWS / "first_steps_small_world.json"
 PREVIEW = (640, 360)  # pixels
+EDGE = 12  # around a node
 BACKGROUND = "#141414"
 
 
@@ -64,11 +65,11 @@ def main():
                     write_whole(WORKFLOWS / "api" / path.name, json.dumps(editor.prompt(), indent=2, ensure_ascii=False))
                 if path == FIRST_STEPS:
                     after_run, pair = first_steps(editor, client, workflow)
-                    save_png(ASSETS / "first_steps.png", after_run)
+                    save_jpg(ASSETS / "first_steps.jpg", after_run, (1400, 1400))
                     preview = side_by_side(pair)
                 else:
                     preview = graph_picture(editor, workflow)
-                save_jpg(path.with_suffix(".jpg"), preview)
+                save_jpg(path.with_suffix(".jpg"), padded(preview))
 
 
 def our_nodes(client):
@@ -80,9 +81,15 @@ def node_picture(editor, node):
     editor.clear()
     editor.render_nodes(True)
     number = editor.add(node)
-    editor.page.locator(f'[data-node-id="{number}"]').wait_for()
-    editor.settle()
-    return editor.page.locator(f'[data-node-id="{number}"]').screenshot()
+    box = editor.page.locator(f'[data-node-id="{number}"]')
+    box.wait_for()
+    editor.look_at((-300, -200), 1)
+    for _ in range(3):
+        editor.settle()
+    place = box.bounding_box()
+    return editor.page.screenshot(clip={
+        "x": place["x"] - EDGE, "y": place["y"] - EDGE, "width": place["width"] + 2 * EDGE, "height": place["height"] + 2 * EDGE,
+    })
 
 
 def graph_picture(editor, workflow):
@@ -134,23 +141,30 @@ def side_by_side(pair):
     return content.getvalue()
 
 
+def padded(content):
+    """The whole picture within PREVIEW."""
+    from PIL import Image, ImageOps
+
+    made = io.BytesIO()
+    ImageOps.pad(Image.open(io.BytesIO(content)).convert("RGB"), PREVIEW, Image.LANCZOS, BACKGROUND).save(made, "PNG")
+    return made.getvalue()
+
+
 def save_png(path, content):
-    """A small PNG: at most 1400 pixels wide, 128 colors."""
+    """A small PNG of few colors."""
     from PIL import Image
 
-    image = Image.open(io.BytesIO(content)).convert("RGB")
-    if image.width > 1400:
-        image = image.resize((1400, round(image.height * 1400 / image.width)), Image.LANCZOS)
     small = io.BytesIO()
-    image.quantize(128, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
+    Image.open(io.BytesIO(content)).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
     write_whole(path, small.getvalue())
 
 
-def save_jpg(path, content):
-    """A preview: the whole picture within PREVIEW."""
-    from PIL import Image, ImageOps
+def save_jpg(path, content, size=PREVIEW):
+    """A JPEG within `size`."""
+    from PIL import Image
 
-    image = ImageOps.pad(Image.open(io.BytesIO(content)).convert("RGB"), PREVIEW, Image.LANCZOS, BACKGROUND)
+    image = Image.open(io.BytesIO(content)).convert("RGB")
+    image.thumbnail(size, Image.LANCZOS)
     small = io.BytesIO()
     image.save(small, "JPEG", quality=82, optimize=True)
     write_whole(path, small.getvalue())
