@@ -1,4 +1,4 @@
-"""Small text-blind models of every family but the Cosmos-Predict2 kind, and what a shift of their time embedding is, asked of the host."""
+"""Small text-blind models of all families but the Cosmos-Predict2 kind, and what a shift of their time embedding does, asked of the host."""
 
 from collections.abc import Callable
 from copy import deepcopy
@@ -55,11 +55,11 @@ class _Method(torch.nn.Module):
         self.forward = method
 
 
-def _built(cls, dims):
+def built(cls, dims):
     return lambda: cls(**dims, **OPERATIONS)
 
 
-def _config(cls, dims, image_model):
+def config_of(cls, dims, image_model):
     return lambda: getattr(comfy.supported_models, cls)(dims | {"image_model": image_model})
 
 
@@ -67,103 +67,104 @@ def _tokens(draw):
     return draw(1, 7, CONTEXT), {}
 
 
-_WAN = dict(model_type="t2v", in_dim=16, out_dim=16, dim=64, ffn_dim=64, freq_dim=32, text_dim=CONTEXT, num_heads=2, num_layers=5)
+WAN_DIMS = dict(model_type="t2v", in_dim=16, out_dim=16, dim=64, ffn_dim=64, freq_dim=32, text_dim=CONTEXT, num_heads=2, num_layers=5)
 
 WAN = TimeShifted(
-    name="Wan", model=_built(WanModel, _WAN), config=_config("WAN21_T2V", _WAN, "wan2.1"), output="head.head.weight",
+    name="Wan", model=built(WanModel, WAN_DIMS), config=config_of("WAN21_T2V", WAN_DIMS, "wan2.1"), output="head.head.weight",
     prompt=_tokens, latent=(16, 2, 4, 4), text=("context",), layers=(("blocks", "e"),), head=("head", "e"), depth=5, start_layer=0,
     sigma_max=0.9, embedder="time_embedding", width=64,
 )
 
-_VACE = _WAN | dict(model_type="vace", vace_layers=5, vace_in_dim=96)
+VACE_DIMS = WAN_DIMS | dict(model_type="vace", vace_layers=5, vace_in_dim=96)
 
 VACE = TimeShifted(
-    name="Wan", model=_built(VaceWanModel, _VACE), config=_config("WAN21_Vace", _VACE, "wan2.1"), output="head.head.weight",
+    name="Wan", model=built(VaceWanModel, VACE_DIMS), config=config_of("WAN21_Vace", VACE_DIMS, "wan2.1"), output="head.head.weight",
     prompt=_tokens, latent=(16, 2, 4, 4), text=("context",), layers=(("blocks", "e"),), head=("head", "e"), depth=5, start_layer=0,
     sigma_max=0.9, embedder="time_embedding", width=64,
 )
 
-_QWEN = dict(
+QWEN_DIMS = dict(
     in_channels=64, out_channels=16, num_layers=5, attention_head_dim=32, num_attention_heads=2, joint_attention_dim=CONTEXT,
     axes_dims_rope=(8, 12, 12),
 )
 
 QWEN_IMAGE = TimeShifted(
-    name="Qwen-Image", model=_built(QwenImageTransformer2DModel, _QWEN), config=_config("QwenImage", _QWEN, "qwen_image"),
+    name="Qwen-Image", model=built(QwenImageTransformer2DModel, QWEN_DIMS), config=config_of("QwenImage", QWEN_DIMS, "qwen_image"),
     output="proj_out.weight", prompt=_tokens, latent=(16, 1, 4, 4), text=("context",),
     layers=(("transformer_blocks", "temb"),), head=("norm_out", "conditioning_embedding"), depth=5, start_layer=0,
     sigma_max=0.9, embedder="time_text_embed", width=64,
 )
 
-_FLUX2 = dict(
+FLUX2_DIMS = dict(
     in_channels=16, out_channels=16, vec_in_dim=None, context_in_dim=CONTEXT, hidden_size=128, mlp_ratio=3.0, num_heads=1, depth=2,
     depth_single_blocks=3, axes_dim=[32, 32, 32, 32], theta=2000, patch_size=1, qkv_bias=False, guidance_embed=False, txt_ids_dims=[3],
     global_modulation=True, mlp_silu_act=True, ops_bias=False, default_ref_method="index", ref_index_scale=10.0,
 )
 
 FLUX2 = TimeShifted(
-    name="FLUX.2", model=_built(Flux, _FLUX2), config=_config("Flux2", _FLUX2, "flux2"), output="final_layer.linear.weight",
+    name="FLUX.2", model=built(Flux, FLUX2_DIMS), config=config_of("Flux2", FLUX2_DIMS, "flux2"), output="final_layer.linear.weight",
     prompt=_tokens, latent=(16, 4, 4), text=("context",), layers=(("double_blocks", "vec"), ("single_blocks", "vec")),
     head=("final_layer", "vec"), depth=5, start_layer=0, sigma_max=0.9, embedder="time_in", width=128,
 )
 
-_LUMINA2 = dict(
+LUMINA2_DIMS = dict(
     patch_size=2, in_channels=16, dim=48, n_layers=5, n_refiner_layers=1, n_heads=2, n_kv_heads=1, axes_dims=[8, 8, 8],
     axes_lens=[64, 64, 64], cap_feat_dim=CONTEXT, qk_norm=True, multiple_of=8,
 )
 
 LUMINA2 = TimeShifted(
-    name="Lumina 2 / Z-Image", model=_built(NextDiT, _LUMINA2), config=_config("Lumina2", _LUMINA2, "lumina2"),
+    name="Lumina 2 / Z-Image", model=built(NextDiT, LUMINA2_DIMS), config=config_of("Lumina2", LUMINA2_DIMS, "lumina2"),
     output="final_layer.linear.weight", prompt=_tokens, latent=(16, 4, 4), text=("context",), layers=(("layers", "adaln_input"),),
     head=("final_layer", "c"), depth=5, start_layer=0, sigma_max=0.9, embedder="t_embedder", width=48,
 )
 
-_Z_IMAGE = _LUMINA2 | dict(
+Z_IMAGE_DIMS = LUMINA2_DIMS | dict(
     dim=256, n_kv_heads=2, axes_dims=[32, 48, 48], z_image_modulation=True, time_scale=1000.0, pad_tokens_multiple=4,
 )
 
 Z_IMAGE = TimeShifted(
-    name="Lumina 2 / Z-Image", model=_built(NextDiT, _Z_IMAGE), config=_config("ZImage", _Z_IMAGE, "lumina2"),
+    name="Lumina 2 / Z-Image", model=built(NextDiT, Z_IMAGE_DIMS), config=config_of("ZImage", Z_IMAGE_DIMS, "lumina2"),
     output="final_layer.linear.weight", prompt=_tokens, latent=(16, 4, 4), text=("context",), layers=(("layers", "adaln_input"),),
     head=("final_layer", "c"), depth=5, start_layer=0, sigma_max=0.9, embedder="t_embedder", width=256,
 )
 
-_CHROMA = dict(
+CHROMA_DIMS = dict(
     in_channels=64, out_channels=64, context_in_dim=CONTEXT, hidden_size=64, mlp_ratio=2.0, num_heads=2, depth=2, depth_single_blocks=3,
     axes_dim=[8, 12, 12], theta=10000, patch_size=2, qkv_bias=True, in_dim=64, out_dim=64, hidden_dim=24, n_layers=2, txt_ids_dims=[],
     vec_in_dim=None,
 )
 
 CHROMA = TimeShifted(
-    name="Chroma", model=_built(Chroma, _CHROMA), config=_config("Chroma", _CHROMA, "chroma"), output="final_layer.linear.weight",
+    name="Chroma", model=built(Chroma, CHROMA_DIMS), config=config_of("Chroma", CHROMA_DIMS, "chroma"), output="final_layer.linear.weight",
     prompt=_tokens, latent=(16, 4, 4), text=("context",), layers=(("double_blocks", "vec"), ("single_blocks", "vec")),
     head=("final_layer", "vec"), depth=5, start_layer=0, sigma_max=0.9, embedder="distilled_guidance_layer.in_proj", width=24,
 )
 
-_LTXV = dict(
+LTXV_DIMS = dict(
     in_channels=128, cross_attention_dim=64, attention_head_dim=32, num_attention_heads=2, caption_channels=CONTEXT, num_layers=5,
 )
 
 LTXV = TimeShifted(
-    name="LTX-Video", model=_built(LTXVModel, _LTXV), config=_config("LTXV", _LTXV, "ltxv"), output="proj_out.weight",
+    name="LTX-Video", model=built(LTXVModel, LTXV_DIMS), config=config_of("LTXV", LTXV_DIMS, "ltxv"), output="proj_out.weight",
     prompt=lambda draw: (draw(1, 7, CONTEXT), {"attention_mask": torch.ones(1, 7, dtype=torch.int64)}), latent=(128, 2, 2, 2), text=("context",),
-    layers=(("transformer_blocks", "timestep"),), head=("_process_output", "embedded_timestep"), depth=5, start_layer=0, sigma_max=0.9, embedder="adaln_single.emb", width=64,
+    layers=(("transformer_blocks", "timestep"),), head=("_process_output", "embedded_timestep"), depth=5, start_layer=0,
+    sigma_max=0.9, embedder="adaln_single.emb", width=64,
 )
 
-_HUNYUAN = dict(
+HUNYUAN_DIMS = dict(
     in_channels=65, patch_size=[1, 2, 2], out_channels=32, vec_in_dim=None, context_in_dim=CONTEXT, hidden_size=64, mlp_ratio=2.0,
     num_heads=2, depth=2, depth_single_blocks=3, axes_dim=[8, 12, 12], theta=256, qkv_bias=True, guidance_embed=False, byt5=False,
     meanflow=False, use_cond_type_embedding=False, vision_in_dim=None, meanflow_sum=False,
 )
 
 HUNYUAN_VIDEO15 = TimeShifted(
-    name="HunyuanVideo 1.5", model=_built(HunyuanVideo, _HUNYUAN), config=_config("HunyuanVideo15", _HUNYUAN, "hunyuan_video"),
-    output="final_layer.linear.weight", prompt=lambda draw: (draw(1, 7, CONTEXT), {"pooled_output": draw(1, 8)}), latent=(32, 2, 4, 4), text=("context",),
-    layers=(("double_blocks", "vec"), ("single_blocks", "vec")), head=("final_layer", "vec"), depth=5, start_layer=0, sigma_max=0.9,
+    name="HunyuanVideo 1.5", model=built(HunyuanVideo, HUNYUAN_DIMS), config=config_of("HunyuanVideo15", HUNYUAN_DIMS, "hunyuan_video"),
+    output="final_layer.linear.weight", prompt=lambda draw: (draw(1, 7, CONTEXT), {"pooled_output": draw(1, 8)}),
+    latent=(32, 2, 4, 4), text=("context",), layers=(("double_blocks", "vec"), ("single_blocks", "vec")), head=("final_layer", "vec"), depth=5, start_layer=0, sigma_max=0.9,
     embedder="time_in", width=64,
 )
 
-_COSMOS1 = dict(
+COSMOS1_DIMS = dict(
     max_img_h=240, max_img_w=240, max_frames=128, in_channels=16, out_channels=16, patch_spatial=2, patch_temporal=1,
     block_config="FA-CA-MLP", model_channels=64, num_blocks=5, num_heads=2, block_x_format="THWBD", crossattn_emb_channels=CONTEXT,
     pos_emb_cls="rope3d", pos_emb_learnable=True, affline_emb_norm=True, use_adaln_lora=True, adaln_lora_dim=16,
@@ -171,9 +172,10 @@ _COSMOS1 = dict(
 )
 
 COSMOS1 = TimeShifted(
-    name="Cosmos 1", model=_built(GeneralDIT, _COSMOS1), config=_config("CosmosT2V", _COSMOS1, "cosmos"),
+    name="Cosmos 1", model=built(GeneralDIT, COSMOS1_DIMS), config=config_of("CosmosT2V", COSMOS1_DIMS, "cosmos"),
     output="final_layer.linear.weight", prompt=_tokens, latent=(16, 1, 8, 8), text=("context",), layers=(("blocks", "emb_B_D"),),
-    head=("final_layer", "emb_B_D"), output_scale=0.4, depth=5, start_layer=0, cfg_rows="cond", sigma_max=4.0, embedder="affline_norm", width=64,
+    head=("final_layer", "emb_B_D"), output_scale=0.4, depth=5, start_layer=0, cfg_rows="cond",
+    sigma_max=4.0, embedder="affline_norm", width=64,
 )
 
 FAMILIES = (WAN, QWEN_IMAGE, FLUX2, LUMINA2, CHROMA, LTXV, HUNYUAN_VIDEO15, COSMOS1)
@@ -183,10 +185,15 @@ VARIANTS = (VACE, Z_IMAGE)
 def network(small, width=CONTEXT, seed=70, film=False):
     """The tensors of a projection for a family, under the names of our own files."""
     draw = torch.Generator().manual_seed(seed)
-    shapes = {"linear_1.weight": (HIDDEN, width), "linear_1.bias": (HIDDEN,), "linear_2.weight": (small.width, HIDDEN), "linear_2.bias": (small.width,)}
+    shapes = {
+        "linear_1.weight": (HIDDEN, width), "linear_1.bias": (HIDDEN,),
+        "linear_2.weight": (small.width, HIDDEN), "linear_2.bias": (small.width,),
+    }
     if film:
         shapes |= {"film.weight": (2 * HIDDEN, small.width), "film.bias": (2 * HIDDEN,)}
-    return {name: torch.randn(shape, generator=draw) / shape[-1] ** 0.5 * (1 if len(shape) > 1 else 0.1) for name, shape in shapes.items()}
+    return {
+        name: torch.randn(shape, generator=draw) / shape[-1] ** 0.5 * (1 if len(shape) > 1 else 0.1) for name, shape in shapes.items()
+    }
 
 
 @dataclass

@@ -6,15 +6,13 @@ import comfy.sample
 import comfy.samplers
 import torch
 from blind_families import (
-    _CHROMA, _COSMOS1, _FLUX2, _HUNYUAN, _LTXV, _QWEN, _WAN, CHROMA, COSMOS1, FLUX2, HUNYUAN_VIDEO15, LTXV, LUMINA2, QWEN_IMAGE, WAN,
-    Z_IMAGE, TimeShifted, _built, _config,
+    CHROMA, COSMOS1, FLUX2, FLUX2_DIMS, HUNYUAN_DIMS, HUNYUAN_VIDEO15, LTXV, LTXV_DIMS, QWEN_IMAGE, WAN, WAN_DIMS, Z_IMAGE, TimeShifted,
+    built, config_of,
 )
-from comfy.ldm.chroma.model import Chroma
-from comfy.ldm.cosmos.model import GeneralDIT
 from comfy.ldm.flux.model import Flux
 from comfy.ldm.hunyuan_video.model import HunyuanVideo
+from comfy.ldm.lightricks.model import LTXVModel
 from comfy.ldm.lightricks.symmetric_patchifier import SymmetricPatchifier, latent_to_pixel_coords
-from comfy.ldm.qwen_image.model import QwenImageTransformer2DModel
 from comfy.ldm.wan.model import CameraWanModel, HumoWanModel, SCAILWanModel, WanModel
 from families.small import drawing
 
@@ -23,7 +21,7 @@ from families.small import drawing
 class Variant(TimeShifted):
     """label: what is special. noise_mask: the user's, (1, 1, T, H, W), 0 where the picture is kept.
 
-    embedder_is_y: whether nothing is added to what the embedder gives before it is y.
+    embedder_is_y: whether what the embedder gives, or the layers take, is y itself, and not a part of it.
     """
 
     label: str = ""
@@ -50,8 +48,8 @@ def _frames(*kept):
 
 
 def _wan(label, cls, config, dims, **changes):
-    dims = _WAN | dims
-    return _variant(WAN, label, model=_built(cls, dims), config=_config(config, dims, "wan2.1"), **changes)
+    dims = WAN_DIMS | dims
+    return _variant(WAN, label, model=built(cls, dims), config=config_of(config, dims, "wan2.1"), **changes)
 
 
 WAN_OF_FRAMES = _wan(
@@ -89,9 +87,9 @@ QWEN_IMAGE_EDIT = _variant(
     QWEN_IMAGE, "Qwen-Image Edit, pictures at time zero", settings=(_pictures(1, 16, 1, 4, 4), _TIME_ZERO[1]), times_first=True
 )
 FLUX2_EDIT = _variant(FLUX2, "FLUX.2, pictures at time zero", settings=_TIME_ZERO, times_first=True)
-_FLUX2_DEV = _FLUX2 | dict(guidance_embed=True)
+_FLUX2_DEV = FLUX2_DIMS | dict(guidance_embed=True)
 FLUX2_DEV = _variant(
-    FLUX2, "FLUX.2 dev, distilled guidance", model=_built(Flux, _FLUX2_DEV), config=_config("Flux2", _FLUX2_DEV, "flux2"),
+    FLUX2, "FLUX.2 dev, distilled guidance", model=built(Flux, _FLUX2_DEV), config=config_of("Flux2", _FLUX2_DEV, "flux2"),
     settings=(("guidance", 4.0),), embedder_is_y=False,
 )
 Z_IMAGE_OMNI = _variant(Z_IMAGE, "Z-Image, pictures at time one", settings=(_pictures(1, 16, 4, 4),), times_first=True)
@@ -112,22 +110,24 @@ def _ltxv_keyframe():
 
 
 LTXV_KEYFRAME = _ltxv_keyframe()
-_GUIDED = _HUNYUAN | dict(guidance_embed=True)
+_GUIDED = HUNYUAN_DIMS | dict(guidance_embed=True)
 HUNYUAN_VIDEO_GUIDED = _variant(
-    HUNYUAN_VIDEO15, "HunyuanVideo 1.5, distilled guidance", model=_built(HunyuanVideo, _GUIDED),
-    config=_config("HunyuanVideo15", _GUIDED, "hunyuan_video"), settings=(("guidance", 5.0),),
+    HUNYUAN_VIDEO15, "HunyuanVideo 1.5, distilled guidance", model=built(HunyuanVideo, _GUIDED),
+    config=config_of("HunyuanVideo15", _GUIDED, "hunyuan_video"), settings=(("guidance", 5.0),),
     embedder_is_y=False,
 )
-HUNYUAN_VIDEO_FRAME = _variant(HUNYUAN_VIDEO15, "HunyuanVideo 1.5, a frame replaced", settings=(("guiding_frame_index", 3),), embedder_is_y=False)
-_MEANFLOW = _HUNYUAN | dict(meanflow=True, meanflow_sum=True)
-HUNYUAN_VIDEO_MEANFLOW = _variant(
-    HUNYUAN_VIDEO15, "HunyuanVideo 1.5, mean flow", model=_built(HunyuanVideo, _MEANFLOW),
-    config=_config("HunyuanVideo15", _MEANFLOW, "hunyuan_video"), embedder_is_y=False,
+HUNYUAN_VIDEO_FRAME = _variant(
+    HUNYUAN_VIDEO15, "HunyuanVideo 1.5, a frame replaced", settings=(("guiding_frame_index", 3),), embedder_is_y=False
 )
-_IMAGE21 = _HUNYUAN | dict(patch_size=[1, 1], in_channels=64, out_channels=64, axes_dim=[16, 16])
+_MEANFLOW = HUNYUAN_DIMS | dict(meanflow=True, meanflow_sum=True)
+HUNYUAN_VIDEO_MEANFLOW = _variant(
+    HUNYUAN_VIDEO15, "HunyuanVideo 1.5, mean flow", model=built(HunyuanVideo, _MEANFLOW),
+    config=config_of("HunyuanVideo15", _MEANFLOW, "hunyuan_video"), embedder_is_y=False,
+)
+_IMAGE21 = HUNYUAN_DIMS | dict(patch_size=[1, 1], in_channels=64, out_channels=64, axes_dim=[16, 16])
 HUNYUAN_IMAGE = _variant(
-    HUNYUAN_VIDEO15, "HunyuanImage 2.1", model=_built(HunyuanVideo, _IMAGE21), config=_config("HunyuanImage21", _IMAGE21, "hunyuan_video"),
-    latent=(64, 4, 4),
+    HUNYUAN_VIDEO15, "HunyuanImage 2.1", model=built(HunyuanVideo, _IMAGE21),
+    config=config_of("HunyuanImage21", _IMAGE21, "hunyuan_video"), latent=(64, 4, 4),
 )
 
 VARIANTS = (
@@ -137,9 +137,21 @@ VARIANTS = (
 
 # Whose layers take y itself, whatever it is made of.
 Y_ITSELF = (
-    *(replace(small, embedder="") for small in (HUNYUAN_VIDEO_GUIDED, HUNYUAN_VIDEO_FRAME, HUNYUAN_VIDEO_MEANFLOW)),
+    *(replace(small, embedder="", embedder_is_y=True) for small in (HUNYUAN_VIDEO_GUIDED, HUNYUAN_VIDEO_FRAME, HUNYUAN_VIDEO_MEANFLOW)),
     _variant(
-        HUNYUAN_IMAGE, "HunyuanImage 2.1, mean flow", model=_built(HunyuanVideo, _IMAGE21 | dict(meanflow=True)),
-        config=_config("HunyuanImage21", _IMAGE21 | dict(meanflow=True), "hunyuan_video"), embedder="",
+        HUNYUAN_IMAGE, "HunyuanImage 2.1, mean flow", model=built(HunyuanVideo, _IMAGE21 | dict(meanflow=True)),
+        config=config_of("HunyuanImage21", _IMAGE21 | dict(meanflow=True), "hunyuan_video"), embedder="",
     ),
+)
+
+COSMOS1_LORA = _variant(
+    COSMOS1, "Cosmos 1, adaLN-LoRA", layers=(("blocks", "adaln_lora_B_3D"),), head=("final_layer", "adaln_lora_B_3D"), embedder="",
+    width=192,
+)
+
+_FLUX2_SHALLOW, _LTXV_SHALLOW = FLUX2_DIMS | dict(depth=1, depth_single_blocks=1), LTXV_DIMS | dict(num_layers=2)
+# Two blocks, for what takes long.
+SHALLOW = (
+    replace(FLUX2, model=built(Flux, _FLUX2_SHALLOW), config=config_of("Flux2", _FLUX2_SHALLOW, "flux2")),
+    replace(LTXV, model=built(LTXVModel, _LTXV_SHALLOW), config=config_of("LTXV", _LTXV_SHALLOW, "ltxv")),
 )

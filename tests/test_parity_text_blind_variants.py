@@ -1,22 +1,19 @@
 """As test_parity_text_blind.py, where a row has several times, the embedding other parts, or the model another class of its family."""
 
+from functools import partial
+
 import pytest
-from blind_families import Term, network
-from blind_variants import VARIANTS, Y_ITSELF, wan_autoregressive
-from flux import schedule
+import torch
+from blind import loaded, own, write
+from blind_families import CONTEXT, Term, network
+from blind_variants import COSMOS1_LORA, SHALLOW, VARIANTS, Y_ITSELF, wan_autoregressive
+from flux import node, schedule
 from test_parity_text_blind import assert_equal, guided, projection, weights
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("pooled_projections")
-
-
-@pytest.mark.parametrize("small", VARIANTS, ids=lambda small: small.label)
-def test_every_layer_and_the_head(small, folder):
-    model = small.load()
-    made = guided(small, model, projection(small, folder), schedule=schedule(1, final_layer=0.5))
-    assert_equal(small, model, made, Term(network(small), weights(1, 0.5)))
 
 
 @pytest.mark.parametrize("small", VARIANTS, ids=lambda small: small.label)
@@ -27,12 +24,13 @@ def test_two_prompts_in_a_batch(small, folder):
     assert_equal(small, model, made, Term(network(small), weights(), rows="opposed"), batch=2)
 
 
-# Not where pictures have a time of their own: FiLM is at the time of the step.
-@pytest.mark.parametrize("small", (*(v for v in VARIANTS if v.embedder_is_y and not v.times_first), *Y_ITSELF), ids=lambda small: small.label)
-def test_film_at_the_times_of_the_step(small, folder):
+@pytest.mark.parametrize("small", (*VARIANTS, *Y_ITSELF), ids=lambda small: small.label + (" itself" if not small.embedder else ""))
+def test_every_layer_and_the_head(small, folder):
+    """With FiLM, at all times of the row, where y is seen and has no times but the step's."""
+    film = not small.times_first and small.embedder_is_y
     model = small.load()
-    made = guided(small, model, projection(small, folder, film=True), schedule=schedule(1, final_layer=0.5))
-    assert_equal(small, model, made, Term(network(small, film=True), weights(1, 0.5)))
+    made = guided(small, model, projection(small, folder, film=film), schedule=schedule(1, final_layer=0.5))
+    assert_equal(small, model, made, Term(network(small, film=film), weights(1, 0.5)))
 
 
 def test_sampled_frame_by_frame(folder):
@@ -41,3 +39,47 @@ def test_sampled_frame_by_frame(folder):
     model = small.load()
     made = guided(small, model, projection(small, folder), schedule=schedule(1, final_layer=0.5))
     assert_equal(small, model, made, Term(network(small), weights(1, 0.5)))
+
+
+def test_cosmos_1_shifted_at_its_adaln_lora(folder):
+    """As COSMOS's own projection shifts Cosmos-Predict2; the base goes to the scheduled blocks."""
+    small = COSMOS1_LORA
+    model = small.load()
+    file = write(folder / "lora.safetensors", *own(network(small), "clip", "adaln lora", small.name))
+    base = {"base_positive": small.pooled(1, CONTEXT), "base_negative": small.pooled(2, CONTEXT)}
+    made = guided(small, model, loaded(file), schedule=schedule(2), **base)
+    assert_equal(small, model, made, Term(network(small), weights(2), "clip", rows="cond", base=(1, 2)), batch=2)
+
+
+class Counting:
+    """A torch.compile backend that counts graphs and runs them as they are."""
+
+    graphs = 0
+
+    def __call__(self, graph, inputs):
+        self.graphs += 1
+        return graph.forward
+
+
+@pytest.mark.parametrize("small", SHALLOW, ids=lambda small: small.name)
+def test_no_change_of_a_number_compiles_again(small, folder):
+    """Where what is added to a block is made by a layer before it, or is no single tensor."""
+    torch._dynamo.reset()
+    model, eager, backend = small.load(), small.load(), Counting()
+    compiled = node("TorchCompileModel", model=model, backend=backend)[0]
+    guide = partial(guided, small, projection=projection(small, folder))
+    head = schedule(1, final_layer=0.5)
+    changes = [
+        lambda model: model, lambda model: guide(model), lambda model: guide(model, w=5.0), lambda model: guide(model, schedule=head),
+        lambda model: guide(guide(model), seed=20),
+    ]
+    before = None
+    for i, change in enumerate(changes):
+        picture, expected = (small.sample(change(one), cfg=1.0, steps=1) for one in (compiled, eager))
+        torch.testing.assert_close(picture, expected, rtol=0, atol=1e-5)
+        assert before is None or (picture - before).abs().max() > 1e-3
+        before = picture
+        if i == 1:
+            graphs = backend.graphs
+    assert backend.graphs == graphs, "one set of graphs for unguided calls and one for guided ones"
+    torch._dynamo.reset()
