@@ -197,6 +197,47 @@ def test_half_of_a_direction_twice_is_the_direction(client):
     assert not same(made["Guided"], pictures(client, with_combined_directions(""))["Guided"])
 
 
+def with_sweep(**inputs):
+    """The schnell workflow with a sweep in place of guidance, its pictures saved one by one and as a grid."""
+    prompt = workflow("flux_schnell_aesthetics")
+    (sweep,) = nodes(prompt, "ApplyModulationGuidance")
+    sweep["class_type"] = "SweepModulationGuidance"
+    del sweep["inputs"]["w"]
+    sweep["inputs"].update({"w_values": "0, 3", "start_layers": "0, 5"} | inputs)
+    (key,) = (key for key, node in prompt.items() if node is sweep)
+    (sampler,) = (node for node in nodes(prompt, "KSampler") if node["inputs"]["model"][0] == key)
+    sampled = next(key for key, node in prompt.items() if node is sampler)
+    decoded = next(key for key, node in prompt.items() if node["class_type"] == "VAEDecode" and node["inputs"]["samples"][0] == sampled)
+    prompt["grid"] = {"class_type": "GuidanceGrid", "inputs": {"images": [decoded, 0], "labels": [key, 1], "title": "A title"}}
+    prompt["saved"] = {"class_type": "SaveImage", "inputs": {"images": ["grid", 0], "filename_prefix": "grid"}}
+    return prompt
+
+
+def test_a_sweep_samples_each_model_once_and_its_grid_is_one_picture(client):
+    prompt = with_sweep()
+    made = {prompt[node].get("_meta", {}).get("title", node): [picture(file) for file in files] for node, files in client.run(prompt).items()}
+    plain, swept, (grid,) = made["Plain"], made["Guided"], made["saved"]
+    assert len(swept) == 3 and same(swept[0], plain[0])
+    assert not any(same(one, other) for i, one in enumerate(swept) for other in swept[:i])
+    assert grid.width > 2 * 224 and grid.height > 2 * 224
+
+
+def test_lists_that_cannot_be_swept_are_refused_when_queued(client):
+    with pytest.raises(PromptError, match="SweepModulationGuidance .*'x' in w_values is not a number"):
+        client.queue(with_sweep(w_values="0, x"))
+
+
+def test_directions_are_inspected_without_sampling(client):
+    prompt = with_combined_directions("")
+    inputs = {"model": nodes(prompt, "ApplyModulationGuidance")[0]["inputs"]["model"], "labels": "one, the same", "w": 3.0}
+    directions = {name: link for name, link in prompt["combined"]["inputs"].items() if name != "weights"}
+    prompt = {key: node for key, node in prompt.items() if node["class_type"] not in ("KSampler", "VAEDecode", "SaveImage")}
+    prompt["inspected"] = {"class_type": "InspectGuidance", "inputs": inputs | directions}
+    prompt["saved"] = {"class_type": "SaveImage", "inputs": {"images": ["inspected", 0], "filename_prefix": "inspected"}}
+    ((drawn,),) = client.run(prompt).values()
+    assert picture(drawn).width == 1280
+
+
 @pytest.mark.parametrize("weights, words", [("1, x", "'x' is not a number"), ("1, 2, 3", "3 weights .* for 2 directions")])
 def test_weights_that_cannot_be_are_refused_when_queued(client, weights, words):
     with pytest.raises(PromptError, match=f"CombineGuidanceDirections .*{words}"):
