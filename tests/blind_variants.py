@@ -14,6 +14,7 @@ from comfy.ldm.hunyuan_video.model import HunyuanVideo
 from comfy.ldm.lightricks.model import LTXVModel
 from comfy.ldm.lightricks.symmetric_patchifier import SymmetricPatchifier, latent_to_pixel_coords
 from comfy.ldm.wan.model import CameraWanModel, HumoWanModel, SCAILWanModel, WanModel
+from comfy.ldm.wan.model_animate import AnimateWanModel
 from families.small import drawing
 
 
@@ -47,17 +48,20 @@ def _frames(*kept):
     return torch.tensor([float(not is_kept) for is_kept in kept]).view(1, 1, -1, 1, 1)
 
 
-def _wan(label, cls, config, dims, **changes):
+def wan(label, cls, config, dims, **changes):
+    """A small Wan of another class."""
     dims = WAN_DIMS | dims
     return _variant(WAN, label, model=built(cls, dims), config=config_of(config, dims, "wan2.1"), **changes)
 
 
-WAN_OF_FRAMES = _wan(
+WAN_OF_FRAMES = wan(
     "Wan 2.2 5B, frames kept", WanModel, "WAN22_T2V", dict(in_dim=48, out_dim=48), latent=(48, 3, 4, 4), noise_mask=_frames(1, 0, 0)
 )
-WAN_CAMERA = _wan("Wan Camera", CameraWanModel, "WAN22_Camera", dict(model_type="camera_2.2"))
-WAN_HUMO = _wan("Wan HuMo", HumoWanModel, "WAN21_HuMo", dict(model_type="humo"))
-WAN_SCAIL = _wan("Wan SCAIL", SCAILWanModel, "WAN21_SCAIL", dict(model_type="scail", in_dim=20), settings=(_pictures(1, 16, 1, 4, 4),))
+WAN_CAMERA = wan("Wan Camera", CameraWanModel, "WAN22_Camera", dict(model_type="camera_2.2"))
+WAN_ANIMATE = wan("Wan Animate", AnimateWanModel, "WAN22_Animate", dict(model_type="animate", in_dim=36))
+WAN_FUN = wan("Wan Fun, a picture", WanModel, "WAN21_T2V", dict(in_dim_ref_conv=16), settings=(_pictures(1, 16, 1, 4, 4),))
+WAN_HUMO = wan("Wan HuMo", HumoWanModel, "WAN21_HuMo", dict(model_type="humo"))
+WAN_SCAIL = wan("Wan SCAIL", SCAILWanModel, "WAN21_SCAIL", dict(model_type="scail", in_dim=20), settings=(_pictures(1, 16, 1, 4, 4),))
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ class Autoregressive(Variant):
 def wan_autoregressive():
     from comfy.ldm.wan.ar_model import CausalWanModel  # older hosts lack it
 
-    return Autoregressive(**vars(_wan("Wan, autoregressive", CausalWanModel, "WAN21_CausalAR_T2V", {}, latent=(16, 4, 4, 4))))
+    return Autoregressive(**vars(wan("Wan, autoregressive", CausalWanModel, "WAN21_CausalAR_T2V", {}, latent=(16, 4, 4, 4))))
 
 
 _TIME_ZERO = (_pictures(1, 16, 4, 4), ("reference_latents_method", "index_timestep_zero"))
@@ -131,8 +135,8 @@ HUNYUAN_IMAGE = _variant(
 )
 
 VARIANTS = (
-    WAN_OF_FRAMES, WAN_CAMERA, WAN_HUMO, WAN_SCAIL, QWEN_IMAGE_EDIT, FLUX2_EDIT, FLUX2_DEV, Z_IMAGE_OMNI, CHROMA_GUIDED,
-    LTXV_OF_TOKENS, LTXV_KEYFRAME, HUNYUAN_VIDEO_GUIDED, HUNYUAN_VIDEO_FRAME, HUNYUAN_VIDEO_MEANFLOW, HUNYUAN_IMAGE,
+    WAN_OF_FRAMES, WAN_CAMERA, WAN_ANIMATE, WAN_FUN, WAN_HUMO, WAN_SCAIL, QWEN_IMAGE_EDIT, FLUX2_EDIT, FLUX2_DEV, Z_IMAGE_OMNI,
+    CHROMA_GUIDED, LTXV_OF_TOKENS, LTXV_KEYFRAME, HUNYUAN_VIDEO_GUIDED, HUNYUAN_VIDEO_FRAME, HUNYUAN_VIDEO_MEANFLOW, HUNYUAN_IMAGE,
 )
 
 # Whose layers take y itself, whatever it is made of.
