@@ -148,7 +148,6 @@ class Distillation:
         self.network = self._network()
         self.parameters = list(self.network.parameters())
         self.losses: list[float] = []
-        self.held_out_losses: dict[int, float] = {}
 
     @property
     def step(self) -> int:
@@ -170,7 +169,7 @@ class Distillation:
         """All that a run that was cut needs to go on; see load_state."""
         return {
             "settings": asdict(self.settings), "processes": self.workers.count, "weights": self.network.weights(),
-            "optimizer": self.optimizer.state_dict(), "losses": self.losses, "held_out_losses": self.held_out_losses,
+            "optimizer": self.optimizer.state_dict(), "losses": self.losses,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -182,7 +181,7 @@ class Distillation:
         for name, tensor in self.network.weights().items():
             tensor.copy_(state["weights"][name])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.losses, self.held_out_losses = list(state["losses"]), dict(state["held_out_losses"])
+        self.losses = list(state["losses"])
 
     def prepare(self, on_progress: Callable[[int, int], None] = lambda done, total: None) -> None:
         """Encodes the prompts and makes the samples. on_progress: (samples made, all of them)."""
@@ -212,7 +211,10 @@ class Distillation:
         conditioning = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
         if self.pooling != "clip":
             return Prompt(conditioning, None)
-        pooled = self.pooled_clip.encode_from_tokens(self.pooled_clip.tokenize(text), return_pooled=True)[1]
+        if self.pooled_clip is self.clip:
+            pooled = conditioning[0][1].get("pooled_output")
+        else:
+            pooled = self.pooled_clip.encode_from_tokens(self.pooled_clip.tokenize(text), return_pooled=True)[1]
         if pooled is None:
             raise ValueError(
                 "Distilling: the text encoder gives no pooled output. Connect one that does to pooled_clip (e.g. CLIP-L), or set pooling "
@@ -223,7 +225,8 @@ class Distillation:
                 f"Distilling: the pooled output is {pooled.shape[-1]} wide, but the projection reads {self.given.input_width}. Connect the text "
                 "encoder it was made with to pooled_clip."
             )
-        return Prompt(conditioning, pooled.float().cpu() if self.given is None else pooled[:, :self.given.input_width].float().cpu())
+        width = None if self.given is None else self.given.input_width
+        return Prompt(conditioning, pooled[:, :width].float().cpu())
 
     def _network(self) -> ProjectionNetwork:
         if self.given is not None:

@@ -1,0 +1,359 @@
+"""Distilling a projection: its gradients, what it leaves alone, and that it is the same however the run was cut."""
+
+from dataclasses import replace
+
+import comfy.model_management
+import comfy.quant_ops
+import folder_paths
+import pytest
+import torch
+from blind import ANIMA, COSMOS
+from blind_families import FAMILIES, FLUX2, FLUX2_DIMS, VARIANTS, WAN, built, config_of
+from comfy.ldm.flux.model import Flux
+from distilling import PROMPTS, TextOf, distillation, same, settings, text_encoder
+from flux import apply, flux, node, schedule
+
+Distillation, distill = distillation.Distillation, distillation.distill
+
+# FLUX.2 with as many channels as the host's latents of it have.
+_FLUX2 = FLUX2_DIMS | dict(in_channels=128, out_channels=128)
+FLUX2 = replace(FLUX2, model=built(Flux, _FLUX2), config=config_of("Flux2", _FLUX2, "flux2"), latent=(128, 4, 4))
+EVERY = [COSMOS, ANIMA, *(FLUX2 if small.name == "FLUX.2" else small for small in (*FAMILIES, *VARIANTS))]
+
+
+def ratio_of(model):
+    return model.get_model_object("latent_format").spacial_downscale_ratio
+
+
+def run(small, model=None, clip=None, prompts=PROMPTS, projection=None, pooled_clip=None, on_progress=lambda progress: None, **changes):
+    model = model or small.load()
+    size = {name: small.latent[axis] * ratio_of(model) for name, axis in (("height", -2), ("width", -1))}
+    return distill(model, clip or TextOf(small), prompts, settings(small, **size | changes), pooled_clip, projection, on_progress)
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return text_encoder()
+
+
+# The gradient.
+
+
+def prediction(small, patcher, batch, conditioning, added):
+    """What the host's diffusion model gives, the time embedding shifted by `added` (R, D)."""
+    base_model, rows = patcher.model, len(batch.clean)
+    sampling, model = base_model.model_sampling, base_model.diffusion_model
+    sigmas = batch.sigmas(sampling)
+    x = sampling.calculate_input(sigmas, sampling.noise_scaling(sigmas, batch.noise, batch.clean))
+    embedder = {"Wan": "time_embedding", "Cosmos-Predict2": "t_embedding_norm"}[small.name]
+    shape = {"Wan": (rows, -1), "Cosmos-Predict2": (rows, 1, -1)}[small.name]
+    hook = model.get_submodule(embedder).register_forward_hook(lambda module, args, y: y + added.view(shape))
+    try:
+        context = torch.cat([tokens for [[tokens, _]] in conditioning])
+        more = {"padding_mask": torch.zeros(rows, 1, *batch.clean.shape[-2:])} if small is COSMOS else {}
+        return model(x, sampling.timestep(sigmas), context, **more)
+    finally:
+        hook.remove()
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("small", [WAN, COSMOS], ids=lambda small: small.name)
+def test_loss_and_gradient_are_those_of_the_equation(small, checkpointing):
+    """The student once more in plain torch, on a second load: proj(c) into the time embedding, of which all else is made."""
+    encoder = TextOf(small)
+    given = run(small, steps=3, learning_rate=0.1).projection
+    with torch.inference_mode(False), torch.enable_grad():
+        training = Distillation(
+            small.load(), encoder, PROMPTS, settings(small, checkpointing=checkpointing, steps=1, batch_size=3), projection=given
+        )
+        training.prepare()
+        batch = training.course.lessons.visited(0)
+        with training.running():
+            loss = training.take_step()
+
+        second = small.load()
+        names = ["linear_1.weight", "linear_1.bias", "linear_2.weight", "linear_2.bias"]
+        leaves = [given.weights[name].clone().requires_grad_() for name in names]
+        w1, b1, w2, b2 = leaves
+        prompts = [training.course.prompts[number].conditioning for number in batch.prompts]
+        c = torch.cat([tokens.amax(dim=1) for [[tokens, _]] in prompts])
+        proj = torch.nn.functional.silu(c @ w1.T + b1) @ w2.T + b2
+        empty = [encoder.encode_from_tokens_scheduled(encoder.tokenize(""))] * len(prompts)
+        comfy.model_management.in_training = True  # the rotary embedding that autograd knows
+        fused, comfy.quant_ops.ck.rms_rope_split_half = comfy.quant_ops.ck.rms_rope_split_half, plain_rms_rope
+        try:
+            teacher = prediction(small, second, batch, prompts, torch.zeros_like(proj)).detach()
+            expected = (prediction(small, second, batch, empty, proj) - teacher).square().mean()
+            gradients = torch.autograd.grad(expected, leaves)
+        finally:
+            comfy.model_management.in_training = False
+            comfy.quant_ops.ck.rms_rope_split_half = fused
+    assert abs(loss - expected.item()) < 1e-6 * expected.item() + 1e-8
+    clipped = min(1.0, 1.0 / torch.cat([gradient.flatten() for gradient in gradients]).norm().item())
+    found = dict(training.network.named_parameters())
+    for name, gradient in zip(names, gradients, strict=True):
+        assert gradient.abs().max() > 0, name
+        torch.testing.assert_close(found[name].grad, gradient * clipped, rtol=1e-4, atol=1e-5 * gradient.abs().max().item())
+
+
+def plain_rms_rope(q, k, pe, q_scale, k_scale, eps):
+    def rotated(x, scale):
+        x = x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * scale
+        first, second = x.chunk(2, dim=-1)
+        return torch.cat([pe[..., row, 0] * first + pe[..., row, 1] * second for row in (0, 1)], dim=-1)
+
+    return rotated(q, q_scale), rotated(k, k_scale)
+
+
+# What it learns, and what it leaves alone.
+
+
+@pytest.mark.parametrize("pooling, injection", [("clip", "adaln lora"), ("max", "time embedding"), ("mean", "adaln lora")])
+def test_an_untrained_projection_changes_no_bit(clip, pooling, injection):
+    model = COSMOS.load()
+    made = run(COSMOS, model, clip, steps=0, pooling=pooling, injection=injection)
+    assert made.losses == [] and made.projection.weights["linear_1.weight"].abs().max() > 0
+    direction = node("EncodeGuidanceDirection", clip=clip, positive="detailed", negative="flat")[0]
+    guided = apply(model, direction, w=7.0, projection=made.projection, schedule=schedule(0), cfg_rows="both", base_positive=COSMOS.pooled(1, 16))
+    assert torch.equal(COSMOS.sample(guided), COSMOS.sample(model))
+
+
+@pytest.mark.parametrize("pooling", ["clip", "max", "mean"])
+def test_the_student_comes_closer_to_the_teacher(clip, pooling):
+    losses = run(WAN, clip=clip, pooling=pooling, steps=32, learning_rate=2e-2).losses
+    assert sum(losses[-4:]) < 0.7 * sum(losses[:4]), losses
+
+
+@pytest.mark.parametrize("small", EVERY, ids=[f"{small.name} {small.width if hasattr(small, 'width') else ''}" for small in EVERY])
+def test_every_family_learns_recomputed_or_not_and_stays_what_it_was(small):
+    model = small.load()
+    plain = small.sample(model)  # the host notes things on modules when it first loads them
+    network = model.model.diffusion_model
+    before = {name: (tensor, tensor.clone()) for name, tensor in model.model.state_dict(keep_vars=True).items()}
+    own = {module: set(module.__dict__) for module in network.modules()}
+    fused = comfy.quant_ops.ck.rms_rope_split_half
+    kept, recomputed = (run(small, model, steps=2, learning_rate=3e-2, checkpointing=again) for again in (False, True))
+    assert all(tensor.isfinite().all() for tensor in kept.projection.weights.values())
+    assert kept.projection.weights["linear_2.weight"].abs().min() > 0, "a row of it has learned nothing"
+    assert kept.losses == pytest.approx(recomputed.losses, rel=1e-4)
+    for name, tensor in model.model.state_dict(keep_vars=True).items():
+        assert tensor is before[name][0] and torch.equal(tensor, before[name][1]), name
+    assert {module: set(module.__dict__) for module in network.modules()} == own
+    assert comfy.model_management.in_training is False and comfy.quant_ops.ck.rms_rope_split_half is fused
+    assert torch.equal(small.sample(model), plain)
+    assert not torch.equal(small.sample(apply(model, small.direction(), projection=kept.projection)), plain)
+
+
+def test_weights_patched_by_a_lora_are_the_ones_taught(clip):
+    model = WAN.load()
+    name = "diffusion_model.blocks.2.ffn.0.weight"
+    strong = model.clone()
+    strong.add_patches({name: ("diff", (torch.randn_like(model.model.state_dict()[name]),))})
+    plain, patched = (run(WAN, one, clip, steps=2).losses for one in (model, strong))
+    assert plain != patched
+    assert run(WAN, model, clip, steps=2).losses == plain
+
+
+# The same run, however it goes.
+
+
+def test_the_same_seed_gives_the_same_projection(clip):
+    first, again, other = (run(WAN, clip=clip, seed=seed) for seed in (1, 1, 2))
+    assert same(first.projection, again.projection) and first.losses == again.losses
+    assert not same(first.projection, other.projection)
+
+
+def test_the_teacher_is_asked_once_and_a_small_cache_changes_nothing(clip):
+    def calls(**changes):
+        model, count = WAN.load(), []
+        model.model.diffusion_model.register_forward_pre_hook(lambda module, args: count.append(len(args[0])))
+        return run(WAN, model, clip, data="noise", steps=12, **changes).projection, len(count)
+
+    # 4 prompts of 2 pairs make 4 batches of 2, visited 3 times.
+    kept, count = calls()
+    assert count == 12 + 4
+    for cache, expected in ((0, 12 + 12), (2 * kept_bytes(), 12 + 2 + 3 * 2)):
+        made, count = calls(cache=cache)
+        assert same(made, kept) and count == expected
+
+
+def kept_bytes():
+    """Of one batch of predictions."""
+    rows, channels, frames, height, width = 2, *WAN.latent
+    return 4 * rows * channels * frames * height * width
+
+
+def test_accumulated_batches_are_one_step(clip):
+    made = run(WAN, clip=clip, accumulation=3, steps=2)
+    assert len(made.losses) == 2 and made.projection.record["runs"][0]["accumulation"] == 3
+
+
+def test_an_interrupted_run_keeps_what_was_learned(clip):
+    def interrupt(progress):
+        if progress.step == 3:
+            comfy.model_management.interrupt_current_processing()
+
+    cut = run(WAN, clip=clip, steps=10, on_progress=interrupt)
+    assert len(cut.losses) == 3 and cut.projection.record["runs"][0]["steps"] == 3
+    assert not comfy.model_management.processing_interrupted(), "the rest of the graph runs on"
+    with torch.inference_mode(False), torch.enable_grad():
+        training = Distillation(WAN.load(), clip, PROMPTS, settings(WAN, steps=10))
+        training.prepare()
+        with training.running():
+            for _ in range(3):
+                training.take_step()
+    assert same(cut.projection, training.projection())
+
+
+def test_an_interrupt_while_samples_are_made_ends_all(clip):
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        run(WAN, clip=clip, on_progress=lambda progress: comfy.model_management.interrupt_current_processing())
+    assert not comfy.model_management.processing_interrupted()
+
+
+def test_a_projection_is_gone_on_from(clip):
+    first = run(WAN, clip=clip, steps=40, pooling="mean", injection="time embedding")
+    more = run(WAN, clip=clip, steps=2, learning_rate=1e-9, projection=first.projection, pooling="clip")
+    assert more.projection.pooling == "mean", "its own pooling counts"
+    assert more.losses[0] < 0.8 * first.losses[0]
+    assert [one["steps"] for one in more.projection.record["runs"]] == [40, 2]
+    assert run(WAN, clip=clip, steps=0, projection=first.projection).projection is first.projection
+
+
+def test_a_run_that_was_cut_goes_on_bit_for_bit(tmp_path, clip):
+    def training():
+        made = Distillation(WAN.load(), clip, PROMPTS, settings(WAN, steps=9, accumulation=2), held_out=["a purple triangle"])
+        made.prepare()
+        return made
+
+    with torch.inference_mode(False), torch.enable_grad():
+        whole = training()
+        with whole.running():
+            for _ in range(9):
+                whole.take_step()
+            held_out = whole.held_out_loss()
+        cut, rest = training(), training()
+        with cut.running():
+            for _ in range(4):
+                cut.take_step()
+            torch.save(cut.state(), tmp_path / "checkpoint.pt")
+        with rest.running():
+            rest.load_state(torch.load(tmp_path / "checkpoint.pt", weights_only=True))
+            while rest.step < 9:
+                rest.take_step()
+            assert rest.held_out_loss() == held_out
+    assert same(whole.projection(), rest.projection()) and whole.losses == rest.losses
+    assert whole.projection().record == rest.projection().record
+
+
+def test_a_checkpoint_of_other_settings_is_refused(clip):
+    one, other = (Distillation(WAN.load(), clip, PROMPTS, settings(WAN, steps=steps)) for steps in (5, 6))
+    for training in (one, other):
+        training.prepare()
+    with one.running():
+        state = one.state()
+    with other.running(), pytest.raises(ValueError, match="(?s)settings.*'steps': 5.*'steps': 6"):
+        other.load_state(state)
+
+
+# Errors.
+
+
+@pytest.mark.parametrize("changes, words", [
+    (dict(prompts=["", "  "]), "prompts is empty"),
+    (dict(injection="adaln lora"), "Wan takes no shift at its adaln lora. Set injection to time embedding"),
+    (dict(pooling="sum"), "pooling is 'sum'; it must be clip or max or mean"),
+    (dict(steps=-1), "steps is -1; it must be 0 at least"),
+    (dict(learning_rate=float("nan")), "learning_rate is nan"),
+    (dict(width=4), "less than one latent"),
+])
+def test_what_cannot_work_is_said(clip, changes, words):
+    with pytest.raises(ValueError, match=words):
+        run(WAN, clip=clip, **changes)
+
+
+def test_a_model_with_pooled_text_needs_none(clip):
+    with pytest.raises(ValueError, match="FLUX.1 has pooled text in its modulation already"):
+        distill(flux(), clip, PROMPTS, settings(WAN))
+
+
+def test_an_encoder_without_pooled_output_is_said():
+    class NoPooled(TextOf):
+        def encode_from_tokens_scheduled(self, tokens):
+            return self.small.encoded(tokens)
+
+    with pytest.raises(ValueError, match="gives no pooled output. Connect .* to pooled_clip"):
+        run(WAN, clip=NoPooled(WAN), pooling="clip")
+
+
+def test_a_projection_of_another_family_is_refused_by_name(clip):
+    made = run(WAN, clip=clip, steps=0).projection
+    with pytest.raises(ValueError, match="made for Wan, but the model is a Qwen-Image"):
+        run(EVERY[3], clip=clip, projection=made)
+
+
+def test_a_compiled_model_is_refused(clip):
+    compiled = node("TorchCompileModel", model=WAN.load(), backend="inductor")[0]
+    with pytest.raises(ValueError, match="compiled"):
+        run(WAN, compiled, clip)
+
+
+def test_a_loss_that_explodes_says_what_to_lower(clip):
+    with pytest.raises(ValueError, match="the loss is (inf|nan) at step .* Lower learning_rate, now 1e"):
+        run(WAN, clip=clip, learning_rate=1e30, steps=50)
+
+
+def test_out_of_memory_says_what_to_lower(clip):
+    def exhausted(module, args):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    model = WAN.load()
+    network = model.model.diffusion_model
+    with torch.inference_mode():
+        hook = network.blocks[0].register_forward_pre_hook(exhausted)
+    try:
+        with pytest.raises(ValueError, match="out of memory, at batch_size 2 .*lower batch_size.*width.*checkpointing.*20.00 GiB"):
+            run(WAN, model, clip, data="noise")
+    finally:
+        hook.remove()
+    assert comfy.model_management.in_training is False
+    run(WAN, model, clip, steps=1)
+
+
+# The node.
+
+
+def distilled(model, clip, **inputs):
+    return node("DistillPooledProjection", **dict(
+        model=model, clip=clip, prompts="\n".join(PROMPTS), steps=3, batch_size=2, learning_rate=1e-2, width=32, height=32, seed=1,
+        pooling="max", injection="time embedding", sample_steps=2,
+    ) | inputs)
+
+
+def test_the_node_gives_projection_losses_and_steps(clip):
+    projection, loss_map, steps = distilled(WAN.load(), clip)
+    assert steps == 3 and list(loss_map) == ["loss"] and len(loss_map["loss"]) == 3
+    assert all(type(loss) is float for loss in loss_map["loss"])
+    assert projection.family == "Wan" and projection.injection == "time embedding"
+    assert projection.record["runs"][0]["prompts"] == 4
+    assert node("LossGraphNode", loss=loss_map, filename_prefix="loss") is not None
+
+
+def test_prompts_may_come_from_a_file_in_the_input_folder(tmp_path, clip, monkeypatch):
+    monkeypatch.setattr(folder_paths, "input_directory", str(tmp_path / "input"))
+    (tmp_path / "input").mkdir()
+    (tmp_path / "input" / "prompts.txt").write_text("one\n\ntwo\n")
+    (tmp_path / "secret.txt").write_text("three")
+    projection, *_ = distilled(WAN.load(), clip, prompts="zero", prompts_file="prompts.txt", steps=1)
+    assert projection.record["runs"][0]["prompts"] == 3
+    for name in ("../secret.txt", str(tmp_path / "secret.txt"), "missing.txt"):
+        with pytest.raises(ValueError, match="no prompts_file"):
+            distilled(WAN.load(), clip, prompts_file=name)
+
+
+def test_pooled_clip_is_what_is_projected(clip):
+    wide = text_encoder(width=24, seed=9)
+    projection, *_ = distilled(WAN.load(), clip, pooling="clip", pooled_clip=wide, steps=1)
+    assert projection.input_width == 24
+    with pytest.raises(ValueError, match="16 wide, but the projection reads 24"):
+        distilled(WAN.load(), clip, projection=projection)

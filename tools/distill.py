@@ -1,0 +1,187 @@
+"""Distill a pooled projection from the command line, on one device or many:
+
+    accelerate launch tools/distill.py --comfyui /path/to/ComfyUI --model wan2.1_t2v_1.3B.safetensors --clip umt5_xxl.safetensors \\
+        --clip-type wan --pooled-clip clip_l.safetensors --prompts prompts.txt --out out/wan
+
+What the node Distill Pooled Projection does, by the same code. The folder --out holds projection.safetensors (replaced at every
+checkpoint), checkpoint.pt, from which the same command goes on after a cut, and metrics.jsonl, one line a step. On several processes
+each takes its own share of the prompts, and a step is batch-size x accumulation x processes rows. Needs accelerate (pip install
+accelerate) in ComfyUI's environment; without `accelerate launch`, python tools/distill.py runs one process.
+"""
+
+import argparse
+import importlib.util
+import json
+import logging
+import os
+import sys
+import time
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from tqdm import tqdm
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+sys.path.append(str(CHECKOUT))
+
+from tools.small_world.host import use_host  # noqa: E402
+from tools.small_world.loop import write_whole  # noqa: E402
+
+HELP = {
+    "steps": "of the optimizer (default: 4000, as the paper)",
+    "batch_size": "rows a process and pass (default: 1)",
+    "learning_rate": "the highest (default: 2e-5)",
+    "width": "of the pictures, in pixels (default: 1024)",
+    "height": "of the pictures, in pixels (default: 1024)",
+    "seed": "(default: 0)",
+    "pooling": "clip: the pooled output of --pooled-clip; max, mean: of the model's own text (default: clip)",
+    "injection": "time embedding, or adaln lora on Cosmos-Predict2 and Anima (default: time embedding)",
+    "cache": "bytes of main memory a process for the teacher's predictions (default: 4 GB)",
+}
+DEFAULTS = dict(steps=4000, batch_size=1, learning_rate=2e-5, width=1024, height=1024, seed=0, pooling="clip", injection="time embedding")
+
+
+def pack(name: str):
+    """A module of this pack, which is a package wherever its folder is and whatever its name."""
+    if "modulation_guidance" not in sys.modules:
+        spec = importlib.util.spec_from_file_location("modulation_guidance", CHECKOUT / "__init__.py", submodule_search_locations=[str(CHECKOUT)])
+        sys.modules["modulation_guidance"] = importlib.util.module_from_spec(spec)
+    return importlib.import_module(f"modulation_guidance.{name}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, add_help=False)
+    parser.add_argument("--comfyui", help="the ComfyUI folder (default: $COMFYUI_PATH)")
+    known, _ = parser.parse_known_args()
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    use_host(known.comfyui)
+    options = parsed(parser)
+    try:
+        run(accelerator, options)
+    except ValueError as error:
+        sys.exit(str(error))
+
+
+def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    parser.add_argument("-h", "--help", action="help")
+    parser.add_argument("--model", type=Path, required=True, help="the diffusion model")
+    parser.add_argument("--clip", type=Path, nargs="+", required=True, help="the model's own text encoders")
+    parser.add_argument("--clip-type", default="stable_diffusion", help="as in CLIPLoader, e.g. wan, qwen_image, lumina2")
+    parser.add_argument("--pooled-clip", type=Path, nargs="+", help="text encoders whose pooled output is projected (default: --clip)")
+    parser.add_argument("--pooled-clip-type", default="stable_diffusion", help="as in CLIPLoader")
+    parser.add_argument("--prompts", type=Path, required=True, help="a text file, one prompt per line")
+    parser.add_argument("--held-out", type=Path, help="a text file with prompts never trained on, whose loss is measured")
+    parser.add_argument("--held-out-every", type=int, default=200, help="steps from one such measurement to the next")
+    parser.add_argument("--projection", type=Path, help="a projection file to go on from")
+    parser.add_argument("--out", type=Path, required=True, help="the folder of the results")
+    parser.add_argument("--checkpoint-every", type=int, default=200, help="steps")
+    parser.add_argument("--stop-at", type=int, help="leave the run at this step, as a cut would")
+    for setting in fields(pack("pooled_proj.distillation").Settings):
+        default = DEFAULTS.get(setting.name, setting.default)
+        flag, text = "--" + setting.name.replace("_", "-"), HELP.get(setting.name, "see the node's help (default: %(default)s)")
+        if isinstance(default, bool):
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=default, help=text)
+        else:
+            parser.add_argument(flag, type=type(default), default=default, help=text)
+    return parser.parse_args()
+
+
+def run(accelerator: Accelerator, options: argparse.Namespace) -> None:
+    distillation = pack("pooled_proj.distillation")
+    formats = pack("pooled_proj.formats")
+    settings = distillation.Settings(**{setting.name: getattr(options, setting.name) for setting in fields(distillation.Settings)})
+    workers = distillation.Workers(accelerator.process_index, accelerator.num_processes, lambda tensor: accelerator.reduce(tensor, "mean"))
+    options.out.mkdir(parents=True, exist_ok=True)
+    with distillation.out_of_memory_explained(settings):
+        training = distillation.Distillation(
+            *loaded(options), lines(options.prompts), settings, pooled_clip(options),
+            projection=formats.load(options.projection) if options.projection else None,
+            held_out=lines(options.held_out) if options.held_out else [], workers=workers,
+        )
+        with torch.inference_mode(), tqdm(desc="making samples", disable=workers.rank > 0, leave=False) as bar:
+            training.prepare(lambda done, total: bar.update())
+        with training.running():
+            files = Files(options.out, main=accelerator.is_main_process)
+            files.resume(training)
+            accelerator.wait_for_everyone()
+            train(training, files, options, show=accelerator.is_main_process)
+
+
+def train(training, files, options, show: bool) -> None:
+    steps = training.settings.steps
+    last = min(steps, options.stop_at or steps)
+    with tqdm(total=steps, initial=training.step, desc="distilling", disable=not show) as bar:
+        while training.step < last:
+            started = time.perf_counter()
+            loss = training.take_step()
+            measured = {"step": training.step, "loss": loss, "learning_rate": training.settings.rate(training.step - 1)}
+            if training.held_out and (training.step % options.held_out_every == 0 or training.step == steps):
+                measured["held_out_loss"] = training.held_out_loss()
+            files.note(measured | {"seconds": round(time.perf_counter() - started, 4)})
+            if training.step % options.checkpoint_every == 0 or training.step == steps:
+                files.checkpoint(training)
+            bar.set_postfix(loss=f"{loss:.5f}", refresh=False)
+            bar.update()
+
+
+class Files:
+    """The files of a run. Only the main process writes them."""
+
+    def __init__(self, folder: Path, main: bool):
+        self.main = main
+        self.state, self.metrics, self.projection = (folder / name for name in ("checkpoint.pt", "metrics.jsonl", "projection.safetensors"))
+
+    def resume(self, training) -> None:
+        """Goes on from the checkpoint, if there is one; lines of metrics beyond it go."""
+        if self.state.exists():
+            training.load_state(torch.load(self.state, map_location=training.model.load_device, weights_only=True))
+            logging.info("going on after step %d", training.step)
+        kept = self.metrics.read_text().splitlines(keepends=True) if self.metrics.exists() else []
+        kept = [line for line in kept if line.endswith("\n") and json.loads(line)["step"] <= training.step]
+        if self.main:
+            write_whole(self.metrics, lambda path: path.write_text("".join(kept)))
+
+    def note(self, measured: dict) -> None:
+        if self.main:
+            with self.metrics.open("a") as file:
+                file.write(json.dumps(measured) + "\n")
+
+    def checkpoint(self, training) -> None:
+        if self.main:
+            pack("pooled_proj.formats").save(training.projection(), self.projection)
+            write_whole(self.state, lambda path: torch.save(training.state(), path))
+
+
+def loaded(options):
+    """The model and its text encoder, by the host's own loaders."""
+    import comfy.sd
+
+    for path in (options.model, *options.clip, *(options.pooled_clip or ())):
+        if not path.is_file():
+            raise ValueError(f"There is no file {path}.")
+    return comfy.sd.load_diffusion_model(str(options.model)), clip(options.clip, options.clip_type)
+
+
+def pooled_clip(options):
+    return clip(options.pooled_clip, options.pooled_clip_type) if options.pooled_clip else None
+
+
+def clip(paths, kind: str):
+    import comfy.sd
+
+    if not hasattr(comfy.sd.CLIPType, kind.upper()):
+        raise ValueError(f"There is no type of text encoder {kind!r}; choose one of {', '.join(name.lower() for name in comfy.sd.CLIPType.__members__)}.")
+    return comfy.sd.load_clip([str(path) for path in paths], clip_type=comfy.sd.CLIPType[kind.upper()])
+
+
+def lines(path: Path) -> list[str]:
+    if not path.is_file():
+        raise ValueError(f"There is no file {path}.")
+    return path.read_text(encoding="utf-8").splitlines()
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    main()
