@@ -60,14 +60,18 @@ def set_input(workflow, class_type, name, value, title=None):
 def queue(server, workflow):
     """Queues a workflow and returns its id."""
     try:
-        answer = request(f"{server}/prompt", {"prompt": workflow, "client_id": uuid.uuid4().hex})
+        answer = json.loads(request(f"{server}/prompt", {"prompt": workflow, "client_id": uuid.uuid4().hex}))
     except urllib.error.HTTPError as error:
-        problems = json.loads(error.read())
-        lines = [problems["error"]["message"]]
-        for node, found in problems["node_errors"].items():
-            lines += [f"{found['class_type']} (node {node}): {each['message']}: {each['details']}" for each in found["errors"]]
-        raise SystemExit("\n".join(lines)) from None
-    return json.loads(answer)["prompt_id"]
+        answer = json.loads(error.read())
+    if answer.get("prompt_id") and not answer["node_errors"]:
+        return answer["prompt_id"]
+    if answer.get("prompt_id"):  # queued for the outputs that do not depend on the nodes with errors
+        request(f"{server}/queue", {"delete": [answer["prompt_id"]]})
+        request(f"{server}/interrupt", {"prompt_id": answer["prompt_id"]})
+    lines = [answer["error"]["message"]] if "error" in answer else []
+    for node, found in answer["node_errors"].items():
+        lines += [f"{found['class_type']} (node {node}): {each['message']}: {each['details']}" for each in found["errors"]]
+    raise SystemExit("\n".join(lines))
 
 
 def wait(server, prompt_id):

@@ -20,6 +20,7 @@ def add_by_search(editor, words, name):
     editor.page.wait_for_function("before => app.graph.nodes.length === before + 1", arg=before)
     editor.page.mouse.move(905, 705)
     editor.page.mouse.click(900, 700)
+    editor.page.wait_for_timeout(500)  # so that it is no double click with one that follows
     return editor.page.evaluate("app.graph.nodes.at(-1).id")
 
 
@@ -50,12 +51,13 @@ def slot_on_screen(editor, node, name, is_input):
 
 def wire(editor, source, output, target, input_name):
     """Drags a link from an output to an input with the mouse."""
-    editor.page.mouse.move(*slot_on_screen(editor, source, output, False))
+    editor.page.mouse.move(*slot_on_screen(editor, source, output, False), steps=3)
     editor.page.mouse.down()
-    editor.page.mouse.move(*slot_on_screen(editor, target, input_name, True), steps=5)
+    editor.page.mouse.move(*slot_on_screen(editor, target, input_name, True), steps=8)
+    editor.settle()
     editor.page.mouse.up()
     linked = "([id, name]) => app.graph.getNodeById(id).inputs.find((slot) => slot.name === name).link != null"
-    assert editor.page.evaluate(linked, [target, input_name])
+    editor.page.wait_for_function(linked, arg=[target, input_name], timeout=5000)
 
 
 def node_of(editor, kind, title=None):
