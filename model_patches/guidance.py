@@ -157,10 +157,9 @@ def _text_path(family: Family, diffusion_model: nn.Module, projection) -> TextPa
 
 
 def _check_direction(direction: GuidanceDirection, family: Family, text: TextPath, diffusion_model: nn.Module) -> None:
-    prompts = [prompt for pair in direction.pairs for prompt in (pair.positive, pair.negative)]
-    for prompt in prompts:
-        text.check(family, diffusion_model, prompt)
-    counts = {prompt.count for prompt in prompts} - {1}
+    for pair in direction.pairs:
+        text.check_pair(family, diffusion_model, pair)
+    counts = {prompt.count for pair in direction.pairs for prompt in (pair.positive, pair.negative)} - {1}
     if len(counts) > 1:
         raise ValueError(
             f"The guidance direction holds batches of {' and '.join(map(str, sorted(counts)))} prompts; "

@@ -39,6 +39,15 @@ def test_pooled_output_missing_says_which_encoder(model):
         apply(model, lacking)
 
 
+def test_pooled_outputs_of_zeros_are_an_encoder_without_its_clip(model):
+    sides = conditioning(1), conditioning(2)
+    zeroed = [node("ConditioningZeroOut", conditioning=side)[0] for side in sides]
+    nowhere = node("GuidanceDirectionFromConditioning", positive=zeroed[0], negative=zeroed[1])[0]
+    with pytest.raises(ValueError, match="all zeros.*CLIP-L.*DualCLIPLoader"):
+        apply(model, nowhere)
+    apply(model, node("GuidanceDirectionFromConditioning", positive=sides[0], negative=zeroed[1])[0])
+
+
 def test_pooled_output_too_narrow_names_both_widths(model):
     with pytest.raises(ValueError, match="20 wide.*reads 32"):
         apply(model, direction(pooled=20))

@@ -98,6 +98,11 @@ class TextPath:
         """Raises ValueError, with what to do, if the prompt can't be read."""
         raise NotImplementedError
 
+    def check_pair(self, family: Family, model: nn.Module, pair: PromptPair) -> None:
+        """The same for the two prompts of a pair."""
+        for prompt in (pair.positive, pair.negative):
+            self.check(family, model, prompt)
+
     def difference(self, model: nn.Module, pair: PromptPair, call: Call) -> Tensor:
         """y(p+) - y(p-) at this call, (R, D) in fp32; (R, T, D) where frames have a time of their own."""
         raise NotImplementedError
@@ -148,6 +153,15 @@ class PooledText(TextPath):
             raise ValueError(
                 f"The guidance direction's pooled output is {prompt.pooled.shape[-1]} wide, but this {family.name} model "
                 f"reads {needed}. Encode it with the text encoder the model uses: {family.encoder}."
+            )
+
+    def check_pair(self, family, model, pair):
+        super().check_pair(family, model, pair)
+        # What SD3's and HiDream's encoders give where their CLIP parts were not loaded; one side may well be zeroed out.
+        if not (pair.positive.pooled.any() or pair.negative.pooled.any()):
+            raise ValueError(
+                "The guidance direction's pooled outputs are all zeros, so that it guides nowhere: the text encoder was loaded "
+                f"without the part that makes them. Encode it with the text encoder the model uses: {family.encoder}."
             )
 
     def difference(self, model, pair, call):
