@@ -43,7 +43,7 @@ class Editor:
     def render_nodes(self, new):
         """Switches between the new rendering of nodes (Nodes 2.0) and the old one."""
         self.page.evaluate("on => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", new)
-        self.page.wait_for_function("on => on === LiteGraph.vueNodesMode && (on || !document.querySelector('[data-node-id]'))", arg=new)
+        self.page.wait_for_function("on => on === !!document.querySelector('[data-testid=transform-pane]')", arg=new)
 
     def load(self, workflow):
         """Opens a workflow (graph format)."""

@@ -12,15 +12,19 @@ BARS = ".modulation-guidance-bars"
 
 
 def add_by_search(editor, words, name):
-    """Opens the search on an empty place of the canvas, types, and drops the node found of that name there."""
+    """Opens the search by a double click on an empty place, types, and drops the node found of that name there."""
     before = editor.page.evaluate("app.graph.nodes.length")
     editor.page.mouse.dblclick(900, 700)
-    editor.page.locator("[role=dialog] input[type=text], [role=dialog] input:not([type])").first.fill(words)
+    editor.page.get_by_placeholder("Add a node...").fill(words)
     editor.page.get_by_test_id("result-item").filter(has_text=name).first.click()
     editor.page.wait_for_function("before => app.graph.nodes.length === before + 1", arg=before)
-    editor.page.mouse.move(905, 705)
-    editor.page.mouse.click(900, 700)
-    editor.page.wait_for_timeout(500)  # so that it is no double click with one that follows
+    editor.page.locator("[role=dialog]").wait_for(state="hidden")  # it takes clicks as long as it fades
+    for _ in range(3):
+        editor.page.wait_for_timeout(400)
+        if editor.page.evaluate("app.canvas.state.ghostNodeId") is None:
+            break
+        editor.page.mouse.move(905, 705)
+        editor.page.mouse.click(900, 700)
     return editor.page.evaluate("app.graph.nodes.at(-1).id")
 
 
