@@ -1,6 +1,6 @@
 """The real server and its editor in a real browser, one of each for all tests of this folder.
 
-Where there is no Chromium the tests are skipped, unless MODULATION_GUIDANCE_BROWSER is "required", as in .ci/run.
+Where there is no Chromium the tests are skipped, unless MODULATION_GUIDANCE_BROWSER is "required".
 """
 
 import os
@@ -28,7 +28,7 @@ def client():
             yield Client(url)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # not longer: while playwright runs, asyncio.run of later tests is refused
 def opened(client):
     chromium = find_chromium()
     if chromium is None or not has_playwright():
