@@ -3,6 +3,7 @@
     python benchmarks/effect.py                      on the small world (tools/small_world), at most half an hour on 2 cores
     python benchmarks/effect.py --quick              the same as a smoke run: one prompt a set, one seed, 2 steps
     python benchmarks/effect.py --variance           Scale Text Variance, on kinds that training never showed and on others: variance.md
+    python benchmarks/effect.py --projection         the distilled projection on the small world's text-blind model: projection.md
     python benchmarks/effect.py --diffusion-model FILE --text-encoder FILE [FILE] --clip-type flux --vae FILE \\
         --prompts-file FILE [--preset NAME | --positive TEXT --negative TEXT] [--w ...] [--start-layers ...] [--scorer MODULE:FUNCTION]
 
@@ -28,6 +29,8 @@ from tools.host import SetupError, ensure_host, run_under, write_whole  # noqa: 
 SMALL_WORLD = PACK / "tools" / "small_world" / "weights"
 SMALL_ENCODER = PACK / "out" / "small_world" / "small_world_clip_l.safetensors"
 SMALL_DEFAULTS = {"seeds": 4, "steps": 20, "cfg": 3.0, "size": 80}
+TEXT_BLIND = {"sampler": "dpmpp_2m", "shift": 1.0}  # what its training pays most attention to; the host's shift of 8 is for videos
+TEXT_BLIND_CFG = 6.0
 MOST_WORKERS = 4
 DRAWN = 300  # held-out drawn scenes that the measures' scale is told from
 OWN_DEFAULTS = {"seeds": 1, "steps": 4, "cfg": 1.0, "size": 1024}
@@ -43,6 +46,7 @@ def arguments(given=None):
     small = parser.add_argument_group("on the small world")
     small.add_argument("--prompts", type=int, help="prompts in each set (default 24 general ones, 32 in the others)")
     small.add_argument("--variance", action="store_true", help="Scale Text Variance instead, on kinds that training never showed and on others")
+    small.add_argument("--projection", action="store_true", help="the distilled projection instead, on the small world's text-blind model")
     small.add_argument("--quick", action="store_true", help="one prompt a set, one seed, 2 steps: do all conditions run?")
     small.add_argument("--workers", type=int, help="processes that draw, 1.5 GB each (default: as many as cores, at most 4; GPU 1)")
     own = parser.add_argument_group("on your own models")
@@ -61,7 +65,8 @@ def arguments(given=None):
     check(parser, options)
     if options.quick:
         options.prompts, options.seeds, options.steps = options.prompts or 1, options.seeds or 1, options.steps or 2
-    for name, value in (OWN_DEFAULTS if options.diffusion_model else SMALL_DEFAULTS).items():
+    defaults = OWN_DEFAULTS if options.diffusion_model else SMALL_DEFAULTS | ({"cfg": TEXT_BLIND_CFG} if options.projection else {})
+    for name, value in defaults.items():
         if getattr(options, name) is None:
             setattr(options, name, value)
     options.out = options.out or PACK / "out" / ("effect_own" if options.diffusion_model else "effect_quick" if options.quick else "effect")
@@ -97,7 +102,11 @@ def main():
         import torch
 
         with torch.inference_mode():  # as the host runs its nodes
-            (own_models if options.diffusion_model else small_world_variance if options.variance else small_world)(options)
+            mode = (
+                own_models if options.diffusion_model else small_world_variance if options.variance
+                else small_world_projection if options.projection else small_world
+            )
+            mode(options)
     except (SetupError, ValueError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
@@ -133,20 +142,39 @@ def small_world_variance(options):
     print(options.out / "variance.md")
 
 
+def small_world_projection(options):
+    """Draws, scores and reports what the text-blind model's projection does."""
+    from benchmarks.effect_projection import jobs_of, table
+
+    jobs = jobs_of(options.prompts)
+    results, made_by = drawn_and_scored(options, jobs)
+    write_whole(options.out / "projection.md", table(results, description(options, jobs, results, made_by)))
+    print(options.out / "projection.md")
+
+
+def files_and_settings(options):
+    """What the small world's pictures are drawn with."""
+    from benchmarks.effect_settings import Files, Settings
+    from tools.small_world.text_encoder import write_clip_l
+
+    encoders = tuple(options.text_encoder or (SMALL_ENCODER if SMALL_ENCODER.is_file() else write_clip_l(SMALL_ENCODER),))
+    vae, settings = SMALL_WORLD / "small_world_vae.safetensors", (options.steps, options.cfg, options.size)
+    if options.projection:
+        projection = SMALL_WORLD / "small_world_wan_projection.safetensors"
+        return Files(SMALL_WORLD / "small_world_wan.safetensors", encoders, vae, "sd3", projection), Settings(*settings, **TEXT_BLIND)
+    return Files(SMALL_WORLD / "small_world_flux.safetensors", encoders, vae, "flux"), Settings(*settings)
+
+
 def drawn_and_scored(options, jobs):
     """(the results, hash of what they were made by)"""
     import torch
     from benchmarks.effect_results import Results
     from benchmarks.effect_run import fingerprint, run
-    from benchmarks.effect_settings import Files, Settings
     from benchmarks.effect_workers import painters
-    from tools.small_world.text_encoder import write_clip_l
 
-    encoders = tuple(options.text_encoder or (SMALL_ENCODER if SMALL_ENCODER.is_file() else write_clip_l(SMALL_ENCODER),))
-    files = Files(SMALL_WORLD / "small_world_flux.safetensors", encoders, SMALL_WORLD / "small_world_vae.safetensors", "flux")
-    made_by = fingerprint([files.diffusion_model, *encoders, files.vae])
+    files, settings = files_and_settings(options)
+    made_by = fingerprint([file for file in (files.diffusion_model, *files.text_encoders, files.vae, files.projection) if file])
     options.out.mkdir(parents=True, exist_ok=True)
-    settings = Settings(options.steps, options.cfg, options.size)
     workers = options.workers or (1 if torch.cuda.is_available() else min(os.cpu_count(), MOST_WORKERS))
     with painters(files, settings, workers) as draw:
         return Results(run(draw, jobs, settings, options.seeds, made_by, options.out)), made_by
@@ -159,9 +187,12 @@ def description(options, jobs, results, made_by):
 
     prompts = {name: len({job.index for job in jobs if job.set_name == name}) for name in dict.fromkeys(job.set_name for job in jobs)}
     counts = ", ".join(f"{count} {name}" for name, count in prompts.items())
+    files, settings = files_and_settings(options)
+    model = "Wan-shaped one (7 blocks)" if files.projection else "FLUX.1-shaped one (4 double + 8 single blocks)"
+    shift = "" if settings.shift is None else f", shift {settings.shift:g}"
     return {
-        "model": f"the small world's FLUX.1-shaped one (4 double + 8 single blocks), {options.steps} steps, euler, simple, "
-                 f"CFG {options.cfg:g}, negative prompt empty, {options.size} x {options.size} pixels",
+        "model": f"the small world's {model}, {settings.steps} steps, {settings.sampler}, {settings.scheduler}{shift}, "
+                 f"CFG {settings.cfg:g}, negative prompt empty, {settings.size} x {settings.size} pixels",
         "prompts": f"{counts}; {options.seeds} seeds each; {results.pictures} pictures",
         "made by": f"ComfyUI {comfyui_version.__version__}, torch {torch.__version__}, weights and code {made_by}",
         "for scale": drawn_scale(),

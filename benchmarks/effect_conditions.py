@@ -23,6 +23,7 @@ class Condition:
     schedule: one of SCHEDULES, or "" for all layers from start_layer on.
     words: put after the prompt itself.
     variance: the scale of Scale Text Variance.
+    base: on a text-blind model, whether its projection is given the prompt's own pooled text beside the direction.
     """
 
     pooled: str = "prompt"
@@ -34,6 +35,7 @@ class Condition:
     keep_norm: bool = False
     words: str = ""
     variance: float = 1.0
+    base: bool = False
 
     @property
     def guided(self) -> bool:
@@ -47,8 +49,10 @@ class Condition:
             return f"text variance x {self.variance:g}"
         if not self.guided:
             return {"prompt": "plain", "zero": "pooled zeroed", "empty": "pooled of the empty prompt"}[self.pooled]
+        if self.base and not self.w:
+            return "pooled text alone"
         layers = self.schedule or f"start {self.start_layer}"
-        return f"{self.preset or self.sides[0]}, w {self.w:g}, {layers}{', norm kept' if self.keep_norm else ''}"
+        return f"{self.preset or self.sides[0]}, w {self.w:g}, {layers}{', norm kept' if self.keep_norm else ''}{', pooled text too' if self.base else ''}"
 
 
 PLAIN = Condition()

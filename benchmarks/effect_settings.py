@@ -6,20 +6,22 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Files:
-    """A model's files and CLIPLoader's type for it."""
+    """A model's files and CLIPLoader's type for it; projection: of a text-blind model."""
 
     diffusion_model: Path
     text_encoders: tuple[Path, ...]
     vae: Path
     clip_type: str
+    projection: Path | None = None
 
 
 @dataclass(frozen=True)
 class Settings:
-    """size: width and height of the pictures in pixels. CFG's negative prompt is empty."""
+    """size: width and height of the pictures in pixels. shift: as ModelSamplingSD3, None for the model's own. CFG's negative prompt is empty."""
 
     steps: int
     cfg: float
     size: int
     sampler: str = "euler"
     scheduler: str = "simple"
+    shift: float | None = None

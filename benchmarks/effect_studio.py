@@ -24,6 +24,11 @@ class Studio:
         comfy.utils.PROGRESS_BAR_ENABLED = False  # the sampler's own bar; the command has one
         self.settings = settings
         self.model, = node("UNETLoader", unet_name=_offered("diffusion_models", files.diffusion_model), weight_dtype="default")
+        if settings.shift is not None:
+            self.model, = node("ModelSamplingSD3", model=self.model, shift=settings.shift)
+        self.projection = None
+        if files.projection:
+            self.projection, = node("LoadPooledProjection", projection_name=_offered("pooled_projections", files.projection))
         names = [_offered("text_encoders", file) for file in files.text_encoders]
         inputs = {"clip_name": names[0]} if len(names) == 1 else {f"clip_name{i + 1}": name for i, name in enumerate(names)}
         if len(names) <= 2:  # the loaders of more take no type
@@ -55,9 +60,10 @@ class Studio:
             subject = "" if "positive" in PRESETS[condition.preset] else prompt
             sides = node("GuidancePreset", preset=condition.preset, subject=subject)[:2]
         name, inputs = SCHEDULES.get(condition.schedule, ("GuidanceLayerSchedule", {"start_layer": condition.start_layer}))
+        base = {"base_positive": self.encoded(prompt), "base_negative": self.encoded("")} if condition.base else {}
         return node(
             "ApplyModulationGuidance", model=self.model, direction=self.direction(*sides), w=condition.w,
-            keep_norm=condition.keep_norm, schedule=node(name, **inputs)[0],
+            keep_norm=condition.keep_norm, schedule=node(name, **inputs)[0], projection=self.projection, **base,
         )[0]
 
     def pictures(self, prompt: str, condition: Condition, seed: int, count: int = 1) -> np.ndarray:

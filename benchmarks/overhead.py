@@ -23,7 +23,7 @@ PACK = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PACK))
 
 from benchmarks.in_process import load_host, node  # noqa: E402
-from benchmarks.overhead_families import SIZED, build, direction  # noqa: E402
+from benchmarks.overhead_families import SIZED, build, guided as guided_family  # noqa: E402
 from tools.host import ensure_host, run_under, write_whole  # noqa: E402
 
 
@@ -73,7 +73,7 @@ def families(repeats):
             torch.manual_seed(0)
             model, inputs = build(sized)
             print(name)
-            guidance = node("ApplyModulationGuidance", model=model, direction=direction(sized), w=3.0, schedule=from_layer(0))[0]
+            guidance = guided_family(model, sized, from_layer(0))
             results[name] = timed_rounds({"unguided": model, "guided": guidance, "unguided again": model}, inputs, repeats or 7)
             del model, guidance
     return results

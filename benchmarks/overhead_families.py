@@ -3,6 +3,7 @@
 Widths are those the host's detection gives the published checkpoints; weights are random. 256 image tokens each.
 """
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,12 +13,14 @@ class Sized:
     """One family's model: the host's config class, its unet config, and the arguments of apply_model beside t.
 
     inputs: () -> dict; shapes are batch first. text: what the two prompts of a direction hold.
+    projection: of a text-blind model, its pooling, injection and tensors; the base is in, which costs a part of the same.
     """
 
     config: str
     unet: dict
     inputs: Callable[[], dict]
     text: Callable[[], dict]
+    projection: Callable[[], tuple[str, str, dict]] | None = None
 
 
 def _random(*shape):
@@ -34,6 +37,16 @@ def _ones(*shape):
 
 def _pooled(width):
     return lambda: {"pooled_output": _random(1, width)}
+
+
+def _projection(pooling, injection, width, hidden, output, **others):
+    def make():
+        return pooling, injection, {
+            "linear_1.weight": _random(hidden, width), "linear_1.bias": _random(hidden), "linear_2.weight": _random(output, hidden),
+            "linear_2.bias": _random(output), **{name: _random(*shape) for name, shape in others.items()},
+        }
+
+    return make
 
 
 SIZED = {
@@ -124,6 +137,26 @@ SIZED = {
         ),
         lambda: {"conditioning_mt5xl": _random(1, 256, 2048)},
     ),
+    "Cosmos-Predict2, CLIP + scales": Sized(
+        "CosmosT2IPredict2",
+        dict(
+            image_model="cosmos_predict2", max_img_h=240, max_img_w=240, max_frames=128, in_channels=16, out_channels=16, patch_spatial=2,
+            patch_temporal=1, model_channels=2048, concat_padding_mask=True, crossattn_emb_channels=1024, pos_emb_cls="rope3d",
+            pos_emb_learnable=True, pos_emb_interpolation="crop", min_fps=1, max_fps=30, use_adaln_lora=True, adaln_lora_dim=256,
+            num_blocks=4, num_heads=16, extra_per_block_abs_pos_emb=False, rope_h_extrapolation_ratio=4.0,
+            rope_w_extrapolation_ratio=4.0, rope_t_extrapolation_ratio=1.0,
+        ),
+        lambda: dict(x=_random(1, 16, 1, 32, 32), c_crossattn=_random(1, 512, 1024)),
+        _pooled(768),
+        _projection("clip", "adaln lora", 768, 2048, 3 * 2048, scales=(4, 3 * 2048)),
+    ),
+    "Wan, max-pool with FiLM": Sized(
+        "WAN21_T2V",
+        dict(image_model="wan2.1", model_type="t2v", dim=5120, ffn_dim=13824, num_heads=40, num_layers=2, text_dim=4096),
+        lambda: dict(x=_random(1, 16, 1, 32, 32), c_crossattn=_random(1, 512, 4096)),
+        lambda: {"tokens": _random(1, 512, 4096)},
+        _projection("max", "time embedding", 4096, 5120, 5120, **{"film.weight": (2 * 5120, 5120), "film.bias": (2 * 5120,)}),
+    ),
 }
 
 
@@ -147,12 +180,24 @@ def build(sized: Sized):
     return comfy.model_patcher.ModelPatcher(model, device, device), inputs | {"t": torch.tensor([0.7], device=device)}
 
 
-def direction(sized: Sized):
-    """A direction between two random prompts."""
+def guided(model, sized: Sized, schedule):
+    """The model with a direction between two random prompts on it."""
     from benchmarks.in_process import node
 
     sides = []
     for _ in range(2):
         text = sized.text()
         sides.append([[text.pop("tokens", _random(1, 1, 16)), text]])
-    return node("GuidanceDirectionFromConditioning", positive=sides[0], negative=sides[1])[0]
+    direction = node("GuidanceDirectionFromConditioning", positive=sides[0], negative=sides[1])[0]
+    return node("ApplyModulationGuidance", model=model, direction=direction, w=3.0, schedule=schedule, **_projected(sized, sides))[0]
+
+
+def _projected(sized, sides):
+    import nodes
+
+    if sized.projection is None:
+        return {}
+    pack = nodes.NODE_CLASS_MAPPINGS["ApplyModulationGuidance"].__module__.rpartition(".nodes.")[0]
+    pooling, injection, weights = sized.projection()
+    projection = importlib.import_module(f"{pack}.pooled_proj.projection").PooledProjection(weights, pooling, injection)
+    return {"projection": projection, "base_positive": sides[0], "base_negative": sides[1]}

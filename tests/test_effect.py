@@ -276,6 +276,18 @@ def test_a_quick_run_on_text_variance(tmp_path, encoder):
         assert by_scale[0] == 0 and len(by_scale) == 5 and 0 < by_scale[1] < by_scale[2] < by_scale[3] < by_scale[4]
 
 
+def test_a_quick_run_on_the_text_blind_model(tmp_path, encoder):
+    arguments = ["--projection", "--quick", "--steps", "1", "--workers", "1", "--out", str(tmp_path), "--text-encoder", str(encoder)]
+    effect.small_world_projection(effect.arguments(arguments))
+    table = (tmp_path / "projection.md").read_text()
+    assert "Wan-shaped" in table and "dpmpp_2m, simple, shift 1, CFG 6" in table
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("| ")]
+    changes = {row[0]: float(row[-1]) for row in rows if len(row) == 6 and row[-1][:1].isdigit()}
+    by_w = [changes[complexity(w).name] for w in (1.0, 2.0, 3.0, 6.0)]
+    assert 0 < by_w[0] < by_w[1] < by_w[2] < by_w[3]
+    assert changes["pooled text alone"] > 0
+
+
 def test_rare_prompts_ask_for_what_training_never_showed():
     for name in ("rare", "common"):
         prompts = effect_variance.prompts(name, 12)

@@ -69,6 +69,7 @@ def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
     parser.add_argument("--model", type=Path, required=True, help="the diffusion model")
     parser.add_argument("--clip", type=Path, nargs="+", required=True, help="the model's own text encoders")
     parser.add_argument("--clip-type", default="stable_diffusion", help="as in CLIPLoader, e.g. wan, qwen_image, lumina2")
+    parser.add_argument("--shift", type=float, help="of the noise levels, as ModelSamplingSD3's (default: the model's own)")
     parser.add_argument("--pooled-clip", type=Path, nargs="+", help="text encoders whose pooled output is projected (default: --clip)")
     parser.add_argument("--pooled-clip-type", default="stable_diffusion", help="as in CLIPLoader")
     parser.add_argument("--prompts", type=Path, required=True, help="a text file, one prompt per line")
@@ -161,7 +162,12 @@ def loaded(options):
     for path in (options.model, *options.clip, *(options.pooled_clip or ())):
         if not path.is_file():
             raise ValueError(f"There is no file {path}.")
-    return comfy.sd.load_diffusion_model(str(options.model)), clip(options.clip, options.clip_type)
+    model = comfy.sd.load_diffusion_model(str(options.model))
+    if options.shift is not None:
+        from comfy_extras.nodes_model_advanced import ModelSamplingSD3
+
+        (model,) = ModelSamplingSD3().patch(model, options.shift)
+    return model, clip(options.clip, options.clip_type)
 
 
 def pooled_clip(options):
