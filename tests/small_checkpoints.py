@@ -6,14 +6,16 @@ from pathlib import Path
 
 import comfy.ops
 import torch
+from comfy.ldm.anima.model import Anima
+from comfy.ldm.cosmos.predict2 import MiniTrainDIT
 from comfy.ldm.hidream.model import HiDreamImageTransformer2DModel
 from comfy.ldm.hunyuan_video.model import HunyuanVideo
 from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper
 from comfy.ldm.wan.vae import WanVAE
 from safetensors.torch import load_file, save_file
-from server_nodes.load_small_hidream import DIMS as HIDREAM
+from server_nodes.load_small_model import COSMOS, HIDREAM, small_adapter
 
-from tools.small_models import DIFFUSION_MODEL, TEXT_ENCODER, VAE, WEIGHTS
+from tools.small_models import DIFFUSION_MODEL, PROJECTION, TEXT_BLIND, TEXT_ENCODER, VAE, WEIGHTS
 
 OPERATIONS = comfy.ops.disable_weight_init
 WIDTH, DEPTH = 256, 4  # of SD3.5, where the host makes the width 64 x depth
@@ -25,14 +27,29 @@ SMALL_FOR = {  # the file of a workflow -> the small one that takes its place
     "hunyuan_video_vae_bf16.safetensors": "small_video_vae.safetensors",
     "flux1-dev-kontext_fp8_scaled.safetensors": DIFFUSION_MODEL,
     "ae.safetensors": VAE,
+    "anima-base-v1.0.safetensors": "small_anima.safetensors",
+    "anima_clip_scales.safetensors": "small_anima_clip_scales.safetensors",
+    "anima_max_pool.safetensors": "small_anima_max_pool.safetensors",
+    "qwen_3_06b_base.safetensors": TEXT_ENCODER,
+    "qwen_image_vae.safetensors": "small_video_vae.safetensors",
+    "cosmos_predict2_2B_t2i.safetensors": "small_cosmos.safetensors",
+    "cosmos_predict2_t2i_clip.pt": "small_cosmos_clip.pt",
+    "oldt5_xxl_fp8_e4m3fn_scaled.safetensors": TEXT_ENCODER,
+    "wan_2.1_vae.safetensors": "small_video_vae.safetensors",
+    "wan2.1_t2v_1.3B_fp16.safetensors": TEXT_BLIND,
+    "umt5_xxl_fp8_e4m3fn_scaled.safetensors": TEXT_ENCODER,
+    "Wan21_CausVid_bidirect2_T2V_1_3B_lora_rank32.safetensors": "small_wan_lora.safetensors",
+    "wan_clip.safetensors": PROJECTION,
 }
+BUILT_SMALL = ("small_hidream.safetensors", "small_anima.safetensors", "small_cosmos.safetensors")  # which the host builds in full size
 TEXT_ENCODERS = {  # loader of several -> the type that makes one CLIP-L the whole text encoder: zeros stand for the others' output
     "TripleCLIPLoader": "sd3",
     "QuadrupleCLIPLoader": "hidream",
     "DualCLIPLoader": "stable_diffusion",  # CLIP-L's tokens for T5's or Llama's, which the small models read
 }
-SIZES = {"EmptySD3LatentImage": (80, 80), "EmptyHunyuanLatentVideo": (32, 32), "ImageScale": (80, 80)}
+SIZES = {"EmptySD3LatentImage": (80, 80), "EmptyLatentImage": (80, 80), "EmptyHunyuanLatentVideo": (32, 32), "ImageScale": (80, 80)}
 FRAMES, STEPS = 5, 4
+CLIP = 768  # of CLIP-L's tokens and pooled output
 
 
 def write_small_checkpoints(folder):
@@ -42,6 +59,11 @@ def write_small_checkpoints(folder):
         "checkpoints/small_sd35": {f"model.diffusion_model.{name}": tensor for name, tensor in _random_weights(_sd35()).items()} | vae,
         "loras/small_sd35_lora": _sd35_lora(),
         "diffusion_models/small_hidream": _random_weights(HiDreamImageTransformer2DModel(**HIDREAM, operations=OPERATIONS)),
+        "diffusion_models/small_cosmos": _random_weights(MiniTrainDIT(**COSMOS, operations=OPERATIONS)),
+        "diffusion_models/small_anima": _random_weights(_anima()),
+        "loras/small_wan_lora": _wan_lora(),
+        "pooled_projections/small_anima_clip_scales": _clip_scales(),
+        "pooled_projections/small_anima_max_pool": _max_pool(),
         "diffusion_models/small_hunyuan_video": _random_weights(_hunyuan_video()),
         "vae/small_video_vae": _random_weights(_video_vae()),
     }
@@ -49,6 +71,7 @@ def write_small_checkpoints(folder):
         path = Path(folder, f"{path}.safetensors")
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, path)
+    torch.save(_clip_scales(), Path(folder, "pooled_projections", "small_cosmos_clip.pt"))
 
 
 def write_server_nodes(path):
@@ -60,7 +83,7 @@ def with_small_checkpoints(prompt):
     """A copy of an API-format prompt with small models, pictures, videos and step numbers, and all else as it was.
 
     Loaders keep their place and the host's own code, with two exceptions: several text encoders become the one CLIP-L, because the
-    host loads T5, CLIP-G and Llama in their full size only; and so does it HiDream, which LoadSmallHiDream loads instead.
+    host loads T5, CLIP-G, Llama and Qwen in their full size only; and so does it HiDream, Anima and Cosmos, which LoadSmallModel loads.
     Kontext's preferred sizes are all of a megapixel, so ImageScale scales its picture.
     """
     prompt = copy.deepcopy(prompt)
@@ -70,8 +93,10 @@ def with_small_checkpoints(prompt):
         if node["class_type"] in TEXT_ENCODERS:
             encoder = TEXT_ENCODERS[node["class_type"]]
             node.update(class_type="CLIPLoader", inputs={"clip_name": TEXT_ENCODER, "type": encoder, "device": "default"})
-        if inputs.get("unet_name") == SMALL_FOR["hidream_i1_fast_fp8.safetensors"]:
-            node.update(class_type="LoadSmallHiDream", inputs={"unet_name": inputs["unet_name"]})
+        if inputs.get("unet_name") in BUILT_SMALL:
+            node.update(class_type="LoadSmallModel", inputs={"unet_name": inputs["unet_name"]})
+        if node["class_type"] == "CLIPLoader" and inputs.get("type") == "wan":
+            inputs["type"] = "sd3"  # CLIP-L's tokens, as wide as Wan reads
         if node["class_type"] == "FluxKontextImageScale":
             node.update(class_type="ImageScale", inputs=inputs | {"upscale_method": "area", "crop": "disabled"})
         if node["class_type"] in SIZES:
@@ -99,6 +124,40 @@ def _sd35_lora():
     return {
         f"{projection}.{half}.weight": torch.randn(shape, generator=generator) / shape[1] ** 0.5
         for projection in projections for half, shape in shapes.items()
+    }
+
+
+def _anima():
+    with small_adapter():
+        return Anima(**COSMOS, operations=OPERATIONS)
+
+
+def _wan_lora():
+    generator = torch.Generator().manual_seed(1)
+    shapes = {"lora_down": (4, 128), "lora_up": (128, 4)}
+    return {
+        f"diffusion_model.blocks.{block}.self_attn.{to}.{half}.weight": torch.randn(shape, generator=generator) / shape[1] ** 0.5
+        for block in range(7) for to in "qkv" for half, shape in shapes.items()
+    }
+
+
+def _clip_scales():
+    """A projection in the form of COSMOS."""
+    width, depth = COSMOS["model_channels"], COSMOS["num_blocks"]
+    linears = {"linear_1": (CLIP, CLIP), "linear_2": (3 * width, CLIP)}
+    return _linears("text_embedder_clip.", linears) | {"scales": torch.full((depth, 3 * width), 0.5)}
+
+
+def _max_pool():
+    """A projection in the form of Anima's own text."""
+    return _linears("", {"0": (CLIP, CLIP), "2": (COSMOS["model_channels"], CLIP)})
+
+
+def _linears(prefix, shapes):
+    generator = torch.Generator().manual_seed(2)
+    return {
+        f"{prefix}{name}.{part}": torch.randn(shape if part == "weight" else shape[:1], generator=generator) / shape[1] ** 0.5
+        for name, shape in shapes.items() for part in ("weight", "bias")
     }
 
 

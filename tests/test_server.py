@@ -29,7 +29,8 @@ FAMILIES = [
     "sd35_large_complexity", "sd35_large_dmd2_complexity", "hidream_i1_fast_complexity", "hunyuan_video_text_to_video",
     "flux_kontext_edit_realism",
 ]
-WORKFLOWS = [*SMALL_WORLD, *FAMILIES]
+PROJECTED = ["anima_clip_scales_complexity", "anima_max_pool_complexity", "cosmos_predict2_realism", "wan_causvid_video"]
+WORKFLOWS = [*SMALL_WORLD, *FAMILIES, *PROJECTED]
 DEPTH = 12  # blocks of the small model
 SIZE, STEPS = 80, 4
 
@@ -56,7 +57,7 @@ def client(models, tmp_path_factory):
 
 def workflow(name, **settings):
     """A shared workflow with the small models; settings: {class type: {input: value}}."""
-    small = with_small_checkpoints if name in FAMILIES else with_small_models
+    small = with_small_models if name in SMALL_WORLD else with_small_checkpoints
     prompt = small(json.loads((CHECKOUT / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8")))
     for class_type, inputs in {"KSampler": {"steps": STEPS}, **settings}.items():
         for node in nodes(prompt, class_type):
@@ -108,11 +109,26 @@ def test_the_same_seed_gives_the_same_pictures_again(client, name):
     assert same(first["Plain"], again["Plain"]) and same(first["Guided"], again["Guided"])
 
 
+@pytest.mark.parametrize("name", [*SMALL_WORLD, *FAMILIES], indirect=True)
 def test_w_0_is_the_plain_picture_bit_for_bit(client, name):
     made = pictures(client, workflow(name, ApplyModulationGuidance={"w": 0.0}))
     assert same(made["Plain"], made["Guided"])
 
 
+@pytest.mark.parametrize("name", PROJECTED, indirect=True)
+def test_w_0_leaves_the_projected_prompt_and_nothing_else(client, name):
+    prompt = workflow(name, ApplyModulationGuidance={"w": 0.0})
+    made = pictures(client, prompt)
+    assert not same(made["Plain"], made["Guided"])
+    for node in nodes(prompt, "EncodeGuidanceDirection"):
+        node["inputs"]["positive"] = "something else"
+    assert same(pictures(client, prompt)["Guided"], made["Guided"])
+    for node in nodes(prompt, "ApplyModulationGuidance"):
+        node["inputs"] = {key: value for key, value in node["inputs"].items() if not key.startswith("base_")}
+    assert same(pictures(client, prompt)["Guided"], made["Plain"]) == (name != "anima_max_pool_complexity")
+
+
+@pytest.mark.parametrize("name", [*SMALL_WORLD, *FAMILIES], indirect=True)
 def test_without_a_schedule_a_workflow_is_guided_as_the_reference_does(client, name):
     prompt = workflow(name)
     (apply,) = nodes(prompt, "ApplyModulationGuidance")
@@ -136,6 +152,7 @@ def test_without_a_schedule_a_workflow_is_guided_as_the_reference_does(client, n
     [
         ("sd35_large_dmd2_complexity", {"LoraLoaderModelOnly": {"strength_model": 0}}),
         ("flux_kontext_edit_realism", {"LoadImage": {"image": "another.png"}}),
+        ("wan_causvid_video", {"LoraLoaderModelOnly": {"strength_model": 0}}),
     ],
 )
 def test_a_lora_and_a_picture_to_edit_reach_the_model(client, name, settings):

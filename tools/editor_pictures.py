@@ -79,7 +79,7 @@ def name_models(folder):
         value for path in WORKFLOWS.glob("*.json") for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]
         for value in node.get("widgets_values") or () if isinstance(value, str) and value.endswith((".safetensors", ".pt"))
     }
-    for kind in ("diffusion_models", "text_encoders", "vae", "loras", "checkpoints"):
+    for kind in ("diffusion_models", "text_encoders", "vae", "loras", "checkpoints", "pooled_projections"):
         (folder / kind).mkdir(exist_ok=True)
         for name in named:
             (folder / kind / name).touch()

@@ -80,7 +80,7 @@ def extra_model_paths(folders):
     """The text of a ComfyUI extra_model_paths.yaml for folders laid out like its models folder (JSON is YAML)."""
     kinds = {
         "diffusion_models": "diffusion_models\nunet", "text_encoders": "text_encoders\nclip", "vae": "vae",
-        "loras": "loras", "checkpoints": "checkpoints",
+        "loras": "loras", "checkpoints": "checkpoints", "pooled_projections": "pooled_projections",
     }
     return json.dumps({f"models_{index}": {"base_path": str(folder), **kinds} for index, folder in enumerate(folders)})
 

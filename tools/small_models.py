@@ -10,6 +10,7 @@ from tools.small_world.text_encoder import write_clip_l
 
 WEIGHTS = CHECKOUT / "tools" / "small_world" / "weights"
 DIFFUSION_MODEL, VAE, TEXT_ENCODER = "small_world_flux.safetensors", "small_world_vae.safetensors", "small_world_clip_l.safetensors"
+TEXT_BLIND, PROJECTION = "small_world_wan.safetensors", "small_world_wan_projection.safetensors"
 SMALL_FOR = {  # the real file of a workflow -> the small one that takes its place
     "flux1-schnell.safetensors": DIFFUSION_MODEL,
     "flux1-dev.safetensors": DIFFUSION_MODEL,
@@ -24,7 +25,10 @@ def write_small_models(folder):
 
     Returns their paths.
     """
-    models = [folder / kind / name for kind, name in (("diffusion_models", DIFFUSION_MODEL), ("vae", VAE))]
+    shipped = (
+        ("diffusion_models", DIFFUSION_MODEL), ("diffusion_models", TEXT_BLIND), ("pooled_projections", PROJECTION), ("vae", VAE),
+    )
+    models = [folder / kind / name for kind, name in shipped]
     for path in models:
         copy_whole(WEIGHTS / path.name, path)
     text_encoder = folder / "text_encoders" / TEXT_ENCODER

@@ -1,0 +1,96 @@
+"""The workflow that distills a projection, on the real server over HTTP, with the small world's text-blind model."""
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors import safe_open
+
+CHECKOUT = Path(__file__).parent.parent
+sys.path.insert(1, str(CHECKOUT))  # after the host's own folder, whose modules go first
+
+from tools.host import cache_folder, ensure_host  # noqa: E402
+from tools.server import Client, running_server  # noqa: E402
+from tools.small_models import write_small_models  # noqa: E402
+
+NAME = "distill_a_projection"
+PROMPTS = "a red circle\ntwo blue squares, highly detailed\nflat and simple"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """A client, and the server's output folder."""
+    models, output = cache_folder() / "small-world", tmp_path_factory.mktemp("output")
+    write_small_models(models)
+    with running_server(ensure_host(), [models], ["--output-directory", output]) as url:
+        yield Client(url), output
+
+
+def workflow(**settings):
+    prompt = json.loads((CHECKOUT / "workflows" / "api" / f"{NAME}.json").read_text(encoding="utf-8"))
+    (distill,) = (node for node in prompt.values() if node["class_type"] == "DistillPooledProjection")
+    distill["inputs"].update(prompts=PROMPTS, batch_size=2, sample_steps=1, **settings)
+    for node in prompt.values():
+        if node["class_type"] == "KSampler":
+            node["inputs"]["steps"] = 2
+    return prompt
+
+
+def pictures(client, prompt, on_progress=lambda progress: None):
+    made = client.run(prompt, on_progress)
+    return {prompt[node]["_meta"]["title"]: np.asarray(Image.open(io.BytesIO(files[0])).convert("RGB")) for node, files in made.items()}
+
+
+def saved(output):
+    """The metadata of the projection saved last."""
+    latest = max((output / "pooled_projections").iterdir(), key=lambda path: path.name)
+    with safe_open(latest, framework="pt") as file:
+        return file.metadata()
+
+
+def test_a_projection_is_made_plotted_saved_and_guides(server):
+    client, output = server
+    made = pictures(client, workflow(steps=4, learning_rate=0.05))
+    assert {"Plain", "Guided"} <= set(made) and "Loss" in made
+    assert (made["Plain"] != made["Guided"]).any()
+    assert json.loads(saved(output)["family"]) == "Wan"
+    assert json.loads(saved(output)["record"])["runs"][0]["steps"] == 4
+
+
+def test_an_untrained_projection_gives_the_plain_picture(server):
+    client, _ = server
+    prompt = workflow(steps=0)
+    del prompt[next(key for key, node in prompt.items() if node["class_type"] == "LossGraphNode")]  # has no loss to draw
+    made = pictures(client, prompt)
+    assert (made["Plain"] == made["Guided"]).all()
+
+
+def test_an_interrupt_keeps_what_was_learned_and_the_graph_runs_on(server):
+    client, output = server
+
+    def interrupt(progress):
+        if progress.title == "Distill Pooled Projection" and progress.value >= 3:
+            client.interrupt()
+
+    made = pictures(client, workflow(steps=5000), interrupt)
+    assert set(made) >= {"Plain", "Guided"}
+    steps = json.loads(saved(output)["record"])["runs"][0]["steps"]
+    assert 3 <= steps < 5000
+
+
+def test_the_api_form_is_the_graph():
+    graph = json.loads((CHECKOUT / "workflows" / f"{NAME}.json").read_text(encoding="utf-8"))
+    prompt = json.loads((CHECKOUT / "workflows" / "api" / f"{NAME}.json").read_text(encoding="utf-8"))
+    inputs = {node["id"]: node["inputs"] for node in graph["nodes"]}
+    links = {
+        (str(target), inputs[target][slot]["name"]): [str(source), source_slot] for _, source, source_slot, target, slot, _ in graph["links"]
+    }
+    assert links == {(key, name): value for key, node in prompt.items() for name, value in node["inputs"].items() if isinstance(value, list)}
+    for node in graph["nodes"]:
+        if node["type"] != "MarkdownNote":
+            values = [value for value in prompt[str(node["id"])]["inputs"].values() if not isinstance(value, list)]
+            assert all(value in node["widgets_values"] for value in values)
