@@ -40,6 +40,7 @@ def test_a_workflow_opens_from_the_template_browser(editor):
     page.evaluate("app.extensionManager.command.execute('Comfy.BrowseTemplates')")
     page.get_by_text("ComfyUI-Modulatio", exact=False).first.click()
     card = page.get_by_test_id("template-workflow-first_steps_small_world")
+    card.scroll_into_view_if_needed()  # pictures are shown in view only
     card.locator("img").first.wait_for()
     assert card.locator("img").first.evaluate("image => image.decode().then(() => image.naturalWidth)") > 300
     card.click()
