@@ -13,7 +13,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
-from .conditionings import conditional_chunks, tell_conditionings_apart
+from .conditionings import check_known, conditional_chunks, tell_conditionings_apart
 from .directions import GuidanceDirection
 from .families import Call, Family, Injection, TextPath, family_of
 from .injection import Edit, edited, uncompiled
@@ -22,6 +22,7 @@ from .shifts import shifted, views
 
 # One constant key: a wrapper key of its own per node would give torch.compile a new frame per node.
 KEY = "modulation_guidance"
+NUMBERS = f"{KEY}_numbers"
 
 CFG_ROWS = ("both", "cond", "opposed")
 
@@ -46,12 +47,14 @@ class Guidance:
     start_percent: float
     end_percent: float
 
-    def acts_at(self, call: Call, conditional: list[bool]) -> bool:
+    def acts_at(self, call: Call, conditional: list[bool | None]) -> bool:
         """Whether the direction shifts anything at this call."""
         return self.w != 0 and any(self.signs(conditional)) and in_window(call, self.start_percent, self.end_percent)
 
-    def signs(self, conditional: list[bool]) -> list[int]:
+    def signs(self, conditional: list[bool | None]) -> list[int]:
         """The sign of w for each chunk of the batch."""
+        if self.cfg_rows != "both":
+            check_known(conditional, f"Modulation guidance with cfg_rows {self.cfg_rows} needs that: set cfg_rows to both.")
         unconditional = {"both": 1, "cond": 0, "opposed": -1}[self.cfg_rows]
         return [1 if is_conditional else unconditional for is_conditional in conditional]
 
@@ -110,8 +113,7 @@ def guide(
     options[KEY] = (*options.get(KEY, ()), guidance)
     if not model.get_wrappers(WrappersMP.APPLY_MODEL, KEY):
         model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, _guided_call)
-        for guider_method in (WrappersMP.OUTER_SAMPLE, WrappersMP.PREDICT_NOISE):
-            model.add_wrapper_with_key(guider_method, KEY, tell_conditionings_apart)
+        tell_conditionings_apart(model, KEY, NUMBERS)
     beside = model.get_additional_models_with_key(KEY)
     new = [patcher for patcher in text.patchers() if not any(map(patcher.is_clone, beside))]
     if new:
@@ -170,14 +172,14 @@ def _check_direction(direction: GuidanceDirection, family: Family, text: TextPat
 def _guided_call(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **kwargs):
     """APPLY_MODEL wrapper: outside any compiled region, the only place of a call where w and layer numbers are read."""
     base_model = executor.class_obj
-    conditional = conditional_chunks(transformer_options)
+    conditional = conditional_chunks(transformer_options, NUMBERS, len(x))
     call = Call(base_model, x, t, len(conditional), c_crossattn, kwargs, transformer_options.get("sample_sigmas"))
     guidances = [
         guidance for guidance in transformer_options.get(KEY, ())
         if guidance.text.has_base or guidance.acts_at(call, conditional)
     ]
-    # Taken out, so that a wrapper list merged twice by somebody does not guide twice.
-    transformer_options = {name: value for name, value in transformer_options.items() if name != KEY}
+    # Taken out, so that a wrapper list merged twice by somebody does not guide twice, and that torch.compile sees no new object.
+    transformer_options = {name: value for name, value in transformer_options.items() if name not in (KEY, NUMBERS)}
     args = (x, t, c_concat, c_crossattn, control, transformer_options)
     if not guidances:
         return executor(*args, **kwargs)
@@ -186,7 +188,7 @@ def _guided_call(executor, x, t, c_concat=None, c_crossattn=None, control=None, 
         return executor(*args, **kwargs)
 
 
-def _edits(guidances: list[Guidance], diffusion_model: nn.Module, call: Call, conditional: list[bool]):
+def _edits(guidances: list[Guidance], diffusion_model: nn.Module, call: Call, conditional: list[bool | None]):
     """One Edit per block and one for the head; unguided ones too.
 
     Zeros are added where a layer is not guided, so that another schedule is other numbers for torch.compile and not another
@@ -207,7 +209,7 @@ def _edits(guidances: list[Guidance], diffusion_model: nn.Module, call: Call, co
             yield from _injected(entering, injection, diffusion_model, call, conditional)
 
 
-def _injected(guidances: list[Guidance], injection: Injection, diffusion_model: nn.Module, call: Call, conditional: list[bool]):
+def _injected(guidances: list[Guidance], injection: Injection, diffusion_model: nn.Module, call: Call, conditional: list[bool | None]):
     sums = [_Terms.of(guidance, diffusion_model, call, conditional) for guidance in guidances]
     targets = injection.blocks(diffusion_model)
     heads = [injection.head(diffusion_model)] if injection.head else []
@@ -287,7 +289,7 @@ def layer_shifts(guidance: Guidance, diffusion_model: nn.Module, call: Call) -> 
     return [terms.at(layer) for layer in range(len(guidance.layer_weights))]
 
 
-def _row_deltas(guidance: Guidance, diffusion_model: nn.Module, call: Call, conditional: list[bool]) -> Tensor:
+def _row_deltas(guidance: Guidance, diffusion_model: nn.Module, call: Call, conditional: list[bool | None]) -> Tensor:
     """sign * w * (y(p+) - y(p-)) for every row of the batch, (R, D) in fp32."""
     terms = [
         guidance.w * pair.weight * guidance.text.difference(diffusion_model, pair, call)

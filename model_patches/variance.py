@@ -19,7 +19,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
-from .conditionings import conditional_chunks, tell_conditionings_apart
+from .conditionings import check_known, conditional_chunks, tell_conditionings_apart
 from .families import FAMILIES, BlockInput, Call, Family
 from .guidance import check_percents, in_window
 from .injection import Edit, edited, uncompiled
@@ -27,6 +27,7 @@ from .schedules import LayerSchedule
 from .shifts import views
 
 KEY = "text_variance"  # constant, as guidance's and for the same reason
+NUMBERS = f"{KEY}_numbers"
 
 TOKENS = ("prompt", "all")
 
@@ -52,6 +53,7 @@ class WhichTokens:
         if self.all:
             present = torch.ones_like(present)
         if self.positive is not None:
+            check_known(conditional, "Scale Text Variance reads their tokens off the prompts connected to it: disconnect these.")
             rows = [self.positive if is_conditional else self.negative for is_conditional in conditional]
             for tokens in rows:
                 if len(tokens) != present.shape[1]:
@@ -110,8 +112,7 @@ def scale_variance(
     options[KEY] = (*options.get(KEY, ()), scaling)
     if not model.get_wrappers(WrappersMP.APPLY_MODEL, KEY):
         model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, _scaled_call)
-        for guider_method in (WrappersMP.OUTER_SAMPLE, WrappersMP.PREDICT_NOISE):
-            model.add_wrapper_with_key(guider_method, KEY, tell_conditionings_apart)
+        tell_conditionings_apart(model, KEY, NUMBERS)
     return model
 
 
@@ -159,14 +160,14 @@ def prompt_tokens(model, clip, prompt: str) -> tuple[bool, ...] | None:
 def _scaled_call(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **kwargs):
     """APPLY_MODEL wrapper: outside any compiled region, the only place of a call where scales and layer numbers are read."""
     base_model = executor.class_obj
-    conditional = conditional_chunks(transformer_options)
+    conditional = conditional_chunks(transformer_options, NUMBERS, len(x))
     call = Call(base_model, x, t, len(conditional), c_crossattn, kwargs)
     scalings = [
         scaling for scaling in transformer_options.get(KEY, ())
         if scaling.scale != 1 and any(scaling.layer_weights) and in_window(call, scaling.start_percent, scaling.end_percent)
     ]
-    # Taken out, so that a wrapper list merged twice by somebody does not scale twice.
-    transformer_options = {name: value for name, value in transformer_options.items() if name != KEY}
+    # Taken out, so that a wrapper list merged twice by somebody does not scale twice, and that torch.compile sees no new object.
+    transformer_options = {name: value for name, value in transformer_options.items() if name not in (KEY, NUMBERS)}
     args = (x, t, c_concat, c_crossattn, control, transformer_options)
     if not scalings:
         return executor(*args, **kwargs)

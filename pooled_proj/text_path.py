@@ -15,6 +15,7 @@ import comfy.model_management
 import torch
 from torch import Tensor, nn
 
+from ..model_patches.conditionings import check_known
 from ..model_patches.directions import EncodedPrompt
 from ..model_patches.families import Family, TextPath
 from ..model_patches.schedules import RangeSchedule
@@ -138,6 +139,7 @@ class ProjectedText(TextPath):
         ]
         if not any(side is not None for side in sides):
             return None
+        check_known(conditional, "base_positive and base_negative need that: disconnect both.")
         nothing = torch.zeros_like(next(side for side in sides if side is not None))
         negative, positive = (nothing if side is None else side for side in sides)
         return torch.cat([

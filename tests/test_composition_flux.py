@@ -199,12 +199,33 @@ def test_percent_window_follows_the_models_own_schedule(model):
     torch.testing.assert_close(sample(guided(other(model), **options), steps=8), expected, **TOLERANCE)
 
 
-def test_rows_guided_alike_need_no_word_of_which_is_which(model):
-    def split(told):
-        return on_clone(lambda model: model.set_model_unet_function_wrapper(partial(one_row_at_a_time, told=told)))
+def split(told):
+    return on_clone(lambda model: model.set_model_unet_function_wrapper(partial(one_row_at_a_time, told=told)))
 
+
+def test_rows_guided_alike_need_no_word_of_which_is_which(model):
     expected = sample(split(told=True)(equation(model, rows="both")), cfg=2.0)
     torch.testing.assert_close(sample(split(told=False)(guided(model, rows="both")), cfg=2.0), expected, **TOLERANCE)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("rows", ["cond", "opposed"])
+def test_a_batch_split_without_a_word_is_refused_where_rows_are_guided_differently(model, rows, batch):
+    expected = sample(split(told=True)(equation(model, rows=rows)), cfg=2.0, batch=batch)
+    torch.testing.assert_close(sample(split(told=True)(guided(model, rows=rows)), cfg=2.0, batch=batch), expected, **TOLERANCE)
+    with pytest.raises(ValueError, match=f"splits without saying so.* cfg_rows {rows} needs that: set cfg_rows to both"):
+        sample(split(told=False)(guided(model, rows=rows)), cfg=2.0, batch=batch)
+
+
+def test_a_conditioning_of_another_node_is_guided_where_rows_are_guided_alike_and_refused_where_not(model):
+    """As the deprecated Perp-Neg, which calls the model with a conditioning that the guider does not have."""
+    perp_neg = host_node("PerpNeg", empty_conditioning=conditioning(3), neg_scale=0.5)
+    expected = sample(perp_neg(equation(model, rows="both")), cfg=2.0)
+    assert_differ(expected, sample(perp_neg(model), cfg=2.0))
+    torch.testing.assert_close(sample(perp_neg(guided(model, rows="both")), cfg=2.0), expected, **TOLERANCE)
+    for rows in ("cond", "opposed"):
+        with pytest.raises(ValueError, match=f"a conditioning of its own.* cfg_rows {rows} needs that: set cfg_rows to both"):
+            sample(perp_neg(guided(model, rows=rows)), cfg=2.0)
 
 
 def test_a_guider_that_hands_guidance_to_a_model_of_another_depth_is_refused(model):
