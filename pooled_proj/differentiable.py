@@ -25,9 +25,10 @@ def differentiable(model: nn.Module, recomputed: Iterable[nn.Module] = ()):
     with ExitStack() as stack:
         # Selects, in most families, a rotary embedding that autograd knows.
         stack.enter_context(_with_attribute(comfy.model_management, "in_training", True))
-        # MiniTrainDIT takes the fused one all the same. Hosts before 0.30 have none.
-        if hasattr(comfy.quant_ops.ck, "rms_rope_split_half"):
-            stack.enter_context(_with_attribute(comfy.quant_ops.ck, "rms_rope_split_half", _rms_rope_split_half))
+        # MiniTrainDIT takes a fused one all the same: since ComfyUI 0.30 the first, before that the second.
+        for name, function in (("rms_rope_split_half", _rms_rope_split_half), ("apply_rope_split_half", _apply_rope_split_half)):
+            if hasattr(comfy.quant_ops.ck, name):
+                stack.enter_context(_with_attribute(comfy.quant_ops.ck, name, function))
         stack.enter_context(_outside_inference_mode(model))
         for block in recomputed:
             stack.enter_context(_recomputing(block))
@@ -50,13 +51,18 @@ def _with_attribute(owner, name: str, value):
 
 
 def _rms_rope_split_half(q, k, frequencies, q_scale, k_scale, epsilon):
-    return _normed_and_rotated(q, frequencies, q_scale, epsilon), _normed_and_rotated(k, frequencies, k_scale, epsilon)
+    """As the host's: RMS norm, then _apply_rope_split_half."""
+    q, k = (nn.functional.rms_norm(x, x.shape[-1:], weight=scale, eps=epsilon) for x, scale in ((q, q_scale), (k, k_scale)))
+    return _apply_rope_split_half(q, k, frequencies)
 
 
-def _normed_and_rotated(x: Tensor, frequencies: Tensor, scale: Tensor, epsilon: float) -> Tensor:
-    """RMS norm, then the rotation of feature i with feature i + D / 2. x: (..., D); frequencies: (..., D / 2, 2, 2)."""
-    normed = nn.functional.rms_norm(x, x.shape[-1:], weight=scale, eps=epsilon)
-    halves = normed.unflatten(-1, (2, -1)).movedim(-2, -1).unsqueeze(-2).to(frequencies.dtype)
+def _apply_rope_split_half(q, k, frequencies):
+    """As the host's: the rotation of feature i with feature i + D / 2. q, k: (..., D); frequencies: (..., D / 2, 2, 2)."""
+    return _rotated(q, frequencies), _rotated(k, frequencies)
+
+
+def _rotated(x: Tensor, frequencies: Tensor) -> Tensor:
+    halves = x.unflatten(-1, (2, -1)).movedim(-2, -1).unsqueeze(-2).to(frequencies.dtype)
     rotated = (frequencies * halves).sum(dim=-1)
     return rotated.movedim(-1, -2).flatten(-2).type_as(x)
 
