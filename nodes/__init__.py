@@ -1,11 +1,15 @@
 """What the user sees: schemas, tooltips and errors at queue time; the maths is in model_patches."""
 
+import logging
+
+import comfyui_version
 from comfy_api.latest import ComfyExtension
 from typing_extensions import override
 
 from .directions import CombineGuidanceDirections, EncodeGuidanceDirection, GuidanceDirectionFromConditioning, GuidancePreset
 from .distillation import DistillPooledProjection
 from .guidance import ApplyModulationGuidance
+from .host_version import too_old
 from .inspection import InspectGuidance
 from .projections import LoadPooledProjection, SavePooledProjection
 from .schedules import GuidanceLayerSchedule, GuidanceLayerScheduleCurve, GuidanceLayerScheduleText
@@ -36,4 +40,6 @@ class ModulationGuidanceExtension(ComfyExtension):
 
 
 async def comfy_entrypoint() -> ModulationGuidanceExtension:
+    if complaint := too_old(comfyui_version.__version__):
+        logging.warning(complaint)
     return ModulationGuidanceExtension()

@@ -14,6 +14,7 @@ import comfy.ldm.flux.controlnet
 import comfy.ops
 import comfy.samplers
 import comfy.sd
+import nodes
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
@@ -228,6 +229,7 @@ def test_a_conditioning_of_another_node_is_guided_where_rows_are_guided_alike_an
             sample(perp_neg(guided(model, rows=rows)), cfg=2.0)
 
 
+@pytest.mark.skipif("DualModelGuider" not in nodes.NODE_CLASS_MAPPINGS, reason="DualModelGuider came with ComfyUI 0.24")
 def test_a_guider_that_hands_guidance_to_a_model_of_another_depth_is_refused(model):
     guider = node(
         "DualModelGuider", model=guided(model), model_negative=flux(double=1, single=2), positive=conditioning(1),

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import comfy.latent_formats
 import comfy.model_management
 import comfy.quant_ops
 import folder_paths
@@ -12,6 +13,10 @@ from blind_families import FAMILIES, FLUX2, FLUX2_DIMS, VARIANTS, WAN, built, co
 from comfy.ldm.flux.model import Flux
 from distilling import PROMPTS, TextOf, distillation, same, settings, text_encoder
 from flux import apply, flux, node, schedule
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(comfy.latent_formats.LatentFormat, "temporal_downscale_ratio"), reason="distilling needs ComfyUI 0.24.0"
+)
 
 Distillation, distill = distillation.Distillation, distillation.distill
 
@@ -359,3 +364,11 @@ def test_pooled_clip_is_what_is_projected(clip):
     assert projection.input_width == 24
     with pytest.raises(ValueError, match="16 wide, but the projection reads 24"):
         distilled(WAN.load(), clip, projection=projection)
+
+
+def test_a_host_that_is_too_old_is_told(clip, monkeypatch):
+    model = WAN.load()
+    for owner in type(model.get_model_object("latent_format")).__mro__:
+        monkeypatch.delattr(owner, "temporal_downscale_ratio", raising=False)
+    with pytest.raises(ValueError, match="Distilling needs ComfyUI 0.24.0 or newer.*Update ComfyUI"):
+        distill(model, clip, PROMPTS, settings(WAN))

@@ -14,6 +14,7 @@ import comfy.ldm.flux.controlnet
 import comfy.ops
 import comfy.samplers
 import comfy.sd
+import nodes
 import pytest
 import torch
 from comfy.ldm.flux.model import Flux
@@ -483,6 +484,8 @@ def sampled_by(guider, subject, model):
 @pytest.mark.parametrize("rows", ["both", "cond", "opposed"])
 @pytest.mark.parametrize("name", GUIDERS)
 def test_guiders_rows(pytestconfig, subject, model, name, rows):
+    if name not in nodes.NODE_CLASS_MAPPINGS:
+        pytest.skip(f"this ComfyUI has no {name}: it came with 0.24")
     expected = sampled_by(name, subject, equation(subject, model, rows))
     actual = sampled_by(name, subject, guided(subject, model, rows))
     assert_pair(pytestconfig, subject, f"{name}, rows {rows}", sampled_by(name, subject, model), expected, actual)

@@ -1,5 +1,9 @@
 """What users wire and save: ids, inputs, defaults and outputs, and what the small nodes give."""
 
+import asyncio
+import importlib
+
+import comfyui_version
 import nodes as host_nodes
 import pytest
 import torch
@@ -152,3 +156,11 @@ def clip_l(tmp_path_factory):
     path = tmp_path_factory.mktemp("clip") / "clip_l.safetensors"
     write_clip_l(path)
     return comfy.sd.load_clip([str(path)])
+
+
+@pytest.mark.parametrize("version, fits", [("0.20.1", False), ("0.23.9", False), ("0.24.0", True), ("0.24.1rc1", True), ("0.30.0", True), ("1.0.0", True)])
+def test_a_host_that_is_too_old_is_named_when_the_pack_loads(version, fits, monkeypatch, caplog):
+    package = importlib.import_module(host_nodes.NODE_CLASS_MAPPINGS["ApplyModulationGuidance"].__module__.rpartition(".")[0])
+    monkeypatch.setattr(comfyui_version, "__version__", version)
+    asyncio.run(package.comfy_entrypoint())
+    assert (f"needs ComfyUI 0.24.0 or newer, and this is {version}" in caplog.text) == (not fits)
