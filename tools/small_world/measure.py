@@ -3,7 +3,7 @@
     python -m tools.small_world.measure checkers
     python -m tools.small_world.measure quality --model flux
 
-`quality` writes <model>_quality.json beside the weights, and two contact sheets (CFG 1 and WITH_CFG).
+`quality` writes <model>_quality.json beside the weights, and a contact sheet for CFG 1 and for the first other CFG scale.
 """
 import argparse
 import json
@@ -47,26 +47,26 @@ def check_checkers(count: int, rare: bool = False, first: int = HELD_OUT) -> dic
     return {name: round(100 * float(np.mean(values)), 2) for name, values in right.items()}
 
 
-def single_objects(loaded, per_kind: int, rare: bool = False, cfg: float = 1.0) -> dict[str, float]:
+def single_objects(loaded, per_kind: int, rare: bool = False, cfg: float = 1.0, seed: int = 0, sampler: str = "euler") -> dict[str, float]:
     """Share of "a [color] [shape]" pictures that are right, in percent; `exact` also asks for exactly one object."""
     from .sampling import pictures
     kinds = [(color, shape) for color in COLORS for shape in SHAPES if ((color, shape) in RARE) == rare]
     scores = []
     for index, (color, shape) in enumerate(tqdm(kinds, desc="single objects", leave=False)):
-        for picture in pictures(loaded, f"a {color} {shape}", per_kind, seed=index, cfg=cfg):
+        for picture in pictures(loaded, f"a {color} {shape}", per_kind, seed=seed + index, cfg=cfg, sampler=sampler):
             scores.append(score(read_picture(picture), Expectation(((1, color, shape),))))
     result = {name: round(100 * float(np.mean([s[name] for s in scores])), 1) for name in ("color", "shape", "count", "exact")}
     result["color and shape"] = round(100 * float(np.mean([s["color"] and s["shape"] for s in scores])), 1)
     return result | {"pictures": len(scores)}
 
 
-def contact_sheet(loaded, path: Path, cfg: float, per_prompt: int = 4) -> None:
+def contact_sheet(loaded, path: Path, cfg: float, sampler: str, per_prompt: int = 4) -> None:
     """A row of pictures under each prompt, two columns of prompts."""
     from .sampling import pictures
     cells = []
     for index, prompt in enumerate(tqdm(SHEET_PROMPTS, desc="contact sheet", leave=False)):
         row = np.concatenate([np.pad(picture, ((1, 1), (1, 1), (0, 0)), constant_values=1)
-                              for picture in pictures(loaded, prompt, per_prompt, seed=1000 + index, cfg=cfg)], axis=1)
+                              for picture in pictures(loaded, prompt, per_prompt, seed=1000 + index, cfg=cfg, sampler=sampler)], axis=1)
         image = Image.fromarray((row * 255 + 0.5).astype(np.uint8))
         image = image.resize((image.width * ENLARGE, image.height * ENLARGE), Image.NEAREST)
         cell = Image.new("RGB", (image.width, image.height + 16), "white")
@@ -85,6 +85,9 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=3000, help="scenes the checkers read")
     parser.add_argument("--per-kind", type=int, default=8, help="pictures of each color and shape")
     parser.add_argument("--cfg", type=float, nargs="+", default=(1.0, WITH_CFG), help="CFG scales, negative prompt empty")
+    parser.add_argument("--shift", type=float, help="of the noise levels, as ModelSamplingSD3's (default: the model's own)")
+    parser.add_argument("--sampler", default="euler")
+    parser.add_argument("--seed", type=int, default=0, help="of the first kind's noise")
     parser.add_argument("--comfyui", help="the ComfyUI folder (default: $COMFYUI_PATH)")
     parser.add_argument("--weights", type=Path, default=HERE / "weights")
     parser.add_argument("--text-encoder", type=Path,
@@ -100,14 +103,16 @@ def main() -> None:
     from .text_encoder import write_clip_l
     if not options.text_encoder.exists():
         write_clip_l(options.text_encoder)
-    loaded = load(options.model, options.weights, options.text_encoder)
-    quality = {f"single objects, CFG {cfg:g}": single_objects(loaded, options.per_kind, cfg=cfg) for cfg in options.cfg}
-    quality["rare single objects, CFG 1"] = single_objects(loaded, options.per_kind, rare=True)
+    loaded = load(options.model, options.weights, options.text_encoder, options.shift)
+    how = {"seed": options.seed, "sampler": options.sampler}
+    quality = {f"single objects, CFG {cfg:g}": single_objects(loaded, options.per_kind, cfg=cfg, **how) for cfg in options.cfg}
+    quality[f"rare single objects, CFG {options.cfg[0]:g}"] = single_objects(loaded, options.per_kind, rare=True, cfg=options.cfg[0], **how)
     print(json.dumps(quality, indent=1))
     write_whole(options.weights / f"{options.model}_quality.json",
                 lambda path: path.write_text(json.dumps(quality, indent=1) + "\n"))
-    for name, cfg in (("contact_sheet", 1.0), ("contact_sheet_cfg", WITH_CFG)):
-        contact_sheet(loaded, options.weights.parent / f"{options.model}_{name}.png", cfg)
+    for name, wanted in (("contact_sheet", lambda cfg: cfg == 1), ("contact_sheet_cfg", lambda cfg: cfg != 1)):
+        for cfg in list(filter(wanted, options.cfg))[:1]:
+            contact_sheet(loaded, options.weights.parent / f"{options.model}_{name}.png", cfg, options.sampler)
 
 
 if __name__ == "__main__":

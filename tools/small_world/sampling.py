@@ -19,25 +19,28 @@ class Loaded:
     vae: object
 
 
-def load(kind: str, weights: Path, text_encoder: Path) -> Loaded:
-    """kind: "flux" or "wan"."""
+def load(kind: str, weights: Path, text_encoder: Path, shift: float | None = None) -> Loaded:
+    """kind: "flux" or "wan". shift: of the noise levels, as ModelSamplingSD3's; None for the model's own."""
     import comfy.sd
     import comfy.utils
+    from comfy_extras.nodes_model_advanced import ModelSamplingSD3
+    model = comfy.sd.load_diffusion_model(str(weights / f"small_world_{kind}.safetensors"))
     return Loaded(
-        model=comfy.sd.load_diffusion_model(str(weights / f"small_world_{kind}.safetensors")),
+        model=model if shift is None else ModelSamplingSD3().patch(model, shift)[0],
         clip=comfy.sd.load_clip([str(text_encoder)], clip_type=comfy.sd.CLIPType[ENCODER_TYPES[kind]]),
         vae=comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(weights / "small_world_vae.safetensors"))),
     )
 
 
 @torch.inference_mode()
-def pictures(loaded: Loaded, prompt: str, count: int, seed: int, steps: int = 20, cfg: float = 1.0) -> np.ndarray:
-    """(count, SIZE, SIZE, 3) float in [0, 1]: one batch of the prompt, Euler, "simple" schedule; negative prompt empty."""
+def pictures(loaded: Loaded, prompt: str, count: int, seed: int, steps: int = 20, cfg: float = 1.0,
+             sampler: str = "euler") -> np.ndarray:
+    """(count, SIZE, SIZE, 3) float in [0, 1]: one batch of the prompt, "simple" schedule; negative prompt empty."""
     import comfy.sample
     condition = [loaded.clip.encode_from_tokens_scheduled(loaded.clip.tokenize(text)) for text in (prompt, "")]
     latent = torch.zeros(count, LATENT_CHANNELS, SIZE // DOWNSCALE, SIZE // DOWNSCALE)
     latent = comfy.sample.fix_empty_latent_channels(loaded.model, latent)
     noise = comfy.sample.prepare_noise(latent, seed)
-    latent = comfy.sample.sample(loaded.model, noise, steps, cfg, "euler", "simple", *condition, latent,
+    latent = comfy.sample.sample(loaded.model, noise, steps, cfg, sampler, "simple", *condition, latent,
                                  seed=seed, disable_pbar=True)
     return loaded.vae.decode(latent).float().numpy()
