@@ -1,6 +1,6 @@
 """How fast distilling is: rows per second and peak memory, against a plain loop that asks teacher and student at every step.
 
-    COMFYUI_PATH=/path/to/ComfyUI python benchmarks/distill.py --width 512 --blocks 8
+    python benchmarks/distill.py [--width 512 --blocks 8 ...]
 
 A Wan 2.1 text-to-video model with random weights, still pictures, prompts of 512 random tokens. Both loops are the distillation's own, on
 one model in one process, in turns; the plain one keeps none of the teacher's predictions. The first pass over the data, in which the
@@ -21,6 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.in_process import load_host  # noqa: E402
+from tools.host import ensure_host, run_under  # noqa: E402
 
 PROMPTS = 8
 TOKENS, TEXT_WIDTH, POOLED = 512, 4096, 768
@@ -150,7 +151,10 @@ def main():
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--checkpointing", action=argparse.BooleanOptionalAction, default=False)
     parser.add_argument("--threads", type=int, help="torch's threads (default: one a core)")
-    print(json.dumps(measure(parser.parse_args()), indent=1))
+    options = parser.parse_args()
+    if "COMFYUI_PYTHON" not in os.environ:
+        run_under(ensure_host(), [__file__, *sys.argv[1:]])
+    print(json.dumps(measure(options), indent=1))
 
 
 if __name__ == "__main__":
