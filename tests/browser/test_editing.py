@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+playwright = pytest.importorskip("playwright.sync_api")
+
 CHECKOUT = Path(__file__).parent.parent.parent
 FIRST_STEPS = json.loads((CHECKOUT / "workflows" / "first_steps_small_world.json").read_text(encoding="utf-8"))
 BARS = ".modulation-guidance-bars"
@@ -14,8 +16,15 @@ BARS = ".modulation-guidance-bars"
 def add_by_search(editor, words, name):
     """Opens the search by a double click on an empty place, types, and drops the node found of that name there."""
     before = editor.page.evaluate("app.graph.nodes.length")
-    editor.page.mouse.dblclick(900, 700)
-    editor.page.get_by_placeholder("Add a node...").fill(words)
+    search = editor.page.get_by_placeholder("Add a node...")
+    for _ in range(10):  # on a busy machine the two clicks can come too far apart for the editor
+        editor.page.mouse.dblclick(900, 700)
+        try:
+            search.wait_for(timeout=3000)
+            break
+        except playwright.TimeoutError:
+            continue
+    search.fill(words)
     editor.page.get_by_test_id("result-item").filter(has_text=name).first.click()
     editor.page.wait_for_function("before => app.graph.nodes.length === before + 1", arg=before)
     editor.page.locator("[role=dialog]").wait_for(state="hidden")  # it takes clicks as long as it fades

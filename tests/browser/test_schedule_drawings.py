@@ -115,8 +115,10 @@ def test_the_drawing_follows_a_knob_that_is_clicked(editor, rendering):
 def test_the_drawing_follows_the_text_as_it_is_written(editor, rendering):
     editor.add("GuidanceLayerScheduleText")
     before = picture(editor)
+    editor.page.wait_for_function("document.querySelectorAll('textarea').length === 1")  # that of the other rendering is gone
     editor.page.locator("textarea").fill("0-9: 1, 20-29: -0.5")
     after = drawn(editor, "20 of 57 layers guided", before)
+    editor.page.wait_for_function("document.querySelectorAll('textarea').length === 1")
     editor.page.locator("textarea").fill("0-9: 1, 20-x: -0.5")
     drawn(editor, "cannot read “20-x: -0.5”", after)
 
