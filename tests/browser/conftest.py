@@ -18,16 +18,6 @@ from tools.server import Client, running_server  # noqa: E402
 from tools.small_models import write_small_models  # noqa: E402
 
 
-HERE = Path(__file__).parent
-
-
-def pytest_collection_modifyitems(items):
-    """A browser on a busy machine loses a click now and then: such a test is tried again, twice at most, and counted as rerun."""
-    for item in items:
-        if HERE in item.path.parents:
-            item.add_marker(pytest.mark.flaky(reruns=2))
-
-
 @pytest.fixture(scope="session")
 def client():
     models = cache_folder() / "small-world"
