@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # what is made of a prompt is remembered for this very object
 class EncodedPrompt:
     """One prompt after the text encoder.
 

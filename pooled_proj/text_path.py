@@ -7,7 +7,6 @@ the head. Either way at full strength and at every step; w, the schedule's weigh
 
 from __future__ import annotations
 
-import weakref
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from ..model_patches.conditionings import check_known
 from ..model_patches.directions import EncodedPrompt
-from ..model_patches.families import Family, TextPath
+from ..model_patches.families import Family, OncePerPrompt, TextPath
 from ..model_patches.schedules import RangeSchedule
 from .network import ProjectionNetwork, pool
 
@@ -90,12 +89,12 @@ def _check_pooled(name: str, projection: PooledProjection, prompt: EncodedPrompt
 class ProjectedText(TextPath):
     """Text that reaches y through a projection.
 
-    known: what was made of a prompt, kept for as long as it holds: what is pooled may come out of the model's own layers.
+    known: what was made of a prompt; what is pooled may come out of the model's own layers.
     """
 
     projection: PooledProjection
     family: Family
-    known: dict[int, tuple] = field(default_factory=dict)
+    known: OncePerPrompt = field(default_factory=OncePerPrompt)
 
     @property
     def injection(self) -> str:
@@ -173,22 +172,11 @@ class ProjectedText(TextPath):
     def _projected(self, model, prompt, call, time) -> Tensor:
         """proj(c) for every row, (R, D), or (R, T, D)."""
         if time is None:  # then it is the same at every step
-            return call.to_rows(self._once(model, prompt, call, lambda: self.network(self._pooled(model, prompt, call))))
-        pooled = self._once(model, prompt, call, lambda: self._pooled(model, prompt, call))
+            return call.to_rows(self.known.get(model, prompt, call, lambda: self.network(self._pooled(model, prompt, call))))
+        pooled = self.known.get(model, prompt, call, lambda: self._pooled(model, prompt, call))
         return self.network(call.to_rows(pooled), time)
 
     def _pooled(self, model, prompt, call) -> Tensor:
         if self.pools_context:
             return pool(self.family.context.of_prompt(model, prompt, call), self.projection.pooling)
         return call.cast(prompt.pooled[:, :self.projection.input_width]).float()
-
-    def _once(self, model, prompt, call, make) -> Tensor:
-        """make(), or what it gave before for this prompt by the same weights."""
-        patcher = call.base_model.current_patcher
-        if patcher is not None and patcher.current_hooks is not None:
-            return make()  # the strength of hooks changes from step to step
-        made_by = (weakref.ref(model), call.base_model.current_weight_patches_uuid, call.dtype, call.x.device)
-        known = self.known.get(id(prompt))
-        if known is None or known[0] != made_by:
-            known = self.known[id(prompt)] = (made_by, make())
-        return known[1]

@@ -4,6 +4,8 @@ import comfy.sd
 import pytest
 import torch
 from families import FAMILIES, REPLACE_EMBEDDED_GUIDANCE, SD35_LARGE, VARIANTS
+from families.hunyuan_dit import HUNYUAN_DIT_11
+from families.mochi import MOCHI
 from families.small import Term, default_term, reference, term
 from flux import apply, node, schedule
 
@@ -158,3 +160,37 @@ def test_lora_on_the_pooled_text_path():
     with_lora, _ = comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0.0)
     assert (small.sample(with_lora) - small.sample(model)).abs().max() > 1e-2
     assert_equals_equation(small, with_lora, apply(with_lora, small.direction()), default_term(small))
+
+
+def runs_of(model, layer, sample):
+    """How often `sample` runs that layer of the model."""
+    runs = []
+    handle = model.model.diffusion_model.get_submodule(layer).register_forward_hook(lambda *args: runs.append(1))
+    try:
+        sample()
+    finally:
+        handle.remove()
+    return len(runs)
+
+
+@pytest.mark.parametrize("small, pooling, key", [
+    (MOCHI, "t5_y_embedder", "t5_y_embedder.to_q"), (HUNYUAN_DIT_11, "pooler", "pooler.q_proj"),
+], ids=lambda value: getattr(value, "name", ""))
+def test_models_that_pool_tokens_themselves_pool_a_direction_s_once(small, pooling, key):
+    model = small.load()
+    guided = apply(model, small.direction())
+    plain_runs = runs_of(model, pooling, lambda: small.sample(model, steps=4))
+    assert runs_of(model, pooling, lambda: small.sample(guided, steps=4)) == plain_runs + 2
+    before = small.sample(guided)
+
+    rows, columns = model.model.diffusion_model.get_parameter(f"{key}.weight").shape
+    lora = {
+        f"diffusion_model.{key}.lora_up.weight": torch.full((rows, 1), 0.3),
+        f"diffusion_model.{key}.lora_down.weight": torch.linspace(-1, 1, columns)[None],
+    }
+    with_lora, _ = comfy.sd.load_lora_for_models(guided, None, lora, 1.0, 0.0)
+    other, _ = comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0.0)
+    expected = small.sample(reference(small, other, default_term(small)))
+    torch.testing.assert_close(small.sample(with_lora), expected, **TOLERANCE)
+    assert (expected - before).abs().max() > 1e-3, "the LoRA must be felt"
+    assert torch.equal(small.sample(guided), before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -82,6 +83,24 @@ class Call:
             return tensor.repeat(self.rows, *[1] * (tensor.ndim - 1))
         per_chunk = comfy.utils.repeat_to_batch_size(tensor, self.rows // self.chunks)
         return per_chunk.repeat(self.chunks, *[1] * (tensor.ndim - 1))
+
+
+class OncePerPrompt:
+    """What layers make of a prompt whatever the step, made once and kept as long as the same weights would make it again."""
+
+    def __init__(self):
+        self._known = weakref.WeakKeyDictionary()
+
+    def get(self, model: nn.Module, prompt: EncodedPrompt, call: Call, make: Callable[[], Tensor]) -> Tensor:
+        """make(), or what it gave before for this prompt; it may use the model's weights, dtype and device, and nothing else of the call."""
+        patcher = call.base_model.current_patcher
+        if patcher is not None and patcher.current_hooks is not None:
+            return make()  # the strength of hooks changes from step to step
+        made_by = (weakref.ref(model), call.base_model.current_weight_patches_uuid, call.dtype, call.x.device)
+        known = self._known.get(prompt)
+        if known is None or known[0] != made_by:
+            known = self._known[prompt] = (made_by, make())
+        return known[1]
 
 
 class TextPath:

@@ -9,12 +9,15 @@ import torch
 from comfy.ldm.hydit.models import HunYuanDiT
 from comfy.ldm.modules.diffusionmodules.util import timestep_embedding
 
-from .base import BlockInput, Family, Injection, TextPath
+from .base import BlockInput, Family, Injection, OncePerPrompt, TextPath
 
 TOKENS = "conditioning_mt5xl"  # where the host's text encoder puts the mT5 tokens
 
 
 class _PooledTokens(TextPath):
+    def __init__(self):
+        self.pooled = OncePerPrompt()
+
     def check(self, family, model, prompt):
         tokens = prompt.extras.get(TOKENS)
         if tokens is None:
@@ -44,7 +47,7 @@ class _PooledTokens(TextPath):
         return toward - away
 
     def _pooled(self, model, prompt, call):
-        return model.pooler(call.cast(prompt.extras[TOKENS]))
+        return self.pooled.get(model, prompt, call, lambda: model.pooler(call.cast(prompt.extras[TOKENS])))
 
 
 HUNYUAN_DIT = Family(

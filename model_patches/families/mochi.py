@@ -7,10 +7,13 @@ There is no reference implementation of modulation guidance for it: start layer 
 import torch
 from comfy.ldm.genmo.joint_model.asymm_models_joint import AsymmDiTJoint
 
-from .base import BlockInput, Family, Injection, TextPath, TextTokens
+from .base import BlockInput, Family, Injection, OncePerPrompt, TextPath, TextTokens
 
 
 class _PooledTokens(TextPath):
+    def __init__(self):
+        self.pooled = OncePerPrompt()
+
     def check(self, family, model, prompt):
         width = model.t5_feat_dim
         if prompt.tokens.shape[-1] != width:
@@ -20,7 +23,9 @@ class _PooledTokens(TextPath):
             )
 
     def difference(self, model, pair, call):
-        toward, away = (self._pooled(model, prompt, call) for prompt in (pair.positive, pair.negative))
+        toward, away = (
+            self.pooled.get(model, prompt, call, lambda: self._pooled(model, prompt, call)) for prompt in (pair.positive, pair.negative)
+        )
         return call.to_rows(toward - away)
 
     def _pooled(self, model, prompt, call):
