@@ -200,6 +200,18 @@ def test_a_projection_is_one_network_however_often_it_is_applied(small, model, p
     assert networks == {projection.patcher.model}
 
 
+def test_base_prompts_are_refused_where_nothing_says_which_side_a_row_is_on(small, model, projections):
+    """As under the deprecated Perp-Neg, which calls the model with a conditioning that the guider does not have."""
+    def perp_neg(model):
+        return node("PerpNeg", model=model, empty_conditioning=small.conditioning(3), neg_scale=0.5)[0]
+
+    with pytest.raises(ValueError, match="a conditioning of its own.* base_positive and base_negative need that: disconnect both"):
+        small.sample(perp_neg(guided(small, projections, "A", model)))
+    projection, _ = projections["A"]
+    without = apply(model, small.pooled_direction(), w=2.0, cfg_rows="both", schedule=schedule(1), projection=projection)
+    expected = reference(small, model, Projected(projections["A"][1], weights_from(1), w=2.0, rows="both", base=(None, None)))
+    torch.testing.assert_close(small.sample(perp_neg(without)), small.sample(perp_neg(expected)), **TOLERANCE)
+
 @contextmanager
 def counted_runs(model):
     """Holds one entry for each run of the adapter."""

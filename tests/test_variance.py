@@ -290,6 +290,9 @@ def test_the_tokens_of_a_prompt_can_be_counted(schnell):
         scale(schnell, clip=clip)
     with pytest.raises(ValueError, match="nothing to count"):
         scale(schnell, clip=clip, prompt="a", tokens="all")
+    perp_neg = node("PerpNeg", model=scale(schnell, 2.0, clip=clip, prompt=texts[0]), empty_conditioning=negative, neg_scale=0.5)[0]
+    with pytest.raises(ValueError, match="a conditioning of its own.* reads their tokens off the prompts connected to it: disconnect these"):
+        flux.sample(perp_neg, **sampling)
     other = comfy.sd.CLIP(no_init=True)
     other.tokenizer, other.cond_stage_model, other.tokenizer_options = comfy.sd1_clip.SD1Tokenizer(clip_name="h"), clip.cond_stage_model, {}
     with pytest.raises(ValueError, match="makes tokens for h, but FLUX.1 reads those of t5xxl or l.*DualCLIPLoader and type flux"):
