@@ -23,26 +23,34 @@ def find_chromium():
 class Editor:
     """An open editor. page: playwright's; problems: what the console and uncaught errors said that concerns this pack."""
 
-    def __init__(self, page, url):
-        self.page = page
+    def __init__(self, browser, client, width, height):
+        self.browser, self.client, self.size = browser, client, {"width": width, "height": height}
+        self.page = None
         self.problems = []
-        page.on("console", lambda message: self._note(f"{message.text} {message.location.get('url')}") if message.type == "error" else None)
-        page.on("pageerror", lambda error: self._note(f"{error} {error.stack}"))
-        self.open(url)
+        for name, value in SETTINGS.items():
+            client.post(f"/settings/{name}", value)
+        self.open()
 
     def _note(self, text):
         if PACK in text:
             self.problems.append(text)
 
-    def open(self, url):
-        """Opens the editor anew."""
-        self.page.goto(url)
-        self.page.wait_for_function(READY, timeout=60_000)
-        self.page.wait_for_function(OPENED, timeout=60_000)
+    def open(self):
+        """Opens the editor anew, as somebody who was never there: no draft of the graph is left, and nothing asks to stay on the page."""
+        if self.page:
+            self.page.context.close()
+        self.page = page = self.browser.new_context(viewport=self.size).new_page()
+        page.on("console", lambda message: self._note(f"{message.text} {message.location.get('url')}") if message.type == "error" else None)
+        page.on("pageerror", lambda error: self._note(f"{error} {error.stack}"))
+        page.goto(self.client.url)
+        page.wait_for_function(READY, timeout=60_000)
+        page.wait_for_function(OPENED, timeout=60_000)
 
     def render_nodes(self, new):
-        """Switches between the new rendering of nodes (Nodes 2.0) and the old one."""
-        self.page.evaluate("on => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", new)
+        """Opens the editor anew with an empty graph, in the new rendering of nodes (Nodes 2.0) or the old one."""
+        self.client.post("/settings/Comfy.VueNodes.Enabled", new)
+        self.open()
+        self.clear()
         self.page.wait_for_function("on => on === !!document.querySelector('[data-testid=transform-pane]')", arg=new)
 
     def load(self, workflow):
@@ -100,12 +108,9 @@ def open_editor(url, chromium, width=1600, height=1000):
     """Yields the Editor of the server at `url`, in the browser `chromium`."""
     from playwright.sync_api import sync_playwright  # in the environment of the tests alone
 
-    client = Client(url)
-    for name, value in SETTINGS.items():
-        client.post(f"/settings/{name}", value)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
         try:
-            yield Editor(browser.new_page(viewport={"width": width, "height": height}), url)
+            yield Editor(browser, Client(url), width, height)
         finally:
             browser.close()

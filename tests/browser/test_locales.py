@@ -82,7 +82,7 @@ def test_every_help_page_is_of_a_node(nodes):
 def test_names_and_help_are_shown_in_the_language_of_the_editor(client, editor):
     client.post("/settings/Comfy.Locale", "ja")
     try:
-        editor.open(client.url)
+        editor.open()
         editor.page.wait_for_function("LiteGraph.registered_node_types.ApplyModulationGuidance.title === '変調誘導を適用'")
         editor.clear()
         editor.add("GuidanceLayerSchedule")
@@ -92,4 +92,4 @@ def test_names_and_help_are_shown_in_the_language_of_the_editor(client, editor):
         editor.page.get_by_text("使う場面").wait_for()
     finally:
         client.post("/settings/Comfy.Locale", "en")
-        editor.open(client.url)
+        editor.open()
