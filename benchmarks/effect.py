@@ -116,7 +116,7 @@ def main():
 
 def small_world(options):
     """Draws, scores and reports."""
-    from benchmarks.effect_plots import detail_by_w, grid, pareto
+    from benchmarks.effect_plots import detail_by_w, gallery, grid, pareto
     from benchmarks.effect_report import table
     from benchmarks.effect_run import jobs_of
 
@@ -129,7 +129,8 @@ def small_world(options):
     pareto(results, options.out / "pareto.png")
     detail_by_w(results, options.out / "detail_by_w.png")
     grid(jobs, results, options.seeds, options.out / "pictures", options.out / "grid.png")
-    print(*(options.out / name for name in ("table.md", "effect.json", "pareto.png", "detail_by_w.png", "grid.png")), sep="\n")
+    gallery(jobs, options.seeds, options.out / "pictures", options.out / "gallery.png")
+    print(*(options.out / name for name in ("table.md", "effect.json", "pareto.png", "detail_by_w.png", "grid.png", "gallery.png")), sep="\n")
 
 
 def small_world_variance(options):

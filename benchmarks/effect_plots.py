@@ -1,4 +1,4 @@
-"""effect.py's pictures: adherence against detail, detail by w, and one prompt in all settings of w and start layer."""
+"""effect.py's pictures: adherence against detail, detail by w, one prompt in all settings of w and start layer, and several in a few."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from PIL import Image
 
 from tools.sheet import sheet
 
-from .effect_conditions import NORM_KEPT_WEIGHTS, PLAIN, START_LAYERS, WEIGHTS, complexity
+from .effect_conditions import IN_WORDS, NORM_KEPT_WEIGHTS, PLAIN, SHARPNESS, START_LAYERS, WEIGHTS, Condition, complexity
 from .effect_results import Results
 from .effect_run import Job, read_strip, save_png
 
@@ -16,6 +16,17 @@ matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402
 
 GRID_WIDTH = 160  # pixels at which grid.png shows a picture
+GALLERY_WIDTH = 120
+GALLERY_PROMPTS = 8
+GALLERY = {
+    "plain": PLAIN,
+    "complexity\nw 3\nstart 2": complexity(3.0, 2),
+    "complexity\nw 6\nstart 2": complexity(6.0, 2),
+    "complexity\nw 6\nstart 0": complexity(6.0),
+    "aesthetics\nw 3\nstart 0": Condition(preset="aesthetics", w=3.0),
+    "sharpness\nw 3\nstart 0": Condition(sides=SHARPNESS, w=3.0),
+    "\"highly\ndetailed\"\nin the prompt": IN_WORDS,
+}
 
 
 def pareto(results: Results, path: Path) -> None:
@@ -70,6 +81,17 @@ def grid(jobs: list[Job], results: Results, seeds: int, folder: Path, path: Path
     columns = ["plain", *(f"w {w:g}" for w in WEIGHTS)]
     title = f"\"{shown[PLAIN].prompt.text}\", complexity direction; a picture of average effect"
     save_png(path, sheet(cells, columns, [f"start {start}" for start in START_LAYERS], [title], GRID_WIDTH), optimize=True)
+
+
+def gallery(jobs: list[Job], seeds: int, folder: Path, path: Path) -> None:
+    """The first prompts as they come, each with its first seed: a column for each, a row for each way to guide it."""
+    shown = {(job.index, job.condition): job for job in jobs if job.set_name == "general" and job.index < GALLERY_PROMPTS}
+    numbers = sorted({index for index, _ in shown})
+    cells = [
+        [Image.fromarray(read_strip(folder / shown[index, condition].strip, seeds)[0]) for index in numbers] for condition in GALLERY.values()
+    ]
+    title = "The first prompts and seeds of the measurement, none left out"
+    save_png(path, sheet(cells, [shown[index, PLAIN].prompt.text for index in numbers], list(GALLERY), [title], GALLERY_WIDTH), optimize=True)
 
 
 def _start(layer: int) -> str:

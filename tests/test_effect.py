@@ -260,7 +260,7 @@ def test_a_quick_run_reports_on_every_condition(tmp_path, monkeypatch, encoder):
         assert conditions["plain"]["exact"]["minus_plain"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
     table = (tmp_path / "table.md").read_text()
     assert table.count("\n## ") == 8 and "nan" not in table
-    assert all((tmp_path / name).stat().st_size > 1000 for name in ("pareto.png", "detail_by_w.png", "grid.png"))
+    assert all((tmp_path / name).stat().st_size > 1000 for name in ("pareto.png", "detail_by_w.png", "grid.png", "gallery.png"))
     assert len(list((tmp_path / "pictures").glob("*.png"))) == sum(len(of_set(name)) for name in PROMPTS)
 
     monkeypatch.setattr(Studio, "pictures", lambda *_: pytest.fail("drawn again"))
