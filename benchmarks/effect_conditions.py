@@ -24,6 +24,7 @@ class Condition:
     words: put after the prompt itself.
     variance: the scale of Scale Text Variance.
     base: on a text-blind model, whether its projection is given the prompt's own pooled text beside the direction.
+    rows: the rows of CFG that are guided, as Apply Modulation Guidance names them.
     """
 
     pooled: str = "prompt"
@@ -36,6 +37,7 @@ class Condition:
     words: str = ""
     variance: float = 1.0
     base: bool = False
+    rows: str = "auto"
 
     @property
     def guided(self) -> bool:
@@ -52,7 +54,8 @@ class Condition:
         if self.base and not self.w:
             return "pooled text alone"
         layers = self.schedule or f"start {self.start_layer}"
-        return f"{self.preset or self.sides[0]}, w {self.w:g}, {layers}{', norm kept' if self.keep_norm else ''}{', pooled text too' if self.base else ''}"
+        rest = [", norm kept"] * self.keep_norm + [", pooled text too"] * self.base + [f", rows {self.rows}"] * (self.rows != "auto")
+        return f"{self.preset or self.sides[0]}, w {self.w:g}, {layers}{''.join(rest)}"
 
 
 PLAIN = Condition()

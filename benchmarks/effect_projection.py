@@ -18,7 +18,7 @@ def conditions(name: str) -> list[Condition]:
         return [
             PLAIN, IN_WORDS, POOLED,
             *(complexity(w, start, base=True) for start in START_LAYERS for w in WEIGHTS),
-            *(complexity(w) for w in WEIGHTS), complexity(-2.0, base=True),
+            *(complexity(w) for w in WEIGHTS), *(complexity(w, rows="cond") for w in (1.0, 2.0, 4.0)), complexity(-2.0, base=True),
             *(Condition(sides=SHARPNESS, w=w, base=True) for w in (1.0, 3.0)),
         ]
     return [PLAIN, POOLED, *(Condition(preset=name, w=w, base=True) for w in (1.0, 3.0))]

@@ -63,7 +63,7 @@ class Studio:
         base = {"base_positive": self.encoded(prompt), "base_negative": self.encoded("")} if condition.base else {}
         return node(
             "ApplyModulationGuidance", model=self.model, direction=self.direction(*sides), w=condition.w,
-            keep_norm=condition.keep_norm, schedule=node(name, **inputs)[0], projection=self.projection, **base,
+            cfg_rows=condition.rows, keep_norm=condition.keep_norm, schedule=node(name, **inputs)[0], projection=self.projection, **base,
         )[0]
 
     def pictures(self, prompt: str, condition: Condition, seed: int, count: int = 1) -> np.ndarray:

@@ -13,9 +13,11 @@ from safetensors.torch import load_file
 CHECKOUT = Path(__file__).parent.parent
 sys.path.insert(1, str(CHECKOUT))  # after the host's own folder, whose modules go first
 
+from distilling import needs_distilling  # noqa: E402
 from tools.host import cache_folder  # noqa: E402
 from tools.small_models import WEIGHTS, write_small_models  # noqa: E402
 
+pytestmark = needs_distilling
 STEPS = 4
 
 

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import comfy.latent_formats
 import comfy.model_management
 import comfy.quant_ops
 import folder_paths
@@ -11,12 +10,10 @@ import torch
 from blind import ANIMA, COSMOS
 from blind_families import FAMILIES, FLUX2, FLUX2_DIMS, VARIANTS, WAN, built, config_of
 from comfy.ldm.flux.model import Flux
-from distilling import PROMPTS, TextOf, distillation, same, settings, text_encoder
+from distilling import PROMPTS, TextOf, distillation, needs_distilling, same, settings, text_encoder
 from flux import apply, flux, node, schedule
 
-pytestmark = pytest.mark.skipif(
-    not hasattr(comfy.latent_formats.LatentFormat, "temporal_downscale_ratio"), reason="distilling needs ComfyUI 0.24.0"
-)
+pytestmark = needs_distilling
 
 Distillation, distill = distillation.Distillation, distillation.distill
 

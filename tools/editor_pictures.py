@@ -30,6 +30,10 @@ WORKFLOWS = CHECKOUT / "workflows"
 FIRST_STEPS = WORKFLOWS / "first_steps_small_world.json"
 PREVIEW = (640, 360)  # pixels
 EDGE = 12  # around a node
+KINDS = {  # which folder of models a loader of this name reads
+    "UNETLoader": "diffusion_models", "CLIPLoader": "text_encoders", "VAELoader": "vae", "Lora": "loras", "Checkpoint": "checkpoints",
+    "PooledProjection": "pooled_projections",
+}
 BACKGROUND = "#141414"
 
 
@@ -63,7 +67,7 @@ def main():
                 workflow = json.loads(path.read_text(encoding="utf-8"))
                 if options.twins:
                     editor.load(workflow)
-                    write_whole(WORKFLOWS / "api" / path.name, json.dumps(editor.prompt(), indent=2, ensure_ascii=False))
+                    write_whole(WORKFLOWS / "api" / path.name, json.dumps(editor.prompt(), indent=2, ensure_ascii=False) + "\n")
                 if path == FIRST_STEPS:
                     after_run, pair = first_steps(editor, client, workflow)
                     save_jpg(ASSETS / "first_steps.jpg", after_run, (1400, 1400))
@@ -75,14 +79,13 @@ def main():
 
 def name_models(folder):
     """Empty files for the models that workflows name, so that the editor shows the graphs as to somebody who has them."""
-    named = {
-        value for path in WORKFLOWS.glob("*.json") for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]
-        for value in node.get("widgets_values") or () if isinstance(value, str) and value.endswith((".safetensors", ".pt"))
-    }
-    for kind in ("diffusion_models", "text_encoders", "vae", "loras", "checkpoints", "pooled_projections"):
-        (folder / kind).mkdir(exist_ok=True)
-        for name in named:
-            (folder / kind / name).touch()
+    for path in WORKFLOWS.glob("*.json"):
+        for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]:
+            kind = next((kind for loader, kind in KINDS.items() if loader in node["type"]), None)
+            for value in node.get("widgets_values") or () if kind else ():
+                if isinstance(value, str) and value.endswith((".safetensors", ".pt")):
+                    (folder / kind).mkdir(exist_ok=True)
+                    (folder / kind / value).touch()
 
 
 def our_nodes(client):

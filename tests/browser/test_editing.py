@@ -156,5 +156,5 @@ def test_a_newcomer_sees_few_inputs_until_asking_for_more(editor):
     shown = editor.page.get_by_test_id("node-widget")
     editor.page.wait_for_function("document.querySelectorAll('[data-testid=node-widget]').length > 0")
     assert shown.count() == 1 and "w" in shown.inner_text()
-    editor.page.get_by_test_id("advanced-inputs-button").click()
+    editor.page.get_by_text("Show advanced inputs").click()
     editor.page.wait_for_function("document.querySelectorAll('[data-testid=node-widget]').length === 5")

@@ -132,7 +132,7 @@ def test_the_drawing_follows_a_dragged_point_of_the_curve(editor):
     editor.render_nodes(True)
     editor.add("GuidanceLayerScheduleCurve")
     before = picture(editor)
-    point = editor.page.get_by_test_id("curve-point").nth(2).bounding_box()
+    point = editor.page.locator("[data-node-id] svg circle").nth(2).bounding_box()
     editor.page.mouse.move(point["x"] + 4, point["y"] + 4)
     editor.page.mouse.down()
     editor.page.mouse.move(point["x"], point["y"] + 100, steps=3)

@@ -15,11 +15,21 @@ def read(path):
 
 
 @pytest.mark.parametrize("path", GRAPHS, ids=lambda path: path.stem)
-def test_a_workflow_opens_whole_and_converts_to_its_api_form(editor, path):
+def test_a_workflow_opens_whole_and_converts_to_its_api_form(editor, client, path):
     editor.load(read(path))
     missing = editor.page.evaluate("app.graph.nodes.filter((node) => !LiteGraph.registered_node_types[node.type]).map((node) => node.type)")
     assert not missing
-    assert editor.prompt() == read(CHECKOUT / "workflows" / "api" / path.name)
+    made, wanted = editor.prompt(), read(CHECKOUT / "workflows" / "api" / path.name)
+    assert list(made) == list(wanted)
+    titled = {str(node["id"]) for node in read(path)["nodes"] if node.get("title")}
+    for number, node in made.items():
+        if number not in titled:  # the editor's own name for this kind of node, which its versions change
+            node["_meta"] = wanted[number]["_meta"]
+        offered = client.get(f"/object_info/{node['class_type']}")[node["class_type"]]
+        if offered["python_module"] != f"custom_nodes.{PACK}":  # an older host's nodes have fewer inputs
+            known = {name for kind in ("required", "optional") for name in offered["input"].get(kind, {})}
+            wanted[number]["inputs"] = {name: value for name, value in wanted[number]["inputs"].items() if name in known | node["inputs"].keys()}
+    assert made == wanted
 
 
 def test_every_api_form_has_its_workflow():

@@ -24,7 +24,7 @@ from .text_encoder import write_clip_l
 HERE = Path(__file__).parent
 NAME = "small_world_wan_projection.safetensors"
 SETTINGS = dict(
-    steps=800, batch_size=64, learning_rate=2e-3, width=SIZE, height=SIZE, cfg=6.0, sample_steps=10, samples_per_prompt=1, pairs=8,
+    steps=500, batch_size=64, learning_rate=2e-3, width=SIZE, height=SIZE, cfg=6.0, sample_steps=10, samples_per_prompt=1, pairs=8,
     held_out_every=100, checkpoint_every=100,
 )
 SHIFT = 1.0  # at this size; the host's shift of 8 for Wan is for videos
