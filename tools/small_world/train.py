@@ -83,7 +83,7 @@ def autoencoder_loss(pictures: torch.Tensor, batch: int):
 def train_autoencoder(settings: Settings, options) -> None:
     pictures = pictures_to_tensor(draw(settings.scenes, workers=options.workers)[0], options.device)
     model = start(build_autoencoder(settings.seed), "autoencoder", options)
-    if options.compiled:
+    if options.compiled and options.device.type != "cpu":  # torch 2.11's inductor mistakes its strides there, in bf16
         model.taesd_encoder.compile()
         model.taesd_decoder.compile()
     average = fit("autoencoder", model, autoencoder_loss(pictures, settings.batch), settings, options.work,
@@ -198,7 +198,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "weights", help="weights, records and loss curves")
     parser.add_argument("--work", type=Path, default=ROOT / "out" / "small_world", help="checkpoints, text encoder")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that draw scenes")
-    parser.add_argument("--compiled", action="store_true", help="torch.compile the models (a few minutes' start)")
+    parser.add_argument("--compiled", action="store_true", help="torch.compile the models (a few minutes' start; on a CPU not the autoencoder)")
     parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=torch.cuda.is_available(),
                         help="bf16 autocast (default: on a GPU; also 2.5 times faster on a CPU that has avx512_bf16)")
     parser.add_argument("--start-from", type=Path, help="a folder of weights to go on from (default: start afresh)")
