@@ -31,9 +31,9 @@ PRESETS = {
         "wan": Settings(steps=20_000, batch=256, learning_rate=1.5e-3, scenes=60_000),
     },
     "cpu": {
-        "autoencoder": Settings(steps=2500, batch=8, learning_rate=1e-3, scenes=10_000),
-        "flux": Settings(steps=4000, batch=64, learning_rate=1e-3, scenes=3_000),
-        "wan": Settings(steps=4000, batch=64, learning_rate=1e-3, scenes=3_000),
+        "autoencoder": Settings(steps=10_000, batch=4, learning_rate=1e-3, scenes=10_000),
+        "flux": Settings(steps=24_000, batch=16, learning_rate=1e-3, scenes=12_000),
+        "wan": Settings(steps=16_000, batch=16, learning_rate=1e-3, scenes=12_000),
     },
 }
 
@@ -82,7 +82,7 @@ def autoencoder_loss(pictures: torch.Tensor, batch: int):
 
 def train_autoencoder(settings: Settings, options) -> None:
     pictures = pictures_to_tensor(draw(settings.scenes, workers=options.workers)[0], options.device)
-    model = start(build_autoencoder(settings.seed), "autoencoder", options)
+    model = start(build_autoencoder(settings.seed), "autoencoder", options).to(memory_format=torch.channels_last)
     if options.compiled and options.device.type != "cpu":  # torch 2.11's inductor mistakes its strides there, in bf16
         model.taesd_encoder.compile()
         model.taesd_decoder.compile()
