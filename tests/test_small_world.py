@@ -20,7 +20,7 @@ from tools.small_world.dataset import HELD_OUT, draw
 from tools.small_world.loop import Settings, fit, write_record
 from tools.small_world.measure import check_checkers
 from tools.small_world.models import FLUX, build_flux
-from tools.small_world.sampling import load, pictures
+from tools.small_world.sampling import load, load_autoencoder, pictures, reconstructed
 from tools.small_world.scenes import RARE, SIZE, Thing, render, sample_scene
 from tools.small_world.text_encoder import clip_l_shapes, uniform_weights, write_clip_l
 from tools.small_world.train import flux_loss
@@ -146,6 +146,12 @@ def test_shipped_weights_are_small_and_recorded():
 @pytest.fixture(scope="module")
 def text_encoder(tmp_path_factory):
     return write_clip_l(tmp_path_factory.mktemp("encoder") / "clip_l.safetensors")
+
+
+def test_drawn_scenes_are_read_right_through_the_autoencoder():
+    vae = load_autoencoder(WEIGHTS)
+    right = check_checkers(40, first=HELD_OUT + 2_000_000, through=lambda picture: reconstructed(vae, picture))
+    assert right["color"] >= 97 and right["exact"] >= 90, right
 
 
 @pytest.mark.parametrize("kind", ("flux", "wan"))

@@ -1,6 +1,7 @@
-"""Measures the small world itself: the checkers on held-out drawn scenes, the models on single objects.
+"""Measures the small world itself: the checkers on held-out drawn scenes, plain and through the autoencoder, the models on single objects.
 
     python -m tools.small_world.measure checkers
+    python -m tools.small_world.measure autoencoder
     python -m tools.small_world.measure quality --model flux
 
 `quality` writes <model>_quality.json beside the weights, and a contact sheet for CFG 1 and for the first other CFG scale.
@@ -32,12 +33,13 @@ SHEET_PROMPTS = (
 )
 
 
-def check_checkers(count: int, rare: bool = False, first: int = HELD_OUT) -> dict[str, float]:
-    """Share of drawn scenes that the checkers read right, in percent, by what is read."""
+def check_checkers(count: int, rare: bool = False, first: int = HELD_OUT, through=None) -> dict[str, float]:
+    """Share of drawn scenes that the checkers read right, in percent, by what is read; through(picture): what they are shown."""
     right: dict[str, list[bool]] = {}
     for seed in tqdm(range(first, first + count), desc="reading drawn scenes", leave=False):
         scene = sample_scene(seed, rare)
-        reading = read_picture(render(scene))
+        picture = render(scene)
+        reading = read_picture(through(picture) if through else picture)
         scores = score(reading, Expectation(scene.groups, scene.relation))
         results = {name: scores[name] for name in ("count", "color", "shape", "exact", "position")}
         results |= {"detail": reading.detailed == bool(scene.texture), "sharpness": reading.sharp != scene.blurred}
@@ -80,7 +82,7 @@ def contact_sheet(loaded, path: Path, cfg: float, sampler: str, per_prompt: int 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("checkers", "quality"))
+    parser.add_argument("what", choices=("checkers", "autoencoder", "quality"))
     parser.add_argument("--model", choices=("flux", "wan"), default="flux")
     parser.add_argument("--count", type=int, default=3000, help="scenes the checkers read")
     parser.add_argument("--per-kind", type=int, default=8, help="pictures of each color and shape")
@@ -99,7 +101,11 @@ def main() -> None:
         return
 
     use_host(options.comfyui)
-    from .sampling import load
+    from .sampling import load, load_autoencoder, reconstructed
+    if options.what == "autoencoder":
+        vae = load_autoencoder(options.weights)
+        print("held out, encoded and decoded", check_checkers(options.count, through=lambda picture: reconstructed(vae, picture)))
+        return
     from .text_encoder import write_clip_l
     if not options.text_encoder.exists():
         write_clip_l(options.text_encoder)

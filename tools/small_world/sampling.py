@@ -22,14 +22,26 @@ class Loaded:
 def load(kind: str, weights: Path, text_encoder: Path, shift: float | None = None) -> Loaded:
     """kind: "flux" or "wan". shift: of the noise levels, as ModelSamplingSD3's; None for the model's own."""
     import comfy.sd
-    import comfy.utils
     from comfy_extras.nodes_model_advanced import ModelSamplingSD3
     model = comfy.sd.load_diffusion_model(str(weights / f"small_world_{kind}.safetensors"))
     return Loaded(
         model=model if shift is None else ModelSamplingSD3().patch(model, shift)[0],
         clip=comfy.sd.load_clip([str(text_encoder)], clip_type=comfy.sd.CLIPType[ENCODER_TYPES[kind]]),
-        vae=comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(weights / "small_world_vae.safetensors"))),
+        vae=load_autoencoder(weights),
     )
+
+
+def load_autoencoder(weights: Path):
+    """The host's VAE object of the autoencoder in the folder `weights`."""
+    import comfy.sd
+    import comfy.utils
+    return comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(weights / "small_world_vae.safetensors")))
+
+
+@torch.inference_mode()
+def reconstructed(vae, picture: np.ndarray) -> np.ndarray:
+    """A drawn picture, (SIZE, SIZE, 3) uint8, encoded and decoded: (SIZE, SIZE, 3) float in [0, 1]."""
+    return vae.decode(vae.encode(torch.from_numpy(picture.astype(np.float32) / 255)[None]))[0].float().cpu().numpy()
 
 
 @torch.inference_mode()
