@@ -17,13 +17,13 @@ from benchmarks.in_process import node
 from tools.small_world.captions import caption
 from tools.small_world.checkers import Expectation, read_picture, score
 from tools.small_world.dataset import HELD_OUT, draw
-from tools.small_world.loop import Settings, fit, write_record
+from tools.small_world.loop import Muon, Settings, fit, write_record
 from tools.small_world.measure import check_checkers
 from tools.small_world.models import FLUX, build_flux
 from tools.small_world.sampling import load, load_autoencoder, pictures, reconstructed
 from tools.small_world.scenes import RARE, SIZE, Thing, render, sample_scene
 from tools.small_world.text_encoder import clip_l_shapes, uniform_weights, write_clip_l
-from tools.small_world.train import flux_loss
+from tools.small_world.train import EASY_TOKENS, Scenes, flux_loss
 
 WEIGHTS = Path(__file__).parent.parent / "tools" / "small_world" / "weights"
 
@@ -105,15 +105,15 @@ def test_text_encoder_weights_are_fixed_by_the_seed():
 
 # ---- training -----------------------------------------------------------------------------------------------------
 
-TINY = Settings(steps=6, batch=4, learning_rate=1e-3, scenes=8, warmup=2)
+TINY = Settings(steps=6, batch=4, learning_rate=1e-3, scenes=8, warmup=2, easy_steps=2, muon=True)
 
 
 def train_tiny(work: Path, **how) -> dict[str, torch.Tensor]:
     random_numbers = torch.Generator().manual_seed(0)
     normal = lambda *shape: torch.randn(*shape, generator=random_numbers)
-    loss = flux_loss(normal(8, 16, 4, 4), normal(8, 5, 768), normal(8, 768), normal(1, 5, 768), normal(1, 768), TINY.batch)
+    world = Scenes(normal(8, 16, 4, 4), normal(9, EASY_TOKENS + 2, 768), normal(9, 768), easy=torch.tensor([2, 5]))
     model = build_flux(0, depth=1, depth_single_blocks=1)
-    return fit("flux", model, loss, TINY, work, checkpoint_every=3, **how).state_dict()
+    return fit("flux", model, flux_loss(world, TINY), TINY, work, checkpoint_every=3, **how).state_dict()
 
 
 def test_a_resumed_training_is_bit_equal(tmp_path, monkeypatch):
@@ -135,6 +135,36 @@ def test_a_resumed_training_is_bit_equal(tmp_path, monkeypatch):
 
 
 # ---- shipped weights ----------------------------------------------------------------------------------------------
+
+def test_the_first_steps_see_easy_scenes_and_the_start_of_their_text():
+    world = Scenes(torch.zeros(8, 16, 4, 4), torch.arange(9.0)[:, None, None].expand(9, 77, 768), torch.zeros(9, 768),
+                   easy=torch.tensor([2, 5]))
+    seen = []
+
+    def model(noisy, sigmas, context, y):
+        seen.append(context)
+        return noisy
+    loss = flux_loss(world, replace(TINY, batch=64))
+    for step in range(3):
+        loss(model, torch.Generator().manual_seed(step), step)
+    empty = 8.0
+    assert [tokens.shape for tokens in seen] == [(64, EASY_TOKENS, 768)] * 2 + [(64, 77, 768)]
+    assert set(seen[0].unique().tolist()) == {2.0, 5.0, empty}
+    assert set(seen[2].unique().tolist()) == set(map(float, range(9)))
+
+
+def test_muon_steps_on_convolutions_by_rows_of_output_channels():
+    """Its first step is an orthogonal matrix of AdamW's size, whatever the gradient's: by Newton-Schulz, singular values 0.7 to 1.2."""
+    torch.manual_seed(0)
+    with torch.inference_mode(False):
+        kernel = torch.nn.Parameter(torch.zeros(8, 4, 3, 3).to(memory_format=torch.channels_last))
+        kernel.grad = 100 * torch.randn(8, 4, 3, 3)
+        Muon([kernel], lr=0.5, weight_decay=0.0).step()
+    size = 0.5 * 0.2 * 36 ** 0.5
+    values = torch.linalg.svdvals(kernel.detach().flatten(1)) / size
+    assert 0.65 < values.min() and values.max() < 1.25
+    assert (kernel * kernel.grad).sum() < 0
+
 
 def test_shipped_weights_are_small_and_recorded():
     assert sum(file.stat().st_size for file in WEIGHTS.glob("*.safetensors")) <= 20e6

@@ -31,19 +31,19 @@ def tokenize(texts: list[str]) -> torch.Tensor:
 
 
 @torch.no_grad()
-def encode(encoder: torch.nn.Module, texts: list[str], layer: str, batch: int = 32, bf16: bool = False,
-           dtype: torch.dtype = torch.float16) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features (N, 77, 768) of `layer` and pooled vectors (N, 768), on the encoder's device.
+def encode(encoder: torch.nn.Module, texts: list[str], batch: int = 32, bf16: bool = False,
+           dtype: torch.dtype = torch.float16) -> dict[str, torch.Tensor]:
+    """Features (N, 77, 768) of each of `LAYERS` and "pooled" vectors (N, 768), on the CPU.
 
     bf16: matrix products in bf16, the rest in fp32: 0.6 % off, up to 3.7 times faster on a CPU that has avx512_bf16.
     """
     device = encoder.text_projection.weight.device
     tokens = tokenize(texts)
-    states, pooled = [], []
+    made: dict[str, list[torch.Tensor]] = {name: [] for name in (*LAYERS, "pooled")}
     for at in tqdm(range(0, len(texts), batch), desc="encoding captions", leave=False):
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             last, penultimate, _, end = encoder(tokens[at:at + batch].to(device), intermediate_output=-2,
                                                 final_layer_norm_intermediate=False)
-        states.append((last if layer == "last" else penultimate).to(dtype))
-        pooled.append(end.to(dtype))
-    return torch.cat(states), torch.cat(pooled)
+        for name, part in (("last", last), ("penultimate", penultimate), ("pooled", end)):
+            made[name].append(part.to("cpu", dtype))
+    return {name: torch.cat(parts) for name, parts in made.items()}

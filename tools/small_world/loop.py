@@ -1,4 +1,4 @@
-"""The training loop all three models share: AdamW, warm-up and cosine, EMA, checkpoints, a record and a loss curve.
+"""The training loop all three models share: AdamW and Muon, warm-up and cosine, EMA, checkpoints, a record, a loss curve.
 
 Every random number of a step comes from a generator seeded by (seed, step), so a run that was cut and resumed takes
 exactly the steps of one that was not.
@@ -19,6 +19,8 @@ from accelerate import Accelerator
 from torch import nn
 from tqdm import tqdm
 
+from .models import HIDDEN_LAYERS
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -32,6 +34,43 @@ class Settings:
     weight_decay: float = 0.01
     clip: float = 1.0
     seed: int = 0
+    easy_steps: int = 0  # the first ones, on the scenes with one object and a short caption alone
+    muon: bool = False   # the hidden layers' matrices by Muon, the rest by AdamW; without, all by AdamW
+
+
+class Muon(torch.optim.Muon):
+    """torch's Muon, for channels-last convolutions too: a kernel counts as a matrix with a row for each output channel.
+
+    Its steps have the size of AdamW's, so that one learning rate does for both.
+    """
+
+    def __init__(self, parameters: list[nn.Parameter], **settings):
+        self.kernels = parameters
+        super().__init__([nn.Parameter(self.rows(kernel.data)) for kernel in parameters],
+                         adjust_lr_fn="match_rms_adamw", **settings)
+
+    @staticmethod
+    def rows(kernel: torch.Tensor) -> torch.Tensor:
+        """(outputs, everything else): a view, so that a step on it is one on the kernel."""
+        return kernel.movedim(1, -1).view(len(kernel), -1)
+
+    def step(self, closure=None):
+        for matrix, kernel in zip(self.param_groups[0]["params"], self.kernels):
+            matrix.grad = kernel.grad.movedim(1, -1).reshape(matrix.shape)
+        return super().step(closure)
+
+
+def optimizers_of(model: nn.Module, settings: Settings) -> list[torch.optim.Optimizer]:
+    """AdamW for all parameters, or with settings.muon Muon for the hidden layers' weights and AdamW for the others."""
+    hidden = {name: parameter for name, parameter in model.named_parameters()
+              if settings.muon and parameter.requires_grad and parameter.ndim > 1
+              and name.startswith(HIDDEN_LAYERS) and name.endswith(".weight")}
+    others = [parameter for name, parameter in model.named_parameters() if name not in hidden]
+    optimizers = [torch.optim.AdamW(others, lr=settings.learning_rate, betas=(0.9, 0.99),
+                                    weight_decay=settings.weight_decay, fused=True)]
+    if hidden:
+        optimizers.append(Muon(list(hidden.values()), lr=settings.learning_rate, weight_decay=settings.weight_decay))
+    return optimizers
 
 
 def rate(settings: Settings, step: int) -> float:
@@ -53,19 +92,18 @@ def hardware(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} CPU cores ({platform.machine()})"
 
 
-def fit(name: str, model: nn.Module, loss_of: Callable[[nn.Module, torch.Generator], torch.Tensor], settings: Settings,
+def fit(name: str, model: nn.Module, loss_of: Callable[[nn.Module, torch.Generator, int], torch.Tensor], settings: Settings,
         work: Path, bf16: bool = False, checkpoint_every: int = 500, stop_at: int | None = None) -> nn.Module:
     """Train `model` in place and return its exponential moving average.
 
-    loss_of(model, generator) draws a batch and gives its loss. Checkpoints go to `work`; a checkpoint of the same
+    loss_of(model, generator, step) draws a batch and gives its loss. Checkpoints go to `work`; a checkpoint of the same
     settings found there is resumed. `stop_at` leaves the run early, as an interruption would. With `bf16` the
     forward pass runs in autocast.
     """
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     device = accelerator.device
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99),
-                                  weight_decay=settings.weight_decay, fused=True)
-    model, optimizer = accelerator.prepare(model, optimizer)
+    model = accelerator.prepare(model)
+    optimizers = optimizers_of(model, settings)
     average = copy.deepcopy(model).requires_grad_(False)
     losses: list[float] = []
     seconds = 0.0
@@ -77,7 +115,8 @@ def fit(name: str, model: nn.Module, loss_of: Callable[[nn.Module, torch.Generat
             raise ValueError(f"{checkpoint} was made with other settings; remove it to start over")
         model.load_state_dict(state["model"])
         average.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(optimizers, state["optimizers"]):
+            optimizer.load_state_dict(saved)
         losses, seconds = state["losses"], state["seconds"]
 
     generator = torch.Generator(device)
@@ -88,15 +127,17 @@ def fit(name: str, model: nn.Module, loss_of: Callable[[nn.Module, torch.Generat
     for step in bar:
         if step == stop_at:
             break
-        for group in optimizer.param_groups:
-            group["lr"] = rate(settings, step)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate(settings, step)
         generator.manual_seed(settings.seed * 1_000_003 + step)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            loss = loss_of(model, generator)
+            loss = loss_of(model, generator, step)
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(model.parameters(), settings.clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            optimizer.step()
+        model.zero_grad(set_to_none=True)
         with torch.no_grad():
             decay = min(settings.ema, (1 + step) / (10 + step))
             torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
@@ -109,7 +150,7 @@ def fit(name: str, model: nn.Module, loss_of: Callable[[nn.Module, torch.Generat
             bar.set_postfix(loss=f"{sum(losses[-100:]) / len(losses[-100:]):.4f}")
         if (step + 1) % checkpoint_every == 0 or last:
             state = {"settings": asdict(settings), "model": model.state_dict(), "average": average.state_dict(),
-                     "optimizer": optimizer.state_dict(), "losses": losses, "seconds": time.time() - started,
+                     "optimizers": [optimizer.state_dict() for optimizer in optimizers], "losses": losses, "seconds": time.time() - started,
                      "pace": pace}
             write_whole(checkpoint, lambda path: torch.save(state, path))
     return average

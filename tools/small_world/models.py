@@ -17,6 +17,7 @@ FLUX = dict(in_channels=16, out_channels=16, vec_in_dim=TEXT_WIDTH, context_in_d
             mlp_ratio=4.0, num_heads=1, depth=4, depth_single_blocks=8, axes_dim=[16, 56, 56], theta=10000,
             patch_size=2, qkv_bias=True, guidance_embed=False, txt_ids_dims=[])
 WAN = dict(model_type="t2v", dim=128, ffn_dim=512, num_heads=1, num_layers=7, text_dim=WAN_TEXT_WIDTH)
+HIDDEN_LAYERS = ("taesd_", "double_blocks.", "single_blocks.", "blocks.")  # names begin so; the rest embeds, or is the head
 
 
 class CopyingLayerNorm(nn.LayerNorm):

@@ -1,27 +1,34 @@
 """Train the small world's models: `python -m tools.small_world.train` (see --help).
 
-Three stages, in this order: the autoencoder, the FLUX.1-shaped model, the text-blind Wan-shaped model. Each draws its
-scenes afresh, resumes from its checkpoint, and leaves weights, a JSON record and a loss curve.
+Four stages, in this order: the captions' features, the autoencoder, the FLUX.1-shaped model, the text-blind Wan-shaped
+model. Each draws its scenes afresh; the last three resume from their checkpoint and leave weights, a JSON record and a
+loss curve. The first two need nothing of each other, nor do the last two: they may run beside each other.
 """
 import argparse
 import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
 from .dataset import draw
-from .features import encode, load_encoder
+from .features import encode, load_encoder, tokenize
 from .host import use_host
-from .loop import Settings, fit, write_record
+from .loop import Settings, fit, write_record, write_whole
 from .models import (TEXT_WIDTH, VAE_SCALE, VAE_SHIFT, WAN_TEXT_WIDTH, build_autoencoder, build_flux, build_wan,
                      save_weights)
+from .scenes import sample_scene
 from .text_encoder import write_clip_l
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
-STAGES = ("autoencoder", "flux", "wan")
+STAGES = ("captions", "autoencoder", "flux", "wan")
 FILES = {"autoencoder": "small_world_vae.safetensors", "flux": "small_world_flux.safetensors",
          "wan": "small_world_wan.safetensors"}
 PRESETS = {
@@ -31,9 +38,9 @@ PRESETS = {
         "wan": Settings(steps=20_000, batch=256, learning_rate=1.5e-3, scenes=60_000),
     },
     "cpu": {
-        "autoencoder": Settings(steps=10_000, batch=4, learning_rate=1e-3, scenes=10_000),
-        "flux": Settings(steps=24_000, batch=16, learning_rate=1e-3, scenes=12_000),
-        "wan": Settings(steps=16_000, batch=16, learning_rate=1e-3, scenes=12_000),
+        "autoencoder": Settings(steps=12_000, batch=4, learning_rate=2e-3, scenes=10_000, muon=True),
+        "flux": Settings(steps=12_000, batch=32, learning_rate=3e-3, scenes=12_000, easy_steps=7_500, muon=True),
+        "wan": Settings(steps=32_000, batch=32, learning_rate=3e-3, scenes=12_000, easy_steps=18_000, muon=True),
     },
 }
 
@@ -43,6 +50,8 @@ POOLED_DROPPED = 0.5     # share of training rows whose pooled vector is taken a
 TOKENS_DROPPED = 0.12    # and whose text tokens are: so neither path may lean on the other
 SIGMA_UNIFORM = 0.3      # share of noise levels drawn uniformly; the others are logit-normal around SIGMA_CENTER
 SIGMA_CENTER = 0.4
+EASY_TOKENS = 20         # text tokens that the steps on easy scenes see, of the 77: no caption of theirs is longer
+END_TOKEN = 49407        # CLIP's, which also fills up
 WAN_MULTIPLIER = 1000    # the host hands Wan sigma * 1000 as its timestep, FLUX sigma itself
 
 
@@ -65,7 +74,7 @@ def start(model: torch.nn.Module, stage: str, options) -> torch.nn.Module:
 
 def autoencoder_loss(pictures: torch.Tensor, batch: int):
     """Loss of reconstruction through noisy latents: L1 of pixels and of their gradients, latents kept near unit scale."""
-    def loss_of(model, generator):
+    def loss_of(model, generator, step):
         rows = torch.randint(len(pictures), (batch,), generator=generator, device=pictures.device)
         place = torch.Generator().manual_seed(generator.initial_seed())
         top, left = (8 * torch.randint((pictures.shape[-1] - CROP) // 8 + 1, (2,), generator=place)).tolist()
@@ -103,6 +112,21 @@ def encode_pictures(autoencoder: torch.nn.Module, pictures: torch.Tensor, batch:
 
 # ---- stages 2 and 3 -----------------------------------------------------------------------------------------------
 
+@dataclass(frozen=True)
+class Scenes:
+    """What the two transformers learn from; N scenes, on the device."""
+    latents: torch.Tensor        # (N, 16, h, w) as FLUX sees them
+    states: torch.Tensor         # (N + 1, 77, 768) fp16, the empty prompt's last
+    pooled: torch.Tensor         # (N + 1, 768) fp16, likewise
+    easy: torch.Tensor           # rows of the scenes with one object and a short caption
+
+    def rows(self, batch: int, easy: bool, generator: torch.Generator) -> torch.Tensor:
+        """(batch,) rows at random, of all scenes or of the easy ones."""
+        if easy:
+            return self.easy[torch.randint(len(self.easy), (batch,), generator=generator, device=generator.device)]
+        return torch.randint(len(self.latents), (batch,), generator=generator, device=generator.device)
+
+
 def sample_sigmas(batch: int, generator: torch.Generator) -> torch.Tensor:
     """(batch,) noise levels in (0, 1), denser in the middle, none left out."""
     device = generator.device
@@ -111,14 +135,12 @@ def sample_sigmas(batch: int, generator: torch.Generator) -> torch.Tensor:
     return torch.where(torch.rand(batch, generator=generator, device=device) < SIGMA_UNIFORM, anywhere, middle)
 
 
-def noisy_batch(latents: torch.Tensor, batch: int, generator: torch.Generator):
-    """(rows, sigmas, x at sigma, velocity to predict) of a random batch: x = (1 - sigma) x0 + sigma noise."""
-    rows = torch.randint(len(latents), (batch,), generator=generator, device=latents.device)
-    sigmas = sample_sigmas(batch, generator)
-    clean = latents[rows].float()
+def noisy_batch(clean: torch.Tensor, generator: torch.Generator):
+    """(sigmas, x at sigma, velocity to predict) of latents (B, 16, ...): x = (1 - sigma) x0 + sigma noise."""
+    sigmas = sample_sigmas(len(clean), generator)
     noise = torch.randn(clean.shape, generator=generator, device=clean.device)
     level = sigmas.view(-1, *[1] * (clean.ndim - 1))
-    return rows, sigmas, (1 - level) * clean + level * noise, noise - clean
+    return sigmas, (1 - level) * clean + level * noise, noise - clean
 
 
 def chance(batch: int, probability: float, generator: torch.Generator) -> torch.Tensor:
@@ -126,47 +148,71 @@ def chance(batch: int, probability: float, generator: torch.Generator) -> torch.
     return torch.rand(batch, generator=generator, device=generator.device) < probability
 
 
-def flux_loss(latents, states, pooled, empty_states, empty_pooled, batch: int):
+def tokens_of(world: Scenes, rows: torch.Tensor, easy: bool, generator: torch.Generator) -> torch.Tensor:
+    """(B, 77, 768) fp32 text tokens of these rows, or the first EASY_TOKENS of them; some rows get the empty prompt's."""
+    length = EASY_TOKENS if easy else world.states.shape[1]
+    dropped = chance(len(rows), TOKENS_DROPPED, generator)[:, None, None]
+    return torch.where(dropped, world.states[-1:, :length], world.states[rows, :length]).float()
+
+
+def flux_loss(world: Scenes, settings: Settings):
     """Rectified flow for FLUX. Text tokens and pooled vector are dropped independently; a dropped pooled vector is
 
     the empty prompt's or zeros, half of the time each."""
-    def loss_of(model, generator):
-        rows, sigmas, noisy, velocity = noisy_batch(latents, batch, generator)
-        no_tokens = chance(batch, TOKENS_DROPPED, generator)[:, None, None]
-        context = torch.where(no_tokens, empty_states, states[rows]).float()
-        gone = empty_pooled * chance(batch, 0.5, generator)[:, None]
-        vector = torch.where(chance(batch, POOLED_DROPPED, generator)[:, None], gone, pooled[rows]).float()
+    batch = settings.batch
+
+    def loss_of(model, generator, step):
+        easy = step < settings.easy_steps
+        rows = world.rows(batch, easy, generator)
+        sigmas, noisy, velocity = noisy_batch(world.latents[rows], generator)
+        context = tokens_of(world, rows, easy, generator)
+        gone = world.pooled[-1:] * chance(batch, 0.5, generator)[:, None]
+        vector = torch.where(chance(batch, POOLED_DROPPED, generator)[:, None], gone, world.pooled[rows]).float()
         return functional.mse_loss(model(noisy, sigmas, context, y=vector).float(), velocity)
     return loss_of
 
 
-def wan_loss(latents, states, empty_states, batch: int):
+def wan_loss(world: Scenes, settings: Settings):
     """Rectified flow for Wan; latents (N, 16, 1, h, w)."""
-    def loss_of(model, generator):
-        rows, sigmas, noisy, velocity = noisy_batch(latents, batch, generator)
-        no_tokens = chance(batch, TOKENS_DROPPED, generator)[:, None, None]
-        context = torch.where(no_tokens, empty_states, states[rows]).float()
+    def loss_of(model, generator, step):
+        easy = step < settings.easy_steps
+        rows = world.rows(settings.batch, easy, generator)
+        sigmas, noisy, velocity = noisy_batch(world.latents[rows], generator)
+        context = tokens_of(world, rows, easy, generator)
         return functional.mse_loss(model(noisy, sigmas * WAN_MULTIPLIER, context).float(), velocity)
     return loss_of
 
 
-def text_and_latents(settings: Settings, options, layer: str):
-    """Latents as FLUX sees them, caption features and pooled vectors, and those of the empty prompt."""
+def captions_file(count: int, options) -> Path:
+    """The file of the first `count` captions' features, made if it is not there; the empty prompt is its last row."""
+    path = options.work / f"captions_{count}.safetensors"
+    if not path.exists():
+        captions = draw(count, workers=options.workers)[1]
+        encoder = load_encoder(options.text_encoder, options.device)
+        features = encode(encoder, [*captions, ""], 512 if options.device.type == "cuda" else 16, options.bf16)
+        write_whole(path, lambda temporary: save_file(features, temporary))
+    return path
+
+
+def scenes(settings: Settings, options, layer: str) -> Scenes:
     pictures, captions = draw(settings.scenes, workers=options.workers)
-    autoencoder = build_autoencoder(0)
+    autoencoder = build_autoencoder(0).to(memory_format=torch.channels_last)
     autoencoder.load_state_dict(load_file(options.out / FILES["autoencoder"]))
-    latents = encode_pictures(autoencoder.to(options.device), pictures_to_tensor(pictures, options.device))
-    encoder = load_encoder(options.text_encoder, options.device)
-    states, pooled = encode(encoder, captions, layer, 512 if options.device.type == "cuda" else 16, options.bf16)
-    return latents, states, pooled, *encode(encoder, [""], layer)
+    with torch.autocast(options.device.type, torch.bfloat16, enabled=options.bf16):
+        latents = encode_pictures(autoencoder.to(options.device), pictures_to_tensor(pictures, options.device), 32)
+    with safe_open(captions_file(settings.scenes, options), "pt", str(options.device)) as text:
+        states, pooled = text.get_tensor(layer), text.get_tensor("pooled")
+    length = (tokenize(captions) != END_TOKEN).sum(1) + 1
+    easy = [row for row in range(settings.scenes) if length[row] <= EASY_TOKENS and len(sample_scene(row).things) == 1]
+    return Scenes(latents.float(), states, pooled, torch.tensor(easy, device=options.device))
 
 
 def train_flux(settings: Settings, options) -> None:
-    latents, *text = text_and_latents(settings, options, "last")
+    world = scenes(settings, options, "last")
     model = start(build_flux(settings.seed), "flux", options)
     if options.compiled:
         model.compile()
-    average = fit("flux", model, flux_loss(latents, *text, settings.batch), settings, options.work,
+    average = fit("flux", model, flux_loss(world, settings), settings, options.work,
                   options.bf16)
     save_weights(average.state_dict(), options.out / FILES["flux"])
     write_record("flux", settings, options.work, options.out, pooled_dropped=POOLED_DROPPED,
@@ -176,18 +222,36 @@ def train_flux(settings: Settings, options) -> None:
 def train_wan(settings: Settings, options) -> None:
     """Trained on the 768 columns the text fills; the file holds the host's 4096, the others zero."""
     import comfy.latent_formats
-    latents, states, _, empty_states, _ = text_and_latents(settings, options, "penultimate")
-    latents = comfy.latent_formats.Wan21().process_in((latents / VAE_SCALE + VAE_SHIFT).unsqueeze(2))
+    world = scenes(settings, options, "penultimate")
+    world = replace(world, latents=comfy.latent_formats.Wan21().process_in((world.latents / VAE_SCALE + VAE_SHIFT).unsqueeze(2)))
     model = start(build_wan(settings.seed, text_dim=TEXT_WIDTH), "wan", options)
     if options.compiled:
         model.compile()
-    average = fit("wan", model, wan_loss(latents, states, empty_states, settings.batch), settings, options.work,
+    average = fit("wan", model, wan_loss(world, settings), settings, options.work,
                   options.bf16)
     weights = average.state_dict()
     first = "text_embedding.0.weight"
     weights[first] = functional.pad(weights[first], (0, WAN_TEXT_WIDTH - TEXT_WIDTH))
     save_weights(weights, options.out / FILES["wan"])
     write_record("wan", settings, options.work, options.out, tokens_dropped=TOKENS_DROPPED)
+
+
+def run_side_by_side(options) -> int:
+    """Run this command for two stages at a time; returns the exit status. A stage that fails takes the other one with it."""
+    threads = options.threads or max(1, os.cpu_count() // 2)
+    rest = [argument for argument in sys.argv[1:] if argument != "--side-by-side"]
+    for pair in (("captions", "autoencoder"), ("flux", "wan")):
+        running = [subprocess.Popen([sys.executable, "-m", "tools.small_world.train", *rest, "--threads", str(threads), "--stage", stage],
+                                    env={**os.environ, "TQDM_POSITION": str(line)})
+                   for line, stage in enumerate(pair) if stage in options.stage]
+        while any(process.poll() is None for process in running):
+            if any(process.poll() for process in running):
+                for process in running:
+                    process.terminate()
+            time.sleep(1)
+        if any(process.returncode for process in running):
+            return 1
+    return 0
 
 
 def main() -> None:
@@ -206,7 +270,11 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, help="override the preset's number of scenes")
     parser.add_argument("--learning-rate", type=float, help="override the preset's highest learning rate")
     parser.add_argument("--threads", type=int, help="torch's threads (default: one a core)")
+    parser.add_argument("--side-by-side", action="store_true",
+                        help="on a CPU: captions beside the autoencoder, then FLUX beside Wan, each on half of the cores")
     options = parser.parse_args()
+    if options.side_by_side:
+        sys.exit(run_side_by_side(options))
     if options.threads:
         torch.set_num_threads(options.threads)
 
@@ -219,12 +287,14 @@ def main() -> None:
     if not options.text_encoder.exists():
         write_clip_l(options.text_encoder)
     options.out.mkdir(parents=True, exist_ok=True)
-    for stage in STAGES:
+    changes = {key: getattr(options, key) for key in ("steps", "scenes", "learning_rate") if getattr(options, key)}
+    settings = {stage: replace(preset, **changes) for stage, preset in PRESETS[options.preset].items()}
+    if "captions" in options.stage:
+        for count in {settings["flux"].scenes, settings["wan"].scenes}:
+            captions_file(count, options)
+    for stage, train in (("autoencoder", train_autoencoder), ("flux", train_flux), ("wan", train_wan)):
         if stage in options.stage:
-            settings = PRESETS[options.preset][stage]
-            changes = {key: getattr(options, key) for key in ("steps", "scenes", "learning_rate") if getattr(options, key)}
-            {"autoencoder": train_autoencoder, "flux": train_flux, "wan": train_wan}[stage](
-                Settings(**{**vars(settings), **changes}), options)
+            train(settings[stage], options)
 
 
 if __name__ == "__main__":
