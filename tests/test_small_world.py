@@ -1,5 +1,7 @@
 """The small world: scenes, captions, checkers, training, shipped weights, and a check of the weights from outside."""
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -25,7 +27,8 @@ from tools.small_world.scenes import RARE, SIZE, Thing, render, sample_scene
 from tools.small_world.text_encoder import clip_l_shapes, uniform_weights, write_clip_l
 from tools.small_world.train import EASY_TOKENS, Scenes, flux_loss
 
-WEIGHTS = Path(__file__).parent.parent / "tools" / "small_world" / "weights"
+ROOT = Path(__file__).parent.parent
+WEIGHTS = ROOT / "tools" / "small_world" / "weights"
 
 
 # ---- scenes and captions ------------------------------------------------------------------------------------------
@@ -176,6 +179,25 @@ def test_shipped_weights_are_small_and_recorded():
 @pytest.fixture(scope="module")
 def text_encoder(tmp_path_factory):
     return write_clip_l(tmp_path_factory.mktemp("encoder") / "clip_l.safetensors")
+
+
+def test_one_command_trains_all_models_two_at_a_time(tmp_path, text_encoder):
+    work, out = tmp_path / "work", tmp_path / "out"
+    work.mkdir()
+    (work / "small_world_clip_l.safetensors").hardlink_to(text_encoder)
+    command = [sys.executable, "-m", "tools.small_world.train", "--side-by-side", "--preset", "cpu", "--scenes", "24", "--steps", "2",
+               "--out", str(out), "--work", str(work), "--workers", "1"]
+    comfyui = Path(comfy.model_management.__file__).parent.parent
+    trained = subprocess.run([*command, "--comfyui", str(comfyui)], cwd=ROOT, capture_output=True, text=True)
+    assert trained.returncode == 0, trained.stderr[-2000:]
+    names = {"autoencoder": "small_world_vae", "flux": "small_world_flux", "wan": "small_world_wan"}
+    assert sorted(file.name for file in out.iterdir()) == sorted(
+        part for name, weights in names.items() for part in (f"{name}.json", f"{name}_loss.png", f"{weights}.safetensors"))
+    assert all(json.loads((out / f"{name}.json").read_text())["settings"]["steps"] == 2 for name in names)
+    assert load("wan", out, text_encoder).model.model.diffusion_model.dim == 128
+
+    failed = subprocess.run([*command, "--comfyui", str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    assert failed.returncode == 1 and "is not a ComfyUI folder" in failed.stderr
 
 
 def test_drawn_scenes_are_read_right_through_the_autoencoder():

@@ -40,7 +40,7 @@ PRESETS = {
     "cpu": {
         "autoencoder": Settings(steps=12_000, batch=4, learning_rate=2e-3, scenes=10_000, muon=True),
         "flux": Settings(steps=12_000, batch=32, learning_rate=3e-3, scenes=12_000, easy_steps=7_500, muon=True),
-        "wan": Settings(steps=32_000, batch=32, learning_rate=3e-3, scenes=12_000, easy_steps=18_000, muon=True),
+        "wan": Settings(steps=27_000, batch=32, learning_rate=3e-3, scenes=12_000, easy_steps=15_500, muon=True),
     },
 }
 
@@ -187,8 +187,11 @@ def captions_file(count: int, options) -> Path:
     """The file of the first `count` captions' features, made if it is not there; the empty prompt is its last row."""
     path = options.work / f"captions_{count}.safetensors"
     if not path.exists():
+        weights = options.work / "small_world_clip_l.safetensors"
+        if not weights.exists():
+            write_clip_l(weights)
+        encoder = load_encoder(weights, options.device)
         captions = draw(count, workers=options.workers)[1]
-        encoder = load_encoder(options.text_encoder, options.device)
         features = encode(encoder, [*captions, ""], 512 if options.device.type == "cuda" else 16, options.bf16)
         write_whole(path, lambda temporary: save_file(features, temporary))
     return path
@@ -202,9 +205,12 @@ def scenes(settings: Settings, options, layer: str) -> Scenes:
         latents = encode_pictures(autoencoder.to(options.device), pictures_to_tensor(pictures, options.device), 32)
     with safe_open(captions_file(settings.scenes, options), "pt", str(options.device)) as text:
         states, pooled = text.get_tensor(layer), text.get_tensor("pooled")
-    length = (tokenize(captions) != END_TOKEN).sum(1) + 1
-    easy = [row for row in range(settings.scenes) if length[row] <= EASY_TOKENS and len(sample_scene(row).things) == 1]
-    return Scenes(latents.float(), states, pooled, torch.tensor(easy, device=options.device))
+    easy = []
+    if settings.easy_steps:
+        length = (tokenize(captions) != END_TOKEN).sum(1) + 1
+        easy = [row for row in range(settings.scenes)
+                if length[row] <= EASY_TOKENS and len(sample_scene(row).things) == 1]
+    return Scenes(latents.float(), states, pooled, torch.tensor(easy, dtype=torch.long, device=options.device))
 
 
 def train_flux(settings: Settings, options) -> None:
@@ -260,7 +266,7 @@ def main() -> None:
     parser.add_argument("--preset", choices=PRESETS, default="gpu" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--comfyui", help="the ComfyUI folder (default: $COMFYUI_PATH)")
     parser.add_argument("--out", type=Path, default=HERE / "weights", help="weights, records and loss curves")
-    parser.add_argument("--work", type=Path, default=ROOT / "out" / "small_world", help="checkpoints, text encoder")
+    parser.add_argument("--work", type=Path, default=ROOT / "out" / "small_world", help="checkpoints, text encoder, the captions' features (2.9 GB for 12,000)")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that draw scenes")
     parser.add_argument("--compiled", action="store_true", help="torch.compile the models (a few minutes' start; on a CPU not the autoencoder)")
     parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=torch.cuda.is_available(),
@@ -283,10 +289,8 @@ def main() -> None:
     comfy.model_management.in_training = True  # the differentiable rotary embedding
     torch.set_float32_matmul_precision("high")
     options.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    options.text_encoder = options.work / "small_world_clip_l.safetensors"
-    if not options.text_encoder.exists():
-        write_clip_l(options.text_encoder)
     options.out.mkdir(parents=True, exist_ok=True)
+    options.work.mkdir(parents=True, exist_ok=True)
     changes = {key: getattr(options, key) for key in ("steps", "scenes", "learning_rate") if getattr(options, key)}
     settings = {stage: replace(preset, **changes) for stage, preset in PRESETS[options.preset].items()}
     if "captions" in options.stage:
