@@ -5,6 +5,7 @@ import sys
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from tools.small_world.models import FLUX, build_flux
 from tools.small_world.sampling import load, load_autoencoder, pictures, reconstructed
 from tools.small_world.scenes import RARE, SIZE, Thing, render, sample_scene
 from tools.small_world.text_encoder import clip_l_shapes, uniform_weights, write_clip_l
-from tools.small_world.train import EASY_TOKENS, Scenes, flux_loss
+from tools.small_world.train import EASY_TOKENS, Scenes, captions_file, flux_loss
 
 ROOT = Path(__file__).parent.parent
 WEIGHTS = ROOT / "tools" / "small_world" / "weights"
@@ -198,6 +199,17 @@ def test_one_command_trains_all_models_two_at_a_time(tmp_path, text_encoder):
 
     failed = subprocess.run([*command, "--comfyui", str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
     assert failed.returncode == 1 and "is not a ComfyUI folder" in failed.stderr
+
+
+def test_features_kept_are_made_anew_for_other_captions(tmp_path, text_encoder):
+    (tmp_path / "small_world_clip_l.safetensors").hardlink_to(text_encoder)
+    options = SimpleNamespace(work=tmp_path, device=torch.device("cpu"), bf16=False)
+    first = captions_file(["a red circle"], options)
+    before, written = load_file(first), first.stat().st_mtime_ns
+    assert before["last"].shape == (2, 77, 768) and before["pooled"].shape == (2, 768)
+    assert captions_file(["a red circle"], options).stat().st_mtime_ns == written
+    after = load_file(captions_file(["a blue square"], options))
+    assert not torch.equal(before["last"][0], after["last"][0]) and torch.equal(before["last"][1], after["last"][1])
 
 
 def test_drawn_scenes_are_read_right_through_the_autoencoder():

@@ -5,6 +5,7 @@ model. Each draws its scenes afresh; the last three resume from their checkpoint
 loss curve. The first two need nothing of each other, nor do the last two: they may run beside each other.
 """
 import argparse
+import hashlib
 import os
 import subprocess
 import sys
@@ -183,17 +184,20 @@ def wan_loss(world: Scenes, settings: Settings):
     return loss_of
 
 
-def captions_file(count: int, options) -> Path:
-    """The file of the first `count` captions' features, made if it is not there; the empty prompt is its last row."""
-    path = options.work / f"captions_{count}.safetensors"
-    if not path.exists():
-        weights = options.work / "small_world_clip_l.safetensors"
-        if not weights.exists():
-            write_clip_l(weights)
-        encoder = load_encoder(weights, options.device)
-        captions = draw(count, workers=options.workers)[1]
-        features = encode(encoder, [*captions, ""], 512 if options.device.type == "cuda" else 16, options.bf16)
-        write_whole(path, lambda temporary: save_file(features, temporary))
+def captions_file(captions: list[str], options) -> Path:
+    """The file of these captions' features, made if it is not there; the empty prompt is its last row."""
+    path = options.work / f"captions_{len(captions)}.safetensors"
+    contents = {"sha256": hashlib.sha256("\n".join(captions).encode()).hexdigest()}
+    if path.exists():
+        with safe_open(path, "pt") as file:
+            if file.metadata() == contents:
+                return path
+    weights = options.work / "small_world_clip_l.safetensors"
+    if not weights.exists():
+        write_clip_l(weights)
+    encoder = load_encoder(weights, options.device)
+    features = encode(encoder, [*captions, ""], 512 if options.device.type == "cuda" else 16, options.bf16)
+    write_whole(path, lambda temporary: save_file(features, temporary, contents))
     return path
 
 
@@ -203,7 +207,7 @@ def scenes(settings: Settings, options, layer: str) -> Scenes:
     autoencoder.load_state_dict(load_file(options.out / FILES["autoencoder"]))
     with torch.autocast(options.device.type, torch.bfloat16, enabled=options.bf16):
         latents = encode_pictures(autoencoder.to(options.device), pictures_to_tensor(pictures, options.device), 32)
-    with safe_open(captions_file(settings.scenes, options), "pt", str(options.device)) as text:
+    with safe_open(captions_file(captions, options), "pt", str(options.device)) as text:
         states, pooled = text.get_tensor(layer), text.get_tensor("pooled")
     easy = []
     if settings.easy_steps:
@@ -295,7 +299,7 @@ def main() -> None:
     settings = {stage: replace(preset, **changes) for stage, preset in PRESETS[options.preset].items()}
     if "captions" in options.stage:
         for count in {settings["flux"].scenes, settings["wan"].scenes}:
-            captions_file(count, options)
+            captions_file(draw(count, workers=options.workers)[1], options)
     for stage, train in (("autoencoder", train_autoencoder), ("flux", train_flux), ("wan", train_wan)):
         if stage in options.stage:
             train(settings[stage], options)
