@@ -296,6 +296,8 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     options.work.mkdir(parents=True, exist_ok=True)
     changes = {key: getattr(options, key) for key in ("steps", "scenes", "learning_rate") if getattr(options, key)}
+    if options.start_from:
+        changes["easy_steps"] = 0  # they are for a fresh model
     settings = {stage: replace(preset, **changes) for stage, preset in PRESETS[options.preset].items()}
     if "captions" in options.stage:
         for count in {settings["flux"].scenes, settings["wan"].scenes}:
