@@ -6,7 +6,7 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import comfy.model_management
 import comfy.utils
@@ -19,8 +19,7 @@ from ..schedules import LayerSchedule, RangeSchedule
 RESULT = "(result)"
 
 
-@dataclass(frozen=True)
-class BlockInput:
+class BlockInput(NamedTuple):
     """A module and one argument of its forward, by name and by position among the positional ones.
 
     Named RESULT: not an argument but a part of the tuple that the module returns, by position.
@@ -108,10 +107,12 @@ class TextPath:
 
     injection: the name of the family's injection that takes the shift.
     has_base: whether `base` gives anything.
+    same_for_rows: whether `difference` is known to give every row the same, for a direction of one prompt.
     """
 
     injection = "modulation"
     has_base = False
+    same_for_rows = False
 
     def check(self, family: Family, model: nn.Module, prompt: EncodedPrompt) -> None:
         """Raises ValueError, with what to do, if the prompt can't be read."""
@@ -157,6 +158,8 @@ class PooledText(TextPath):
 
     width: how many features the model reads. modulation: (N, P) -> (N, D).
     """
+
+    same_for_rows = True
 
     width: Callable[[nn.Module], int]
     modulation: Callable[[nn.Module, Tensor], Tensor]
@@ -256,7 +259,7 @@ class TextTokens:
 class Family:
     """A family of diffusion transformers that share a class of the host.
 
-    matches: is this host model mine.
+    matches: (model, its class) -> is this host model mine.
     injections: where shifts may enter, by name; each has the same number of blocks.
     text: how the model itself takes text into y; None for text-blind models, which need a projection.
     start_layer (None: a tenth of the depth), final_layer, cfg_rows: the reference's settings, used where the user gives none.
@@ -266,7 +269,7 @@ class Family:
     """
 
     name: str
-    matches: Callable[[nn.Module], bool]
+    matches: Callable[[nn.Module, type], bool]
     injections: dict[str, Injection]
     text: TextPath | None
     encoder: str

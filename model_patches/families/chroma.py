@@ -54,7 +54,7 @@ def _final(model, modulations):
 CHROMA = Family(
     name="Chroma",
     # Radiance, a subclass, ends in another head.
-    matches=lambda model: type(model) is Chroma,
+    matches=lambda model, cls: cls is Chroma,
     injections={"time embedding": Injection(
         blocks=lambda model: [
             *(BlockInput(block, "vec", 2, _carry, partial(_double, model, i)) for i, block in enumerate(model.double_blocks)),

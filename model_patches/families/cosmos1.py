@@ -23,7 +23,7 @@ def _context_width(model):
 
 COSMOS1 = Family(
     name="Cosmos 1",
-    matches=lambda model: isinstance(model, GeneralDIT),
+    matches=lambda model, cls: issubclass(cls, GeneralDIT),
     injections={
         "time embedding": Injection(
             blocks=lambda model: [BlockInput(block, "emb_B_D", 1) for block in model.blocks.values()],

@@ -59,7 +59,7 @@ def _padded(model, prompt, call):
 
 FLUX2 = Family(
     name="FLUX.2",
-    matches=lambda model: isinstance(model, Flux) and model.params.global_modulation,
+    matches=lambda model, cls: issubclass(cls, Flux) and model.params.global_modulation,
     injections={"time embedding": Injection(
         blocks=lambda model: [
             *(BlockInput(block, "vec", 2, _carry_double) for block in model.double_blocks),

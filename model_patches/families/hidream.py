@@ -23,7 +23,7 @@ def _present(call):
 
 HIDREAM = Family(
     name="HiDream-I1",
-    matches=lambda model: isinstance(model, HiDreamImageTransformer2DModel),
+    matches=lambda model, cls: issubclass(cls, HiDreamImageTransformer2DModel),
     injections={"modulation": Injection(_blocks, head=lambda model: BlockInput(model.final_layer, "vec", 1))},
     text=PooledText(
         width=lambda model: model.p_embedder.pooled_embedder.linear_1.in_features,

@@ -52,7 +52,7 @@ def _time_embedding(model, call):
 
 HUNYUAN_VIDEO15 = Family(
     name="HunyuanVideo 1.5",
-    matches=lambda model: isinstance(model, HunyuanVideo) and model.vector_in is None,
+    matches=lambda model, cls: issubclass(cls, HunyuanVideo) and model.vector_in is None,
     injections={"time embedding": Injection(
         blocks=lambda model: [
             *(BlockInput(block, "vec", 2) for block in model.double_blocks),

@@ -10,7 +10,7 @@ from .base import BlockInput, Family, Injection, PooledText
 
 KANDINSKY5 = Family(
     name="Kandinsky 5",
-    matches=lambda model: isinstance(model, Kandinsky5),
+    matches=lambda model, cls: issubclass(cls, Kandinsky5),
     injections={"modulation": Injection(
         blocks=lambda model: [BlockInput(block, "time_embed", 2) for block in model.visual_transformer_blocks],
         head=lambda model: BlockInput(model.out_layer, "time_embed", 1),

@@ -37,7 +37,7 @@ def _carry_to_head(model, call, added, norm_kept):
 LTXV = Family(
     name="LTX-Video",
     # LTXAV, of the same base class, has two streams.
-    matches=lambda model: type(model) is LTXVModel,
+    matches=lambda model, cls: cls is LTXVModel,
     injections={"time embedding": Injection(
         blocks=lambda model: [BlockInput(block, "timestep", 3, _carry) for block in model.transformer_blocks],
         head=lambda model: BlockInput(model.adaln_single, RESULT, 1, _carry_to_head),

@@ -12,7 +12,7 @@ from .base import BlockInput, Family, Injection, TextContext
 LUMINA2 = Family(
     name="Lumina 2 / Z-Image",
     # Its subclass for pixel space has another head.
-    matches=lambda model: type(model) is NextDiT and model.clip_text_pooled_proj is None,
+    matches=lambda model, cls: cls is NextDiT and model.clip_text_pooled_proj is None,
     injections={"time embedding": Injection(
         blocks=lambda model: [BlockInput(block, "adaln_input", 3) for block in model.layers],
         head=lambda model: BlockInput(model.final_layer, "c", 1),

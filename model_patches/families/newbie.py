@@ -19,7 +19,7 @@ def _modulation(model, pooled):
 
 NEWBIE = Family(
     name="NewBie",
-    matches=lambda model: isinstance(model, NextDiT) and model.clip_text_pooled_proj is not None,
+    matches=lambda model, cls: issubclass(cls, NextDiT) and model.clip_text_pooled_proj is not None,
     injections={"modulation": Injection(
         blocks=lambda model: [BlockInput(block, "adaln_input", 3) for block in model.layers],
         head=lambda model: BlockInput(model.final_layer, "c", 1),

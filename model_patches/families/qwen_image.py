@@ -16,7 +16,7 @@ def _time_embedding(model, call):
 
 QWEN_IMAGE = Family(
     name="Qwen-Image",
-    matches=lambda model: isinstance(model, QwenImageTransformer2DModel),
+    matches=lambda model, cls: issubclass(cls, QwenImageTransformer2DModel),
     injections={"time embedding": Injection(
         blocks=lambda model: [BlockInput(block, "temb", 3) for block in model.transformer_blocks],
         head=lambda model: BlockInput(model.norm_out, "conditioning_embedding", 1),

@@ -10,7 +10,7 @@ from .base import BlockInput, Family, Injection, PooledText, TextTokens
 
 SD3 = Family(
     name="SD3",
-    matches=lambda model: isinstance(model, MMDiT) and model.y_embedder is not None,
+    matches=lambda model, cls: issubclass(cls, MMDiT) and model.y_embedder is not None,
     injections={"modulation": Injection(
         blocks=lambda model: [BlockInput(block, "c", 2) for block in model.joint_blocks],
         head=lambda model: BlockInput(model.final_layer, "c", 1),

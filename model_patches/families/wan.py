@@ -32,7 +32,7 @@ def _carry(model, call, added, norm_kept):
 
 WAN = Family(
     name="Wan",
-    matches=lambda model: isinstance(model, WanModel) and type(model).__name__ in _CLASSES,
+    matches=lambda model, cls: issubclass(cls, WanModel) and cls.__name__ in _CLASSES,
     injections={"time embedding": Injection(
         blocks=lambda model: [BlockInput(block, "e", 1, _carry) for block in model.blocks],
         head=lambda model: BlockInput(model.head, "e", 1),
