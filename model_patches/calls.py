@@ -56,17 +56,23 @@ class CallPatch:
         watch = Watch()
         executor.class_obj.model_options["transformer_options"][self._watch] = watch
         result = executor(*args, **kwargs)
-        missed = len(watch.due - watch.made)
+        missed, due = len(watch.due - watch.made), len(watch.due)
         if missed:
+            what = "did nothing" if missed == due else f"left out {missed} of the {due} layers it acts on"
             logging.warning(
-                "%s: %s acts on never ran in this sampling of %d calls, so that there it did nothing. Another node runs copies of them, or code "
-                "of its own in their place: a loader that moves layers piece by piece, a cache, a node that skips layers. Take these out one by one.",
-                self.name, "none of the layers it" if missed == len(watch.due) else f"{missed} of the {len(watch.due)} layers it", watch.calls,
+                "%s %s in this sampling of %d calls: there the model's own layers were never run. Another node runs copies of them, or "
+                "code of its own in their place: a loader that moves layers piece by piece, a cache, a sampler, a node that skips layers. "
+                "Take these out one by one.", self.name, what, watch.calls,
             )
         return result
 
     def _call(self, executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **kwargs):
         """APPLY_MODEL wrapper."""
+        after = executor.wrappers[executor.idx + 1:]
+        if not all(isinstance(getattr(wrapper, "__self__", None), CallPatch) for wrapper in after):
+            # Ours come last, where rows, times and blocks are as the model gets them.
+            inside = type(executor).new_class_executor(executor.original, executor.class_obj, [*after, self._call])
+            return inside.execute(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
         values = transformer_options.get(self.key)
         # Taken out, so that a wrapper list merged twice by somebody does not act twice, and that torch.compile sees no new object.
         options = {name: value for name, value in transformer_options.items() if name not in (self.key, self._numbers, self._watch)}

@@ -208,7 +208,7 @@ def _injected(guidances: list[Guidance], injection: Injection, host: HostModel, 
             added, norm_kept = carry(diffusion_model, call, added, norm_kept), None
         for layer, own, own_kept in zip(of_these, views(added, len(of_these)), views(norm_kept, len(of_these)), strict=True):
             part = targets[layer].part
-            edits[layer] = Edit(targets[layer], shifted, (part(own) if part else own, own_kept), alike and not carry, matters)
+            edits[layer] = Edit(targets[layer], shifted, (part(diffusion_model, own) if part else own, own_kept), alike and not carry, matters)
     return edits
 
 

@@ -58,4 +58,4 @@ def host_class(module: nn.Module) -> type:
 
 def uncompiled(module: nn.Module) -> nn.Module:
     """The module inside torch.compile's wrapper, or the module itself."""
-    return module._modules.get("_orig_mod", module)
+    return getattr(module, "_orig_mod", module)

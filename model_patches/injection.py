@@ -8,7 +8,7 @@ Under torch.compile everything that varies reaches the compiled region as a tens
 into the graph, silently, since the host drops guards on transformer_options. Modules of a class share one subclass for each kind of
 edit, kept for ever: dynamo's guards on types keep the graphs of changed and unchanged calls apart. So do the subclasses' own code
 objects, where the guards on modules are dropped, as torch.compiler.skip_guard_on_all_nn_modules_unsafe does for speed; for these the
-model itself gets a subclass too.
+model itself gets a subclass too. A block that is compiled by itself is edited around its compiled form, outside its graph.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from .families import RESULT, BlockInput
-from .host_model import EDITED_CLASS, host_class, uncompiled
+from .host_model import EDITED_CLASS, host_class
 
 
 class Edit(NamedTuple):
@@ -73,10 +73,9 @@ def run_edited(model: nn.Module, edits: Iterable[Edit], run: Callable[[], Any], 
     of_module: dict[nn.Module, list] = {}
     watched = {}
     for number, (target, function, tensors, alike, matters) in enumerate(edits):
-        module = uncompiled(target.module)
-        known = of_module.get(module)
+        known = of_module.get(target.module)
         if known is None:
-            known = of_module[module] = [*module.__dict__.get(_EDITS, ())]
+            known = of_module[target.module] = [*target.module.__dict__.get(_EDITS, ())]
         made = Made(alike)
         known.append((target.name, target.position, function, tensors, made))
         if matters:

@@ -25,14 +25,14 @@ class BlockInput(NamedTuple):
     Named RESULT: not an argument but a part of the tuple that the module returns, by position.
     carry: for an argument that is made from y by a layer before the block: (model, call, y's two shifts, see `shifted`) ->
     what is added to the argument at this call, a tensor or a structure of them like the argument's; None where the argument is y.
-    part: takes a block's part out of what `carry` makes, where one layer makes the arguments of all blocks at once.
+    part: (model, what `carry` makes) -> a block's part of it, where one layer makes the arguments of all blocks at once.
     """
 
     module: nn.Module
     name: str
     position: int
     carry: Callable[[nn.Module, Call, Tensor | None, Tensor | None], Any] | None = None
-    part: Callable[[Any], Any] | None = None
+    part: Callable[[nn.Module, Any], Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -39,11 +39,11 @@ def _carry(model, call, added, norm_kept):
     return _modulations(model, shifted(hidden, added, norm_kept)) - _modulations(model, hidden)
 
 
-def _double(model, i, modulations):
+def _double(model, modulations, i):
     return tuple(model.get_modulations(modulations, stream, idx=i) for stream in ("double_img", "double_txt"))
 
 
-def _single(model, i, modulations):
+def _single(model, modulations, i):
     return model.get_modulations(modulations, "single", idx=i)
 
 
@@ -57,10 +57,10 @@ CHROMA = Family(
     matches=lambda model, cls: cls is Chroma,
     injections={"time embedding": Injection(
         blocks=lambda model: [
-            *(BlockInput(block, "vec", 2, _carry, partial(_double, model, i)) for i, block in enumerate(model.double_blocks)),
-            *(BlockInput(block, "vec", 1, _carry, partial(_single, model, i)) for i, block in enumerate(model.single_blocks)),
+            *(BlockInput(block, "vec", 2, _carry, partial(_double, i=i)) for i, block in enumerate(model.double_blocks)),
+            *(BlockInput(block, "vec", 1, _carry, partial(_single, i=i)) for i, block in enumerate(model.single_blocks)),
         ],
-        head=lambda model: BlockInput(model.final_layer, "vec", 1, _carry, partial(_final, model)),
+        head=lambda model: BlockInput(model.final_layer, "vec", 1, _carry, _final),
         y=_hidden,
         width=lambda model: model.distilled_guidance_layer.in_proj.out_features,
     )},
