@@ -82,12 +82,9 @@ def run_edited(model: nn.Module, edits: Iterable[Edit], run: Callable[[], Any], 
             watched[number] = made
     for module_edits in of_module.values():
         module_edits.sort(key=itemgetter(0))  # of two arguments, whichever came first: the graph is the same
-    kinds = {
-        module: _kind(tuple((function, *map(_is_none, tensors)) for _, _, function, tensors, _ in module_edits))
-        for module, module_edits in of_module.items()
-    }
-    of_module.setdefault(model, [*model.__dict__.get(_EDITS, ())])
-    kinds[model] = "+".join(sorted({*kinds.values(), *vars(type(model)).get(_KIND, "").split("+")} - {""}))
+    kinds = {module: _joined(map(_kind, module_edits)) for module, module_edits in of_module.items()}
+    outer = vars(type(model)).get(_KIND, "").split("+")
+    of_module[model], kinds[model] = [], _joined(sorted({*outer, *chain(*(kind.split("+") for kind in {*kinds.values()}))}))
     result = _run_as(
         {module: _edited_class(host_class(module), kinds[module]) for module in of_module},
         {module: tuple(module_edits) for module, module_edits in of_module.items()},
@@ -124,14 +121,14 @@ def _run_as(classes: dict[nn.Module, type], edits: dict[nn.Module, tuple], run):
         deque(undo, 0)
 
 
-def _is_none(value) -> bool:
-    return value is None
+def _kind(edit) -> str:
+    """What tells the graph of one edit from another's."""
+    _, _, function, tensors, _ = edit
+    return function.__name__ + "".join("01"[tensor is not None] for tensor in tensors)
 
 
-@cache
-def _kind(functions: tuple) -> str:
-    """What tells the graphs of two sets of edits apart."""
-    return ".".join(function.__name__ + "".join("01"[not is_none] for is_none in absent) for function, *absent in functions)
+def _joined(kinds: Iterable[str]) -> str:
+    return "+".join(filter(None, kinds))
 
 
 @cache
