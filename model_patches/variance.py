@@ -20,7 +20,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
 from .conditionings import check_known, conditional_chunks, tell_conditionings_apart
-from .families import FAMILIES, BlockInput, Call, Family
+from .families import FAMILIES, BlockInput, Call, Family, refuse_wrapped
 from .guidance import check_percents, in_window
 from .injection import Edit, edited, uncompiled
 from .schedules import LayerSchedule
@@ -122,6 +122,7 @@ def joint_family_of(diffusion_model: nn.Module, model_name: str) -> Family:
     for family in families:
         if family.matches(diffusion_model):
             return family
+    refuse_wrapped(diffusion_model, model_name)
     raise ValueError(
         f"Scale Text Variance works on models whose blocks attend to text and image tokens jointly (MM-DiT): "
         f"{', '.join(family.name for family in families)}. This model is a {model_name} (class {type(diffusion_model).__name__}), "
