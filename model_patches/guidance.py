@@ -201,7 +201,8 @@ def _edits(guidances: list[Guidance], diffusion_model: nn.Module, call: Call, co
         if len(guidance.layer_weights) != depth + 1:
             raise ValueError(
                 f"Modulation guidance was applied to a model of {len(guidance.layer_weights) - 1} layers and now runs on one of "
-                f"{depth}. Apply it after the node that changes the model, and to each model of a guider on its own."
+                f"{depth}. Apply it after the node that changes the model; a guider that runs a second model with the first one's options "
+                "needs one of as many layers."
             )
     for name, injection in family.injections.items():
         entering = [guidance for guidance in guidances if guidance.text.injection == name]

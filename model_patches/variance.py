@@ -190,7 +190,8 @@ def _edits(scalings: list[Scaling], diffusion_model: nn.Module, call: Call, cond
         if len(scaling.layer_weights) != len(layers):
             raise ValueError(
                 f"Scale Text Variance was applied to a model of {len(scaling.layer_weights)} layers and now runs on one of "
-                f"{len(layers)}. Apply it after the node that changes the model, and to each model of a guider on its own."
+                f"{len(layers)}. Apply it after the node that changes the model; a guider that runs a second model with the first one's "
+                "options needs one of as many layers."
             )
     if not any(any(scaling.layer_weights[len(joint):]) for scaling in scalings):
         layers = layers[:len(joint)]
