@@ -30,6 +30,6 @@ def as_applied(diffusion_model: nn.Module, name: str, layers: list[BlockInput], 
     kinds = ", ".join(sorted({type(layer.module).__name__ for layer in layers}))
     raise ValueError(
         f"{what} was applied to a model of {' and '.join(map(str, sorted(depths)))} layers and now runs on one of {len(layers)} ({kinds}). "
-        "Apply it after the node that changes the model, and to each model of a guider on its own. If another node puts the layers into "
-        "a block of its own while the model runs, it hides them: remove that node."
+        "Apply it after the node that changes the model; a guider that runs a second model with the first one's options needs one of as many "
+        "layers. If another node puts the layers into a block of its own while the model runs, it hides them: remove that node."
     )

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .calls import CallPatch
 from .conditionings import check_known
-from .families import FAMILIES, BlockInput, Call, Family
+from .families import FAMILIES, BlockInput, Call, Family, refuse_wrapped
 from .guidance import check_percents, in_window
 from .host_model import HostModel
 from .injection import Edit, Made
@@ -120,6 +120,7 @@ def joint_family_of(host: HostModel) -> Family:
     for family in families:
         if family.matches(host.diffusion_model, host.cls):
             return family
+    refuse_wrapped(host)
     raise ValueError(
         f"Scale Text Variance works on models whose blocks attend to text and image tokens jointly (MM-DiT): "
         f"{', '.join(family.name for family in families)}. This model is a {host.name} (class {host.cls.__name__}), "

@@ -84,6 +84,25 @@ class Call:
         return per_chunk.repeat(self.chunks, *[1] * (tensor.ndim - 1))
 
 
+def in_width(layer: nn.Module) -> int:
+    """How many features a linear layer reads, whatever its class."""
+    return _features(layer, "in_features", 1)
+
+
+def out_width(layer: nn.Module) -> int:
+    """How many features a linear layer makes, whatever its class."""
+    return _features(layer, "out_features", 0)
+
+
+def _features(layer: nn.Module, name: str, dimension: int) -> int:
+    if hasattr(layer, name):
+        return getattr(layer, name)
+    # Layers of loaders that quantise with bitsandbytes hold a weight and nothing else, and its own shape is that of packed bytes. The
+    # true one is kept beside it; on the layer too, since the weight loses it where the host makes a new parameter of it.
+    states = (getattr(holder, "quant_state", None) for holder in (layer, layer.weight))
+    return next((state for state in states if state is not None), layer.weight).shape[dimension]
+
+
 class OncePerPrompt:
     """What layers make of a prompt whatever the step, made once and kept as long as the same weights would make it again."""
 

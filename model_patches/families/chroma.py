@@ -12,7 +12,7 @@ from comfy.ldm.chroma.model import Chroma
 from comfy.ldm.flux.layers import timestep_embedding
 
 from ..shifts import shifted
-from .base import BlockInput, Family, Injection, TextContext, TextTokens
+from .base import BlockInput, Family, Injection, TextContext, TextTokens, in_width, out_width
 
 _ROWS = 344  # of modulations that the host asks the approximator for
 
@@ -62,10 +62,10 @@ CHROMA = Family(
         ],
         head=lambda model: BlockInput(model.final_layer, "vec", 1, _carry, _final),
         y=_hidden,
-        width=lambda model: model.distilled_guidance_layer.in_proj.out_features,
+        width=lambda model: out_width(model.distilled_guidance_layer.in_proj),
     )},
     text=None,
-    context=TextContext(lambda model: model.txt_in.in_features),
+    context=TextContext(lambda model: in_width(model.txt_in)),
     encoder="T5-XXL, with CLIPLoader and type chroma",
     # The host does not pad the tokens.
     text_tokens=TextTokens(

@@ -9,7 +9,7 @@ import torch
 from comfy.ldm.flux.layers import timestep_embedding
 from comfy.ldm.hunyuan_video.model import HunyuanVideo
 
-from .base import BlockInput, Family, Injection, TextContext, TextTokens, unmasked
+from .base import BlockInput, Family, Injection, TextContext, TextTokens, in_width, unmasked
 
 
 def _present(call):
@@ -63,7 +63,7 @@ HUNYUAN_VIDEO15 = Family(
         width=lambda model: model.hidden_size,
     )},
     text=None,
-    context=TextContext(lambda model: model.txt_in.input_embedder.in_features),
+    context=TextContext(lambda model: in_width(model.txt_in.input_embedder)),
     encoder="Qwen2.5-VL 7B, with DualCLIPLoader and type hunyuan_video_15 or hunyuan_image",
     # The host does not pad the tokens, and gives their mask where a prompt holds padding all the same.
     text_tokens=TextTokens(

@@ -6,7 +6,7 @@ There is no reference implementation of modulation guidance for it: start layer 
 
 from comfy.ldm.kandinsky5.model import Kandinsky5
 
-from .base import BlockInput, Family, Injection, PooledText
+from .base import BlockInput, Family, Injection, PooledText, in_width
 
 KANDINSKY5 = Family(
     name="Kandinsky 5",
@@ -16,7 +16,7 @@ KANDINSKY5 = Family(
         head=lambda model: BlockInput(model.out_layer, "time_embed", 1),
     )},
     text=PooledText(
-        width=lambda model: model.pooled_text_embeddings.in_layer.in_features,
+        width=lambda model: in_width(model.pooled_text_embeddings.in_layer),
         modulation=lambda model, pooled: model.pooled_text_embeddings(pooled),
     ),
     encoder="CLIP-L, with DualCLIPLoader and type kandinsky5 or kandinsky5_image",

@@ -6,7 +6,7 @@ Reference settings: github.com/quickjkee/modulation-guidance, SD3.5 Large, with 
 
 from comfy.ldm.modules.diffusionmodules.mmdit import MMDiT
 
-from .base import BlockInput, Family, Injection, PooledText, TextTokens
+from .base import BlockInput, Family, Injection, PooledText, TextTokens, in_width
 
 SD3 = Family(
     name="SD3",
@@ -16,7 +16,7 @@ SD3 = Family(
         head=lambda model: BlockInput(model.final_layer, "c", 1),
     )},
     text=PooledText(
-        width=lambda model: model.y_embedder.mlp[0].in_features,
+        width=lambda model: in_width(model.y_embedder.mlp[0]),
         modulation=lambda model, pooled: model.y_embedder(pooled),
     ),
     encoder="CLIP-L and CLIP-G, with DualCLIPLoader and type sd3, or TripleCLIPLoader",
