@@ -193,7 +193,7 @@ def _injected(guidances: list[Guidance], injection: Injection, host: HostModel, 
     if injection.head:
         targets = [*targets, injection.head(diffusion_model)]
     sums = [_Terms.of(guidance, diffusion_model, call, conditional) for guidance in guidances]
-    alike = all(terms.alike for terms in sums)
+    alike, own = all(terms.alike for terms in sums), any(terms.base is not None for terms in sums)
     layers: dict[tuple, list[int]] = {}
     for layer, target in enumerate(targets):
         # What tells this layer's shift from another's.
@@ -206,9 +206,10 @@ def _injected(guidances: list[Guidance], injection: Injection, host: HostModel, 
         matters = any(terms.acts(of_these[0]) for terms in sums)
         if carry:
             added, norm_kept = carry(diffusion_model, call, added, norm_kept), None
-        for layer, own, own_kept in zip(of_these, views(added, len(of_these)), views(norm_kept, len(of_these)), strict=True):
+        for layer, view, kept_view in zip(of_these, views(added, len(of_these)), views(norm_kept, len(of_these)), strict=True):
             part = targets[layer].part
-            edits[layer] = Edit(targets[layer], shifted, (part(diffusion_model, own) if part else own, own_kept), alike and not carry, matters)
+            tensors = (part(diffusion_model, view) if part else view, kept_view)
+            edits[layer] = Edit(targets[layer], shifted, tensors, alike and not carry, own, matters)
     return edits
 
 

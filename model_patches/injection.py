@@ -31,14 +31,15 @@ from .host_model import EDITED_CLASS, host_class
 class Edit(NamedTuple):
     """`function(argument, *tensors, made)` in place of what `target` names; `function` is one of a module, not a closure.
 
-    made: a `Made`. alike: whether the tensors are known to be the same for every row of the batch.
-    matters: whether it changes anything; another one is there to keep the graph of torch.compile the same.
+    made: a `Made`. alike: whether the tensors are known to be the same for every row of the batch; own: whether they hold something of
+    each row, as its text. matters: whether it changes anything; another one is there to keep the graph of torch.compile the same.
     """
 
     target: BlockInput
     function: Callable
     tensors: tuple[Any, ...]
     alike: bool = False
+    own: bool = False
     matters: bool = True
 
 
@@ -55,13 +56,13 @@ class Watch:
 
 
 class Made:
-    """What is not a tensor in an edit: alike, as in Edit; reached, whether it came to be made.
+    """What is not a tensor in an edit: alike and own, as in Edit; repeats, as in BlockInput; reached, whether it came to be made.
 
     One object for each edit: torch.compile would guard on one that two modules share. It guards on no attribute that is not read.
     """
 
-    def __init__(self, alike: bool):
-        self.alike = alike
+    def __init__(self, alike: bool, own: bool, repeats: bool):
+        self.alike, self.own, self.repeats = alike, own, repeats
         self.reached = False
 
 
@@ -72,11 +73,11 @@ def run_edited(model: nn.Module, edits: Iterable[Edit], run: Callable[[], Any], 
     """
     of_module: dict[nn.Module, list] = {}
     watched = {}
-    for number, (target, function, tensors, alike, matters) in enumerate(edits):
+    for number, (target, function, tensors, alike, own, matters) in enumerate(edits):
         known = of_module.get(target.module)
         if known is None:
             known = of_module[target.module] = [*target.module.__dict__.get(_EDITS, ())]
-        made = Made(alike)
+        made = Made(alike, own, target.repeats)
         known.append((target.name, target.position, function, tensors, made))
         if matters:
             watched[number] = made

@@ -46,21 +46,21 @@ def views(tensors, count: int) -> list:
 def for_rows(tensor: Tensor, rows: int, made) -> Tensor:
     """(R, ...), made for a batch of R rows -> for the `rows` that come, or one row for all of them.
 
-    The rows may come several times over, as where reference pictures have a time of their own. Or another node adds rows within the
-    model, or hands it one row at a time: right where all R are alike (made.alike True: known to be; else they are compared). Raises
-    ValueError otherwise: nothing says which row is which.
+    made: has what is known of the rows, see `Edit`. Another node may add rows within the model, or hand it one row at a time: right
+    where all R are alike, which is looked at where it is not known, and nothing in them is a row's own. Raises ValueError otherwise:
+    nothing says which row is which.
     """
     given = tensor.shape[0]
-    if given in (rows, 1):
+    if given == rows:
         return tensor
-    if rows % given == 0:
+    if made.repeats and rows % given == 0:
         return tensor.repeat(rows // given, *[1] * (tensor.ndim - 1))
-    if made.alike or bool((tensor == tensor[:1]).all()):
+    if not made.own and (given == 1 or made.alike or bool((tensor == tensor[:1]).all())):
         return tensor[:1]
     raise ValueError(
         f"Another node runs the model's blocks on {rows} rows where its batch has {given}, and what is added differs from row to row, so "
-        "that nothing says which row gets what. Set cfg_rows to both, guide by a direction of one prompt, and leave out projections that "
-        "add each row's own text; or remove that node."
+        "that nothing says which row gets what. Set cfg_rows to both, guide by a direction of one prompt, and leave out what adds each "
+        "row's own text (a max-pool projection, base prompts); or remove that node."
     )
 
 

@@ -253,6 +253,38 @@ def test_a_swapped_class_without_a_part_is_named(tmp_path):
         CHROMA.sample(made)
 
 
+class PartsOfHead(nn.Module):
+    """A head whose parts are run one by one, so that the head itself is never called."""
+
+    def __init__(self, head):
+        super().__init__()
+        self.head = head
+
+    def forward(self, x, vec):
+        shift, scale = self.head.adaLN_modulation(vec[:, None]).chunk(2, dim=-1)
+        return self.head.linear((1 + scale) * self.head.norm_final(x) + shift)
+
+
+@pytest.mark.parametrize("name", ["FLUX.1", "HiDream-I1"])
+def test_a_head_whose_parts_are_run_one_by_one(name):
+    """As RES4LYF's classes of these two families do."""
+    subject = SUBJECTS[name]
+    model, sample = subject.small.load(), subject.small.sample
+
+    def forward(diffusion_model, *args, **kwargs):
+        head = diffusion_model.final_layer
+        diffusion_model.final_layer = PartsOfHead(head)
+        try:
+            return of_class(diffusion_model, *args, **kwargs)
+        finally:
+            diffusion_model.final_layer = head
+
+    other = while_called(lambda diffusion_model: forward_set(diffusion_model, forward))
+    made = apply(model, subject.small.direction(), w=2.0, cfg_rows="both", schedule=schedule(1, final_layer=1.0))
+    expected = sample(reference(subject.small, model, term(subject.small, start=1, head=1.0, w=2.0)), **SAMPLING)
+    assert_guided(sample(other(made), **SAMPLING), expected, sample(model, **SAMPLING))
+
+
 # The list of blocks swapped for one block that runs them all, as FBCache does.
 
 

@@ -25,6 +25,7 @@ class BlockInput(NamedTuple):
     Named RESULT: not an argument but a part of the tuple that the module returns, by position.
     carry: for an argument that is made from y by a layer before the block: (model, call, y's two shifts, see `shifted`) ->
     what is added to the argument at this call, a tensor or a structure of them like the argument's; None where the argument is y.
+    repeats: whether the argument holds the rows of the batch several times over where reference pictures have a time of their own.
     part: (model, what `carry` makes) -> a block's part of it, where one layer makes the arguments of all blocks at once.
     """
 
@@ -33,6 +34,7 @@ class BlockInput(NamedTuple):
     position: int
     carry: Callable[[nn.Module, Call, Tensor | None, Tensor | None], Any] | None = None
     part: Callable[[nn.Module, Any], Any] | None = None
+    repeats: bool = False
 
 
 @dataclass(frozen=True)

@@ -16,15 +16,16 @@ def _matches(model, cls):
 
 def _blocks(model):
     return [
-        *(BlockInput(block, "vec", 2) for block in model.double_blocks),
-        *(BlockInput(block, "vec", 1) for block in model.single_blocks),
+        *(BlockInput(block, "vec", 2, repeats=True) for block in model.double_blocks),
+        *(BlockInput(block, "vec", 1, repeats=True) for block in model.single_blocks),
     ]
 
 
 FLUX = Family(
     name="FLUX.1",
     matches=_matches,
-    injections={"modulation": Injection(_blocks, head=lambda model: BlockInput(model.final_layer, "vec", 1))},
+    # Where the head reads y, and not the head itself: some packs run its parts one by one.
+    injections={"modulation": Injection(_blocks, head=lambda model: BlockInput(model.final_layer.adaLN_modulation, "input", 0, repeats=True))},
     text=PooledText(
         width=lambda model: model.params.vec_in_dim,
         modulation=lambda model, pooled: model.vector_in(pooled),

@@ -62,10 +62,10 @@ FLUX2 = Family(
     matches=lambda model, cls: issubclass(cls, Flux) and model.params.global_modulation,
     injections={"time embedding": Injection(
         blocks=lambda model: [
-            *(BlockInput(block, "vec", 2, _carry_double) for block in model.double_blocks),
-            *(BlockInput(block, "vec", 1, _carry_single) for block in model.single_blocks),
+            *(BlockInput(block, "vec", 2, _carry_double, repeats=True) for block in model.double_blocks),
+            *(BlockInput(block, "vec", 1, _carry_single, repeats=True) for block in model.single_blocks),
         ],
-        head=lambda model: BlockInput(model.final_layer, "vec", 1),
+        head=lambda model: BlockInput(model.final_layer, "vec", 1, repeats=True),
         y=_time_embedding,
         width=lambda model: model.hidden_size,
     )},

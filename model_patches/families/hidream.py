@@ -24,7 +24,8 @@ def _present(call):
 HIDREAM = Family(
     name="HiDream-I1",
     matches=lambda model, cls: issubclass(cls, HiDreamImageTransformer2DModel),
-    injections={"modulation": Injection(_blocks, head=lambda model: BlockInput(model.final_layer, "vec", 1))},
+    # Where the head reads y, and not the head itself: some packs run its parts one by one.
+    injections={"modulation": Injection(_blocks, head=lambda model: BlockInput(model.final_layer.adaLN_modulation, "input", 0))},
     text=PooledText(
         width=lambda model: in_width(model.p_embedder.pooled_embedder.linear_1),
         modulation=lambda model, pooled: model.p_embedder(pooled),

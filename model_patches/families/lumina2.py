@@ -14,8 +14,8 @@ LUMINA2 = Family(
     # Its subclass for pixel space has another head.
     matches=lambda model, cls: cls is NextDiT and model.clip_text_pooled_proj is None,
     injections={"time embedding": Injection(
-        blocks=lambda model: [BlockInput(block, "adaln_input", 3) for block in model.layers],
-        head=lambda model: BlockInput(model.final_layer, "c", 1),
+        blocks=lambda model: [BlockInput(block, "adaln_input", 3, repeats=True) for block in model.layers],
+        head=lambda model: BlockInput(model.final_layer, "c", 1, repeats=True),
         y=lambda model, call: model.t_embedder((1.0 - call.timestep) * model.time_scale, dtype=call.dtype),
         width=lambda model: in_width(model.layers[0].adaLN_modulation[-1]),
     )},

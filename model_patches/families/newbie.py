@@ -21,8 +21,8 @@ NEWBIE = Family(
     name="NewBie",
     matches=lambda model, cls: issubclass(cls, NextDiT) and model.clip_text_pooled_proj is not None,
     injections={"modulation": Injection(
-        blocks=lambda model: [BlockInput(block, "adaln_input", 3) for block in model.layers],
-        head=lambda model: BlockInput(model.final_layer, "c", 1),
+        blocks=lambda model: [BlockInput(block, "adaln_input", 3, repeats=True) for block in model.layers],
+        head=lambda model: BlockInput(model.final_layer, "c", 1, repeats=True),
     )},
     text=PooledText(width=lambda model: model.clip_text_dim, modulation=_modulation),
     encoder="Gemma 3 4B and Jina CLIP v2, with DualCLIPLoader and type newbie",

@@ -18,8 +18,8 @@ QWEN_IMAGE = Family(
     name="Qwen-Image",
     matches=lambda model, cls: issubclass(cls, QwenImageTransformer2DModel),
     injections={"time embedding": Injection(
-        blocks=lambda model: [BlockInput(block, "temb", 3) for block in model.transformer_blocks],
-        head=lambda model: BlockInput(model.norm_out, "conditioning_embedding", 1),
+        blocks=lambda model: [BlockInput(block, "temb", 3, repeats=True) for block in model.transformer_blocks],
+        head=lambda model: BlockInput(model.norm_out, "conditioning_embedding", 1, repeats=True),
         y=_time_embedding,
         width=lambda model: model.inner_dim,
     )},
