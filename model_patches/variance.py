@@ -7,7 +7,9 @@
 Every row of the batch is scaled, unconditional ones with their own text: the formula makes no difference between prompts.
 Padding is left as it is and out of the mean. Where a row's encoder gives an attention mask (HunyuanVideo, Qwen-Image, Mochi), or
 padding is zeros, the inputs of the model tell it. FLUX.1, SD3 and HiDream-I1 get padded tokens without a mask: there the tokens
-of the prompt must be counted (`prompt_tokens`), and without that all tokens are the prompt's.
+of the prompts must be counted (`prompt_tokens`), and without that all tokens are the prompt's.
+Tokens that other nodes put beside the prompt's are no text: those in the model (`post_input` patches) are always left as they are,
+those in a conditioning (Redux) where the prompt's are counted.
 """
 
 from __future__ import annotations
@@ -19,61 +21,50 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
-from .conditionings import check_known, conditional_chunks, tell_conditionings_apart
+from .counting import COUNTED, PromptTokens, count_in, count_tokens, counted_rows
 from .families import FAMILIES, BlockInput, Call, Family
 from .guidance import check_percents, in_window
 from .injection import Edit, edited, uncompiled
 from .schedules import LayerSchedule
 from .shifts import views
+from .text_place import PostInputPatches, placed
 
 KEY = "text_variance"  # constant, as guidance's and for the same reason
-NUMBERS = f"{KEY}_numbers"
 
 TOKENS = ("prompt", "all")
-
-# The host's names of encoders whose modules are called otherwise.
-_MODULES = {"l": "clip_l", "g": "clip_g"}
 
 
 @dataclass(frozen=True)
 class WhichTokens:
     """Which of a row's text tokens are scaled.
 
-    all: padding too. positive, negative: for the conditional and the other rows, True for each token of the prompt; None: as far
-    as the model's inputs tell.
+    all: padding too. counted: those that `count_in` counted; else as far as the model's inputs tell.
     """
 
     all: bool = False
-    positive: tuple[bool, ...] | None = None
-    negative: tuple[bool, ...] | None = None
+    counted: bool = False
 
-    def kept(self, family: Family, call: Call, conditional: list[bool]) -> Tensor:
+    def kept(self, family: Family, call: Call) -> Tensor:
         """(R, L, 1) in fp32, 1 for the tokens that are scaled and 0 for the others."""
-        present = family.text_tokens.present(call)
+        present = call.cast(family.text_tokens.present(call))
         if self.all:
             present = torch.ones_like(present)
-        if self.positive is not None:
-            check_known(conditional, "Scale Text Variance reads their tokens off the prompts connected to it: disconnect these.")
-            rows = [self.positive if is_conditional else self.negative for is_conditional in conditional]
-            for tokens in rows:
-                if len(tokens) != present.shape[1]:
-                    raise ValueError(
-                        f"Scale Text Variance: the prompt and negative_prompt connected to it make {len(tokens)} text tokens, but a "
-                        f"conditioning that is sampled with has {present.shape[1]}. Connect the very texts and encoder that the "
-                        "conditionings are made of, or disconnect them."
-                    )
-            counted = torch.tensor(rows, device=present.device).repeat_interleave(call.rows // call.chunks, dim=0)
-            present = present & counted
+        if self.counted:
+            present = present & call.cast(counted_rows(call.conds))
         return present.unsqueeze(-1).float()
 
 
 @dataclass(frozen=True)
 class Scaling:
-    """One scale-up on one model: alpha is 1 + weight (scale - 1) at each layer; tokens: which ones."""
+    """One scale-up on one model: alpha is 1 + weight (scale - 1) at each layer.
+
+    prompts: whose tokens are counted, on all nodes together; () where none are.
+    """
 
     scale: float
     layer_weights: tuple[float, ...]
     tokens: WhichTokens
+    prompts: tuple[PromptTokens, ...]
     start_percent: float
     end_percent: float
 
@@ -84,10 +75,12 @@ def scale_variance(
     schedule: LayerSchedule | None = None,
     start_percent: float = 0.0,
     end_percent: float = 1.0,
-    tokens: WhichTokens = WhichTokens(),
+    every_token: bool = False,
+    prompts: tuple[PromptTokens, ...] = (),
 ):
     """A clone of the ModelPatcher `model` with the variance of its text tokens scaled; several multiply.
 
+    every_token: padding too. prompts: what `prompt_tokens` made of all prompts that are sampled with.
     schedule None scales before the joint blocks alone, not before those where text and image share one stream.
     Raises ValueError for a model, schedule or number that cannot work, with what to do about it.
     """
@@ -106,13 +99,15 @@ def scale_variance(
         )
     else:
         layer_weights = schedule.resolve(depth)
-    scaling = Scaling(scale, layer_weights, tokens, start_percent, end_percent)
+    tokens = WhichTokens(every_token, counted=bool(prompts))
+    scaling = Scaling(scale, layer_weights, tokens, prompts, start_percent, end_percent)
     model = model.clone()
     options = model.model_options["transformer_options"]
     options[KEY] = (*options.get(KEY, ()), scaling)
     if not model.get_wrappers(WrappersMP.APPLY_MODEL, KEY):
         model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, _scaled_call)
-        tell_conditionings_apart(model, KEY, NUMBERS)
+        # The host batches conditionings, and copies them where areas differ, after this.
+        model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, _counted_sampling)
     return model
 
 
@@ -129,56 +124,53 @@ def joint_family_of(diffusion_model: nn.Module, model_name: str) -> Family:
     )
 
 
-def prompt_tokens(model, clip, prompt: str) -> tuple[bool, ...] | None:
-    """For each text token that the model gets of this prompt, True for the prompt's (start and end included), False for padding.
+def prompt_tokens(model, clip, texts: list[str]) -> tuple[PromptTokens, ...]:
+    """The tokens of each text, encoded anew; none for families whose inputs tell the padding.
 
-    None for families whose inputs tell the padding. Raises ValueError if the encoder is not of the kind that the model uses.
+    Raises ValueError if the encoder is not of the kind that the model uses.
     """
-    diffusion_model = uncompiled(model.get_model_object("diffusion_model"))
-    family = joint_family_of(diffusion_model, type(model.model).__name__)
-    if not family.text_tokens.encoders:
-        return None
-    chunks = clip.tokenize(prompt, return_word_ids=True)
-    kept = []
-    for names in family.text_tokens.encoders:
-        loaded = [name for name in names.split() if getattr(clip.cond_stage_model, _MODULES.get(name, name), None) is not None]
-        if not any(name in chunks for name in names.split()):
-            raise ValueError(
-                f"Scale Text Variance: the text encoder on clip makes tokens for {', '.join(chunks)}, but {family.name} reads those of "
-                f"{names.replace(' ', ' or ')}. Connect the text encoder the model uses: {family.encoder}."
-            )
-        for name in loaded[:1]:
-            tokenizer = getattr(clip.tokenizer, _MODULES.get(name, name))
-            for chunk in chunks[name]:
-                words = [position for position, (_, _, word) in enumerate(chunk) if word]
-                last = max(words, default=0 if tokenizer.start_token is not None else -1)
-                count = last + 1 + (tokenizer.end_token is not None)
-                kept += [position < count for position in range(len(chunk))]
-    return tuple(kept)
+    family = joint_family_of(uncompiled(model.get_model_object("diffusion_model")), type(model.model).__name__)
+    if family.text_tokens.counting is None:
+        return ()
+    return tuple(prompt for text in dict.fromkeys(texts) for prompt in count_tokens(family, clip, text))
+
+
+def _counted_sampling(executor, *args, **kwargs):
+    guider = executor.class_obj
+    scalings = guider.model_options["transformer_options"].get(KEY, ())
+    if prompts := [prompt for scaling in scalings for prompt in scaling.prompts]:
+        count_in(guider.conds, prompts)
+    return executor(*args, **kwargs)
 
 
 def _scaled_call(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **kwargs):
     """APPLY_MODEL wrapper: outside any compiled region, the only place of a call where scales and layer numbers are read."""
     base_model = executor.class_obj
-    conditional = conditional_chunks(transformer_options, NUMBERS, len(x))
-    call = Call(base_model, x, t, len(conditional), c_crossattn, kwargs)
+    call = Call(base_model, x, t, len(transformer_options.get("cond_or_uncond", [0])), c_crossattn, kwargs)
     scalings = [
         scaling for scaling in transformer_options.get(KEY, ())
         if scaling.scale != 1 and any(scaling.layer_weights) and in_window(call, scaling.start_percent, scaling.end_percent)
     ]
     # Taken out, so that a wrapper list merged twice by somebody does not scale twice, and that torch.compile sees no new object.
-    transformer_options = {name: value for name, value in transformer_options.items() if name not in (KEY, NUMBERS)}
+    transformer_options = {name: value for name, value in transformer_options.items() if name != KEY}
+    conds = {name: value for name, value in kwargs.items() if name != COUNTED}
     args = (x, t, c_concat, c_crossattn, control, transformer_options)
     if not scalings:
-        return executor(*args, **kwargs)
+        return executor(*args, **conds)
+    start = None
+    patches = transformer_options.get("patches", {})
+    if "post_input" in patches:
+        start = torch.zeros(1, dtype=torch.long, device=x.device)
+        transformer_options["patches"] = patches | {"post_input": [PostInputPatches(patches["post_input"], start)]}
     diffusion_model = uncompiled(base_model.diffusion_model)
-    with edited(diffusion_model, _edits(scalings, diffusion_model, call, conditional)):
-        return executor(*args, **kwargs)
+    with edited(diffusion_model, _edits(scalings, diffusion_model, call, start)):
+        return executor(*args, **conds)
 
 
-def _edits(scalings: list[Scaling], diffusion_model: nn.Module, call: Call, conditional: list[bool]):
+def _edits(scalings: list[Scaling], diffusion_model: nn.Module, call: Call, start: Tensor | None):
     """One Edit per block and choice of tokens, and one per block of mixed streams if a schedule names any of them.
 
+    start: where the text begins among the tokens that patches make of it, (1,), known once they have run; None without patches.
     Blocks that are not scaled get alpha 1, so that another schedule is other numbers for torch.compile and not another graph.
     """
     family = joint_family_of(diffusion_model, type(call.base_model).__name__)
@@ -194,7 +186,7 @@ def _edits(scalings: list[Scaling], diffusion_model: nn.Module, call: Call, cond
     if not any(any(scaling.layer_weights[len(joint):]) for scaling in scalings):
         layers = layers[:len(joint)]
     for tokens in dict.fromkeys(scaling.tokens for scaling in scalings):
-        kept = tokens.kept(family, call, conditional)
+        kept = tokens.kept(family, call)
         added = {}  # alpha - 1, as tensors
         for layer, (block, function) in enumerate(layers):
             alpha = math.prod(
@@ -202,26 +194,38 @@ def _edits(scalings: list[Scaling], diffusion_model: nn.Module, call: Call, cond
             )
             if alpha not in added:
                 added[alpha] = torch.full((1,), alpha - 1, dtype=torch.float32, device=kept.device)
-            yield Edit(block, function, (views(added[alpha]), views(kept)))
+            # No views of `start`: torch.compile would have to keep them and what is filled in apart.
+            yield Edit(block, function, (views(added[alpha]), views(kept), start))
 
 
-def scaled(tokens: Tensor, added: Tensor, kept: Tensor) -> Tensor:
+def scaled(tokens: Tensor, added: Tensor, kept: Tensor, start: Tensor | None) -> Tensor:
     """z + (alpha - 1) (z - mean(z)), which is alpha (z - mean(z)) + mean(z), and z itself at alpha 1.
 
-    tokens: (B, L, D). added: (1,), alpha - 1. kept: (B, L, 1), 1 for tokens that are scaled and make the mean, 0 for the others.
+    tokens: (R, L, D). added: (1,), alpha - 1. kept: (R, L, 1), 1 for tokens that are scaled and make the mean, 0 for the others.
+    start: (1,), where the tokens of `kept` begin among others, None where there are no others.
     """
+    if start is not None:
+        kept = placed(kept, start, tokens.shape[1])
+    if tokens.shape[:2] != kept.shape[:2]:
+        raise ValueError(
+            f"Scale Text Variance: {tokens.shape[0]} rows of {tokens.shape[1]} text tokens reach a block, but the model was given "
+            f"{kept.shape[0]} of {kept.shape[1]}: another node changes them within the model, where it can't be told which ones are the "
+            "prompt's. Use only one of the two nodes."
+        )
     z = tokens.float()
     mean = (kept * z).sum(dim=1, keepdim=True) / kept.sum(dim=1, keepdim=True).clamp_min(1)
     return (z + added * kept * (z - mean)).to(tokens.dtype)
 
 
-def scaled_first(stream: Tensor, added: Tensor, kept: Tensor) -> Tensor:
-    """`scaled` on the first tokens of a stream, as many as `kept` has."""
+def scaled_first(stream: Tensor, added: Tensor, kept: Tensor, start: Tensor | None) -> Tensor:
+    """`scaled` on the first tokens of a stream, as many as `kept` has, or on those from `start` on."""
+    if start is not None:
+        return scaled(stream, added, kept, start)
     text, image = stream.tensor_split([kept.shape[1]], dim=1)
-    return torch.cat((scaled(text, added, kept), image), dim=1)
+    return torch.cat((scaled(text, added, kept, None), image), dim=1)
 
 
-def scaled_last(stream: Tensor, added: Tensor, kept: Tensor) -> Tensor:
-    """`scaled` on the last tokens of a stream, as many as `kept` has."""
+def scaled_last(stream: Tensor, added: Tensor, kept: Tensor, start: Tensor | None) -> Tensor:
+    """`scaled` on the last tokens of a stream, as many as `kept` has. No model with the text there runs patches that fill `start`."""
     image, text = stream.tensor_split([stream.shape[1] - kept.shape[1]], dim=1)
-    return torch.cat((image, scaled(text, added, kept)), dim=1)
+    return torch.cat((image, scaled(text, added, kept, None)), dim=1)

@@ -228,9 +228,28 @@ def unmasked(call: Call) -> Tensor:
     mask = call.conds.get("attention_mask")
     if mask is None:
         return present
-    # As the host reads it: numbers that are added to the attention, or 1 for a token and 0 for padding.
-    kept = mask >= 0 if mask.is_floating_point() else mask.bool()
+    if mask.ndim == 3:
+        # (R, L + image tokens, the same): what each token sees. What no image token sees is as good as padding.
+        count = present.shape[1]
+        mask = mask[:, count:, :count].amax(dim=1)
+    # As the host reads it: numbers that are added to the attention, or 1 for a token and 0 for padding. exp(-100) is 0 in fp32.
+    kept = mask > -100 if mask.is_floating_point() else mask.bool()
     return present & kept.to(present.device)
+
+
+@dataclass(frozen=True)
+class Counting:
+    """How text tokens are told from padding where encoders pad without a mask: by counting those of the prompt.
+
+    encoders: which ones, by the host's names; of names in one string any will do.
+    in_order: {name of an encoder that is loaded: True for each token of the prompt, False for padding} -> the same for all L tokens
+    as they follow each other in the blocks, those that stand for encoders which are not loaded included.
+    given: (tokens (N, L', C), extras), as the encoders give them -> (N, L, C'), in that order: what prompts are told apart by.
+    """
+
+    encoders: tuple[str, ...]
+    in_order: Callable[[dict[str, list[bool]]], list[bool]]
+    given: Callable[[Tensor, dict[str, Any]], Tensor] = lambda tokens, extras: tokens
 
 
 @dataclass(frozen=True)
@@ -241,15 +260,14 @@ class TextTokens:
     mixed: the blocks after them, and the argument that holds text and image tokens in one, (R, L + image tokens, D).
     mixed_text_first: whether the text comes before the image there.
     present: (call) -> (R, L), True for the prompt's tokens and False for padding, as far as the model's inputs tell; L as in the blocks.
-    encoders: the encoders, by the host's names, whose tokens follow each other in L, where their padding can't be told from the
-    inputs but only by counting the tokens of the prompt; of names in one string the first that the host has loaded.
+    counting: for padding that the inputs do not tell; None where they do.
     """
 
     joint: Callable[[nn.Module], list[BlockInput]]
     mixed: Callable[[nn.Module], list[BlockInput]] = lambda model: []
     mixed_text_first: bool = True
     present: Callable[[Call], Tensor] = unmasked
-    encoders: tuple[str, ...] = ()
+    counting: Counting | None = None
 
 
 @dataclass(frozen=True)
