@@ -10,19 +10,19 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
-from .conditionings import check_known, conditional_chunks, tell_conditionings_apart
+from .calls import CallPatch
+from .conditionings import check_known
 from .directions import GuidanceDirection
 from .families import Call, Family, Injection, TextPath, family_of
-from .injection import Edit, edited, uncompiled
+from .host_model import HostModel
+from .injection import Edit
+from .layers import as_applied, remember
 from .schedules import LayerSchedule, starting_at
 from .shifts import shifted, views
 
-# One constant key: a wrapper key of its own per node would give torch.compile a new frame per node.
 KEY = "modulation_guidance"
-NUMBERS = f"{KEY}_numbers"
 
 CFG_ROWS = ("both", "cond", "opposed")
 
@@ -83,8 +83,8 @@ def guide(
         raise ValueError(f"Modulation guidance: w is {w}; it must be a finite number.")
     if cfg_rows not in ("auto", *CFG_ROWS):
         raise ValueError(f"Modulation guidance: cfg_rows is {cfg_rows!r}; choose auto, {', '.join(CFG_ROWS)}.")
-    diffusion_model = uncompiled(model.get_model_object("diffusion_model"))
-    family = family_of(diffusion_model, type(model.model).__name__)
+    host = HostModel.of(model)
+    family, diffusion_model = family_of(host), host.diffusion_model
     text = _text_path(family, diffusion_model, projection)
     _check_direction(direction, family, text, diffusion_model)
     depth = family.depth(diffusion_model)
@@ -108,12 +108,8 @@ def guide(
         start_percent=start_percent,
         end_percent=end_percent,
     )
-    model = model.clone()
-    options = model.model_options["transformer_options"]
-    options[KEY] = (*options.get(KEY, ()), guidance)
-    if not model.get_wrappers(WrappersMP.APPLY_MODEL, KEY):
-        model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, _guided_call)
-        tell_conditionings_apart(model, KEY, NUMBERS)
+    remember(diffusion_model, text.injection, family.injections[text.injection].blocks(diffusion_model))
+    model = _PATCH.put_on(model, guidance)
     beside = model.get_additional_models_with_key(KEY)
     new = [patcher for patcher in text.patchers() if not any(map(patcher.is_clone, beside))]
     if new:
@@ -169,63 +165,51 @@ def _check_direction(direction: GuidanceDirection, family: Family, text: TextPat
         )
 
 
-def _guided_call(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **kwargs):
-    """APPLY_MODEL wrapper: outside any compiled region, the only place of a call where w and layer numbers are read."""
-    base_model = executor.class_obj
-    conditional = conditional_chunks(transformer_options, NUMBERS, len(x))
-    call = Call(base_model, x, t, len(conditional), c_crossattn, kwargs, transformer_options.get("sample_sigmas"))
-    guidances = [
-        guidance for guidance in transformer_options.get(KEY, ())
-        if guidance.text.has_base or guidance.acts_at(call, conditional)
-    ]
-    # Taken out, so that a wrapper list merged twice by somebody does not guide twice, and that torch.compile sees no new object.
-    transformer_options = {name: value for name, value in transformer_options.items() if name not in (KEY, NUMBERS)}
-    args = (x, t, c_concat, c_crossattn, control, transformer_options)
-    if not guidances:
-        return executor(*args, **kwargs)
-    diffusion_model = uncompiled(base_model.diffusion_model)
-    with edited(diffusion_model, _edits(guidances, diffusion_model, call, conditional)):
-        return executor(*args, **kwargs)
-
-
-def _edits(guidances: list[Guidance], diffusion_model: nn.Module, call: Call, conditional: list[bool | None]):
+def _edits(guidances: tuple[Guidance, ...], host: HostModel, call: Call, conditional: list[bool | None]) -> list[Edit]:
     """One Edit per block and one for the head; unguided ones too.
 
     Zeros are added where a layer is not guided, so that another schedule is other numbers for torch.compile and not another
     graph. Layers of equal weights share memory, each through a view of its own: the same tensor object on two layers would
     be a guard.
     """
-    family = family_of(diffusion_model, type(call.base_model).__name__)
-    depth = family.depth(diffusion_model)
-    for guidance in guidances:
-        if len(guidance.layer_weights) != depth + 1:
-            raise ValueError(
-                f"Modulation guidance was applied to a model of {len(guidance.layer_weights) - 1} layers and now runs on one of "
-                f"{depth}. Apply it after the node that changes the model, and to each model of a guider on its own."
-            )
-    for name, injection in family.injections.items():
-        entering = [guidance for guidance in guidances if guidance.text.injection == name]
+    acting = [guidance for guidance in guidances if guidance.text.has_base or guidance.acts_at(call, conditional)]
+    if not acting:
+        return []
+    edits = []
+    for name, injection in family_of(host).injections.items():
+        entering = [guidance for guidance in acting if guidance.text.injection == name]
         if entering:
-            yield from _injected(entering, injection, diffusion_model, call, conditional)
+            edits += _injected(entering, injection, host, call, conditional)
+    return edits
 
 
-def _injected(guidances: list[Guidance], injection: Injection, diffusion_model: nn.Module, call: Call, conditional: list[bool | None]):
+_PATCH = CallPatch("Modulation guidance", KEY, _edits)
+
+
+def _injected(guidances: list[Guidance], injection: Injection, host: HostModel, call: Call, conditional: list[bool | None]) -> list[Edit]:
+    diffusion_model = host.diffusion_model
+    depths = {len(guidance.layer_weights) - 1 for guidance in guidances}
+    targets = as_applied(diffusion_model, guidances[0].text.injection, injection.blocks(diffusion_model), depths, "Modulation guidance")
+    if injection.head:
+        targets = [*targets, injection.head(diffusion_model)]
     sums = [_Terms.of(guidance, diffusion_model, call, conditional) for guidance in guidances]
-    targets = injection.blocks(diffusion_model)
-    heads = [injection.head(diffusion_model)] if injection.head else []
-    distinct = {}
-    for layer, target in enumerate((*targets, *heads)):
+    alike = all(terms.alike for terms in sums)
+    layers: dict[tuple, list[int]] = {}
+    for layer, target in enumerate(targets):
         # What tells this layer's shift from another's.
-        key = (*(terms.key(layer) for terms in sums), target.carry)
-        if key not in distinct:
-            added, norm_kept = (
-                _summed([terms.at(layer) for terms in sums if terms.keep_norm == kept], call.dtype) for kept in (False, True)
-            )
-            if target.carry:
-                added, norm_kept = target.carry(diffusion_model, call, added, norm_kept), None
-            distinct[key] = (added, norm_kept)
-        added, norm_kept = distinct[key]
-        yield Edit(target, shifted, (views(target.part(added) if target.part else added), views(norm_kept)))
+        layers.setdefault((*(terms.key(layer) for terms in sums), target.carry), []).append(layer)
+    edits: list[Edit | None] = [None] * len(targets)
+    for (*_, carry), of_these in layers.items():
+        added, norm_kept = (
+            _summed([terms.at(of_these[0]) for terms in sums if terms.keep_norm == kept], call.dtype) for kept in (False, True)
+        )
+        matters = any(terms.acts(of_these[0]) for terms in sums)
+        if carry:
+            added, norm_kept = carry(diffusion_model, call, added, norm_kept), None
+        for layer, own, own_kept in zip(of_these, views(added, len(of_these)), views(norm_kept, len(of_these)), strict=True):
+            part = targets[layer].part
+            edits[layer] = Edit(targets[layer], shifted, (part(diffusion_model, own) if part else own, own_kept), alike and not carry, matters)
+    return edits
 
 
 @dataclass(frozen=True)
@@ -253,6 +237,20 @@ class _Terms:
     @property
     def keep_norm(self) -> bool:
         return self.guidance.keep_norm
+
+    @property
+    def alike(self) -> bool:
+        """Whether every row of the batch is known to take the same."""
+        guidance = self.guidance
+        return (
+            self.base is None and guidance.cfg_rows == "both" and guidance.text.same_for_rows
+            and all(prompt.count == 1 for pair in guidance.direction.pairs for prompt in (pair.positive, pair.negative))
+        )
+
+    def acts(self, layer: int) -> bool:
+        """Whether it changes anything at that layer."""
+        weight = self.guidance.layer_weights[layer]
+        return (self.delta is not None and weight != 0) or (self.base is not None and self.guidance.text.takes_base(weight))
 
     def key(self, layer: int):
         weight = self.guidance.layer_weights[layer]

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from .directions import EncodedPrompt, GuidanceDirection
 from .families import BlockInput, Call, Family, Injection, family_of
 from .guidance import KEY, Guidance, guide, layer_shifts
-from .injection import Edit, edited, uncompiled
+from .host_model import HostModel
+from .injection import Edit, Watch, run_edited
 from .schedules import LayerSchedule
 
 PERCENTS = (0.1, 0.5, 0.9)  # of the sampling schedule, where y is looked at
@@ -60,8 +61,8 @@ def inspect(
     guided = [guide(model, direction, w, schedule, projection=projection) for direction in directions]
     guidances = [one.model_options["transformer_options"][KEY][-1] for one in guided]
     probe = _Probe(guidances)
-    diffusion_model = uncompiled(model.get_model_object("diffusion_model"))
-    family = family_of(diffusion_model, type(model.model).__name__)
+    host = HostModel.of(model)
+    family, diffusion_model = family_of(host), host.diffusion_model
     sigmas = _sigmas(model)
     pairs = [direction.pairs[0] for direction in directions]
     for prompt in itertools.chain.from_iterable((pair.positive, pair.negative) for pair in pairs):
@@ -88,7 +89,7 @@ class _Reached(Exception):
     """y, raised where the first block gets it, so that no block runs."""
 
 
-def _reach(y):
+def _reach(y, made):
     raise _Reached(y)
 
 
@@ -104,9 +105,9 @@ class _Probe:
 
     def __call__(self, executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **kwargs):
         call = Call(executor.class_obj, x, t, 1, c_crossattn, kwargs)
-        diffusion_model = uncompiled(call.base_model.diffusion_model)
-        family = family_of(diffusion_model, type(call.base_model).__name__)
-        injection = family.injections[self.guidances[0].text.injection]
+        host = HostModel.called(call.base_model)
+        diffusion_model = host.diffusion_model
+        injection = family_of(host).injections[self.guidances[0].text.injection]
 
         def run():
             return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
@@ -128,8 +129,8 @@ def _y(injection: Injection, diffusion_model: nn.Module, call: Call, run) -> Ten
     if first.carry is not None:
         return injection.y(diffusion_model, call)
     try:
-        with torch.compiler.set_stance("force_eager"), edited(diffusion_model, [Edit(first, _reach, ())]):
-            run()
+        with torch.compiler.set_stance("force_eager"):
+            run_edited(diffusion_model, [Edit(first, _reach, ())], run, Watch())
     except _Reached as reached:
         return reached.args[0]
     raise RuntimeError("Inspect Guidance: the model ran without its first block, so something in the graph answers in its place.")

@@ -18,18 +18,19 @@ import math
 from dataclasses import dataclass
 
 import torch
-from comfy.patcher_extension import WrappersMP
-from torch import Tensor, nn
+from comfy.patcher_extension import WrappersMP, add_wrapper_with_key, get_wrappers_with_key
+from torch import Tensor
 
+from .calls import CallPatch
 from .counting import COUNTED, PromptTokens, count_in, count_tokens, counted_rows
-from .families import FAMILIES, BlockInput, Call, Family
+from .families import FAMILIES, BlockInput, Call, Family, refuse_wrapped
 from .guidance import check_percents, in_window
-from .injection import Edit, edited, uncompiled
+from .host_model import HostModel
+from .injection import Edit, Made
+from .layers import as_applied, remember
 from .schedules import LayerSchedule
-from .shifts import views
+from .shifts import for_rows, views
 from .text_place import PostInputPatches, placed
-
-KEY = "text_variance"  # constant, as guidance's and for the same reason
 
 TOKENS = ("prompt", "all")
 
@@ -56,13 +57,14 @@ class WhichTokens:
 
 @dataclass(frozen=True)
 class Scaling:
-    """One scale-up on one model: alpha is 1 + weight (scale - 1) at each layer.
+    """One scale-up on one model: alpha is 1 + weight (scale - 1) at each layer, of which the first `joint` are joint blocks.
 
     prompts: whose tokens are counted, on all nodes together; () where none are.
     """
 
     scale: float
     layer_weights: tuple[float, ...]
+    joint: int
     tokens: WhichTokens
     prompts: tuple[PromptTokens, ...]
     start_percent: float
@@ -87,10 +89,10 @@ def scale_variance(
     check_percents(start_percent, end_percent)
     if not (math.isfinite(scale) and scale >= 0):
         raise ValueError(f"Scale Text Variance: scale is {scale}; it must be 0 or more, and 1 changes nothing.")
-    diffusion_model = uncompiled(model.get_model_object("diffusion_model"))
-    family = joint_family_of(diffusion_model, type(model.model).__name__)
-    joint = len(family.text_tokens.joint(diffusion_model))
-    depth = family.depth(diffusion_model)
+    host = HostModel.of(model)
+    family = joint_family_of(host)
+    joint_layers, layers = _layers(family, host)
+    joint, depth = len(joint_layers), len(layers)
     if schedule is None:
         layer_weights = (1.0,) * joint + (0.0,) * (depth - joint)
     elif schedule.final_layer:
@@ -100,26 +102,26 @@ def scale_variance(
     else:
         layer_weights = schedule.resolve(depth)
     tokens = WhichTokens(every_token, counted=bool(prompts))
-    scaling = Scaling(scale, layer_weights, tokens, prompts, start_percent, end_percent)
-    model = model.clone()
-    options = model.model_options["transformer_options"]
-    options[KEY] = (*options.get(KEY, ()), scaling)
-    if not model.get_wrappers(WrappersMP.APPLY_MODEL, KEY):
-        model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, _scaled_call)
-        # The host batches conditionings, and copies them where areas differ, after this.
-        model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, _counted_sampling)
+    scaling = Scaling(scale, layer_weights, joint, tokens, prompts, start_percent, end_percent)
+    remember(host.diffusion_model, _LAYERS, layers)
+    model = _PATCH.put_on(model, scaling)
+    # In its options, where the host finds it for each model of a guider that runs two.
+    place = (WrappersMP.PREPARE_SAMPLING, COUNTED)
+    if prompts and not get_wrappers_with_key(*place, model.model_options, is_model_options=True):
+        add_wrapper_with_key(*place, _counted_sampling, model.model_options, is_model_options=True)
     return model
 
 
-def joint_family_of(diffusion_model: nn.Module, model_name: str) -> Family:
+def joint_family_of(host: HostModel) -> Family:
     """The family of a host model whose blocks attend to text and image jointly. Raises ValueError with its class if there is none."""
     families = [family for family in FAMILIES if family.text_tokens]
     for family in families:
-        if family.matches(diffusion_model):
+        if family.matches(host.diffusion_model, host.cls):
             return family
+    refuse_wrapped(host)
     raise ValueError(
         f"Scale Text Variance works on models whose blocks attend to text and image tokens jointly (MM-DiT): "
-        f"{', '.join(family.name for family in families)}. This model is a {model_name} (class {type(diffusion_model).__name__}), "
+        f"{', '.join(family.name for family in families)}. This model is a {host.name} (class {host.cls.__name__}), "
         "which is not among them: its text reaches the picture by cross-attention or in another way. Connect a model of a supported kind."
     )
 
@@ -129,103 +131,94 @@ def prompt_tokens(model, clip, texts: list[str]) -> tuple[PromptTokens, ...]:
 
     Raises ValueError if the encoder is not of the kind that the model uses.
     """
-    family = joint_family_of(uncompiled(model.get_model_object("diffusion_model")), type(model.model).__name__)
+    family = joint_family_of(HostModel.of(model))
     if family.text_tokens.counting is None:
         return ()
     return tuple(prompt for text in dict.fromkeys(texts) for prompt in count_tokens(family, clip, text))
 
 
-def _counted_sampling(executor, *args, **kwargs):
-    guider = executor.class_obj
-    scalings = guider.model_options["transformer_options"].get(KEY, ())
-    if prompts := [prompt for scaling in scalings for prompt in scaling.prompts]:
-        count_in(guider.conds, prompts)
-    return executor(*args, **kwargs)
+def _counted_sampling(executor, model, noise_shape, conds, *args, **kwargs):
+    """PREPARE_SAMPLING wrapper: the host batches conditionings, and copies them where areas differ, after this."""
+    scalings = model.model_options["transformer_options"][_PATCH.key]
+    count_in(conds, [prompt for scaling in scalings for prompt in scaling.prompts])
+    return executor(model, noise_shape, conds, *args, **kwargs)
 
 
-def _scaled_call(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **kwargs):
-    """APPLY_MODEL wrapper: outside any compiled region, the only place of a call where scales and layer numbers are read."""
-    base_model = executor.class_obj
-    call = Call(base_model, x, t, len(transformer_options.get("cond_or_uncond", [0])), c_crossattn, kwargs)
-    scalings = [
-        scaling for scaling in transformer_options.get(KEY, ())
-        if scaling.scale != 1 and any(scaling.layer_weights) and in_window(call, scaling.start_percent, scaling.end_percent)
-    ]
-    # Taken out, so that a wrapper list merged twice by somebody does not scale twice, and that torch.compile sees no new object.
-    transformer_options = {name: value for name, value in transformer_options.items() if name != KEY}
-    conds = {name: value for name, value in kwargs.items() if name != COUNTED}
-    args = (x, t, c_concat, c_crossattn, control, transformer_options)
-    if not scalings:
-        return executor(*args, **conds)
-    start = None
-    patches = transformer_options.get("patches", {})
-    if "post_input" in patches:
-        start = torch.zeros(1, dtype=torch.long, device=x.device)
-        transformer_options["patches"] = patches | {"post_input": [PostInputPatches(patches["post_input"], start)]}
-    diffusion_model = uncompiled(base_model.diffusion_model)
-    with edited(diffusion_model, _edits(scalings, diffusion_model, call, start)):
-        return executor(*args, **conds)
+_LAYERS = "text tokens"
 
 
-def _edits(scalings: list[Scaling], diffusion_model: nn.Module, call: Call, start: Tensor | None):
+def _layers(family: Family, host: HostModel) -> tuple[list[BlockInput], list[BlockInput]]:
+    """The joint blocks, and with them those of mixed streams."""
+    joint = family.text_tokens.joint(host.diffusion_model)
+    return joint, [*joint, *family.text_tokens.mixed(host.diffusion_model)]
+
+
+def _edits(scalings: tuple[Scaling, ...], host: HostModel, call: Call, conditional: list[bool | None]) -> list[Edit]:
     """One Edit per block and choice of tokens, and one per block of mixed streams if a schedule names any of them.
 
-    start: where the text begins among the tokens that patches make of it, (1,), known once they have run; None without patches.
     Blocks that are not scaled get alpha 1, so that another schedule is other numbers for torch.compile and not another graph.
     """
-    family = joint_family_of(diffusion_model, type(call.base_model).__name__)
-    joint, mixed = family.text_tokens.joint(diffusion_model), family.text_tokens.mixed(diffusion_model)
+    scalings = [
+        scaling for scaling in scalings
+        if scaling.scale != 1 and any(scaling.layer_weights) and in_window(call, scaling.start_percent, scaling.end_percent)
+    ]
+    if not scalings:
+        return []
+    family = joint_family_of(host)
     in_mixed = scaled_first if family.text_tokens.mixed_text_first else scaled_last
-    layers: list[tuple[BlockInput, object]] = [*((block, scaled) for block in joint), *((block, in_mixed) for block in mixed)]
-    for scaling in scalings:
-        if len(scaling.layer_weights) != len(layers):
-            raise ValueError(
-                f"Scale Text Variance was applied to a model of {len(scaling.layer_weights)} layers and now runs on one of "
-                f"{len(layers)}. Apply it after the node that changes the model, and to each model of a guider on its own."
-            )
-    if not any(any(scaling.layer_weights[len(joint):]) for scaling in scalings):
-        layers = layers[:len(joint)]
+    joint, depths = scalings[0].joint, {len(scaling.layer_weights) for scaling in scalings}
+    blocks = as_applied(host.diffusion_model, _LAYERS, _layers(family, host)[1], depths, "Scale Text Variance")
+    if not any(any(scaling.layer_weights[joint:]) for scaling in scalings):
+        blocks = blocks[:joint]
+    start, patches = None, call.options.get("patches", {})
+    if "post_input" in patches:
+        start = torch.zeros(1, dtype=torch.long, device=call.x.device)
+        call.options["patches"] = patches | {"post_input": [PostInputPatches(patches["post_input"], start)]}
+    edits = []
     for tokens in dict.fromkeys(scaling.tokens for scaling in scalings):
-        kept = tokens.kept(family, call)
-        added = {}  # alpha - 1, as tensors
-        for layer, (block, function) in enumerate(layers):
-            alpha = math.prod(
+        kept = views(tokens.kept(family, call), len(blocks))
+        for layer, block in enumerate(blocks):
+            added = math.prod(
                 1 + scaling.layer_weights[layer] * (scaling.scale - 1) for scaling in scalings if scaling.tokens == tokens
-            )
-            if alpha not in added:
-                added[alpha] = torch.full((1,), alpha - 1, dtype=torch.float32, device=kept.device)
-            # No views of `start`: torch.compile would have to keep them and what is filled in apart.
-            yield Edit(block, function, (views(added[alpha]), views(kept), start))
+            ) - 1
+            function = scaled if layer < joint else in_mixed
+            # No views of `start`, which is filled in within the model: torch.compile would have to keep them in step.
+            tensors = (torch.full((1,), added, dtype=torch.float32, device=kept[layer].device), kept[layer], start)
+            edits.append(Edit(block, function, tensors, matters=added != 0))
+    return edits
 
 
-def scaled(tokens: Tensor, added: Tensor, kept: Tensor, start: Tensor | None) -> Tensor:
+_PATCH = CallPatch("Scale Text Variance", "text_variance", _edits)
+
+
+def scaled(tokens: Tensor, added: Tensor, kept: Tensor, start: Tensor | None, made: Made) -> Tensor:
     """z + (alpha - 1) (z - mean(z)), which is alpha (z - mean(z)) + mean(z), and z itself at alpha 1.
 
-    tokens: (R, L, D). added: (1,), alpha - 1. kept: (R, L, 1), 1 for tokens that are scaled and make the mean, 0 for the others.
-    start: (1,), where the tokens of `kept` begin among others, None where there are no others.
+    tokens: (B, L, D). added: (1,), alpha - 1. kept: (R, L, 1), see `for_rows`, 1 for tokens that are scaled and make the mean, 0 for
+    the others. start: (1,), where the tokens of `kept` begin among those that patches put beside them; None without patches.
     """
     if start is not None:
         kept = placed(kept, start, tokens.shape[1])
-    if tokens.shape[:2] != kept.shape[:2]:
+    if tokens.shape[1] != kept.shape[1]:
         raise ValueError(
-            f"Scale Text Variance: {tokens.shape[0]} rows of {tokens.shape[1]} text tokens reach a block, but the model was given "
-            f"{kept.shape[0]} of {kept.shape[1]}: another node changes them within the model, where it can't be told which ones are the "
-            "prompt's. Use only one of the two nodes."
+            f"Scale Text Variance: {tokens.shape[1]} text tokens reach a block, but the model was given {kept.shape[1]}: another node "
+            "changes their number within the model, where nothing says which ones are the prompt's. Use only one of the two nodes."
         )
     z = tokens.float()
+    kept = for_rows(kept, len(z), made)
     mean = (kept * z).sum(dim=1, keepdim=True) / kept.sum(dim=1, keepdim=True).clamp_min(1)
     return (z + added * kept * (z - mean)).to(tokens.dtype)
 
 
-def scaled_first(stream: Tensor, added: Tensor, kept: Tensor, start: Tensor | None) -> Tensor:
+def scaled_first(stream: Tensor, added: Tensor, kept: Tensor, start: Tensor | None, made: Made) -> Tensor:
     """`scaled` on the first tokens of a stream, as many as `kept` has, or on those from `start` on."""
     if start is not None:
-        return scaled(stream, added, kept, start)
+        return scaled(stream, added, kept, start, made)
     text, image = stream.tensor_split([kept.shape[1]], dim=1)
-    return torch.cat((scaled(text, added, kept, None), image), dim=1)
+    return torch.cat((scaled(text, added, kept, None, made), image), dim=1)
 
 
-def scaled_last(stream: Tensor, added: Tensor, kept: Tensor, start: Tensor | None) -> Tensor:
+def scaled_last(stream: Tensor, added: Tensor, kept: Tensor, start: Tensor | None, made: Made) -> Tensor:
     """`scaled` on the last tokens of a stream, as many as `kept` has. No model with the text there runs patches that fill `start`."""
     image, text = stream.tensor_split([stream.shape[1] - kept.shape[1]], dim=1)
-    return torch.cat((image, scaled(text, added, kept, None)), dim=1)
+    return torch.cat((image, scaled(text, added, kept, None, made)), dim=1)

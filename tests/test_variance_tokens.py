@@ -12,6 +12,7 @@ from benchmarks.in_process import node
 from blind_families import QWEN_IMAGE
 from comfy.ldm.hidream.model import HiDreamImageTransformer2DModel
 from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper
+from comfy_extras import nodes_custom_sampler
 from families.hidream import DIMS, HIDREAM_I1
 from families.hunyuan_video import TEXT_TO_VIDEO
 from families.sd3 import SD35_MEDIUM
@@ -205,6 +206,24 @@ def test_guiders_of_three_prompts(schnell, clip, guider, conditionings):
     model = scale(schnell, 2.0, clip=clip, prompt=first, prompts=dict(enumerate(others)))
     expected = guided(guider, flux_equation(schnell, 2.0, prompt=prompts_of(clip, *conditionings.values())), **inputs)
     assert_equal_and_moved(guided(guider, model, **inputs), expected, guided(guider, schnell, **inputs))
+
+
+def test_each_model_of_a_guider_that_runs_two_counts_its_own(schnell, clip):
+    if not hasattr(nodes_custom_sampler, "DualModelGuider"):
+        pytest.skip("This ComfyUI has no DualModelGuider.")
+    negative = flux.flux(seed=1)
+    inputs = dict(positive=encode(clip, LONG), negative=encode(clip, SHORT), cfg=2.0)
+    rows = prompts_of(clip, LONG, SHORT)
+
+    def sampled(model, of_negative):
+        return guided("DualModelGuider", model, model_negative=of_negative, **inputs)
+
+    plain = sampled(schnell, negative)
+    scaled = (scale(schnell, 2.0, clip=clip, prompt=LONG), scale(negative, 3.0, clip=clip, prompt=SHORT))
+    references = (flux_equation(schnell, 2.0, prompt=rows), flux_equation(negative, 3.0, prompt=rows))
+    for which in ((0, 1), (0,), (1,)):
+        models, expected = ([made[i] if i in which else (schnell, negative)[i] for i in (0, 1)] for made in (scaled, references))
+        assert_equal_and_moved(sampled(*models), sampled(*expected), plain)
 
 
 NOT_THESE = "holds none of the texts on prompt, negative_prompt and prompts"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import comfy.model_management
 import comfy.utils
@@ -19,21 +19,20 @@ from ..schedules import LayerSchedule, RangeSchedule
 RESULT = "(result)"
 
 
-@dataclass(frozen=True)
-class BlockInput:
+class BlockInput(NamedTuple):
     """A module and one argument of its forward, by name and by position among the positional ones.
 
     Named RESULT: not an argument but a part of the tuple that the module returns, by position.
     carry: for an argument that is made from y by a layer before the block: (model, call, y's two shifts, see `shifted`) ->
     what is added to the argument at this call, a tensor or a structure of them like the argument's; None where the argument is y.
-    part: takes a block's part out of what `carry` makes, where one layer makes the arguments of all blocks at once.
+    part: (model, what `carry` makes) -> a block's part of it, where one layer makes the arguments of all blocks at once.
     """
 
     module: nn.Module
     name: str
     position: int
     carry: Callable[[nn.Module, Call, Tensor | None, Tensor | None], Any] | None = None
-    part: Callable[[Any], Any] | None = None
+    part: Callable[[nn.Module, Any], Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,7 @@ class Call:
     sigma: (R,) noise levels, R the rows of the batch, which is made of `chunks` equal parts (one per conditioning).
     context: (R, L, C) the rows' own text tokens. conds: the model's other inputs, by the host's names.
     sample_sigmas: all noise levels of this sampling, where the host tells.
+    options: the transformer options that the model gets in this call and no other; whoever edits the call may put patches there.
     """
 
     base_model: Any
@@ -52,6 +52,7 @@ class Call:
     context: Tensor | None
     conds: dict[str, Any]
     sample_sigmas: Tensor | None = None
+    options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -85,6 +86,25 @@ class Call:
         return per_chunk.repeat(self.chunks, *[1] * (tensor.ndim - 1))
 
 
+def in_width(layer: nn.Module) -> int:
+    """How many features a linear layer reads, whatever its class."""
+    return _features(layer, "in_features", 1)
+
+
+def out_width(layer: nn.Module) -> int:
+    """How many features a linear layer makes, whatever its class."""
+    return _features(layer, "out_features", 0)
+
+
+def _features(layer: nn.Module, name: str, dimension: int) -> int:
+    if hasattr(layer, name):
+        return getattr(layer, name)
+    # Layers of loaders that quantise with bitsandbytes hold a weight and nothing else, and its own shape is that of packed bytes. The
+    # true one is kept beside it; on the layer too, since the weight loses it where the host makes a new parameter of it.
+    states = (getattr(holder, "quant_state", None) for holder in (layer, layer.weight))
+    return next((state for state in states if state is not None), layer.weight).shape[dimension]
+
+
 class OncePerPrompt:
     """What layers make of a prompt whatever the step, made once and kept as long as the same weights would make it again."""
 
@@ -108,10 +128,12 @@ class TextPath:
 
     injection: the name of the family's injection that takes the shift.
     has_base: whether `base` gives anything.
+    same_for_rows: whether `difference` is known to give every row the same, for a direction of one prompt.
     """
 
     injection = "modulation"
     has_base = False
+    same_for_rows = False
 
     def check(self, family: Family, model: nn.Module, prompt: EncodedPrompt) -> None:
         """Raises ValueError, with what to do, if the prompt can't be read."""
@@ -157,6 +179,8 @@ class PooledText(TextPath):
 
     width: how many features the model reads. modulation: (N, P) -> (N, D).
     """
+
+    same_for_rows = True
 
     width: Callable[[nn.Module], int]
     modulation: Callable[[nn.Module, Tensor], Tensor]
@@ -274,7 +298,7 @@ class TextTokens:
 class Family:
     """A family of diffusion transformers that share a class of the host.
 
-    matches: is this host model mine.
+    matches: (model, its class) -> is this host model mine.
     injections: where shifts may enter, by name; each has the same number of blocks.
     text: how the model itself takes text into y; None for text-blind models, which need a projection.
     start_layer (None: a tenth of the depth), final_layer, cfg_rows: the reference's settings, used where the user gives none.
@@ -284,7 +308,7 @@ class Family:
     """
 
     name: str
-    matches: Callable[[nn.Module], bool]
+    matches: Callable[[nn.Module, type], bool]
     injections: dict[str, Injection]
     text: TextPath | None
     encoder: str

@@ -9,9 +9,9 @@ from comfy.ldm.flux.model import Flux
 from .base import BlockInput, Counting, Family, Injection, PooledText, TextTokens
 
 
-def _matches(model):
+def _matches(model, cls):
     # FLUX.2 is the same class without a pooled text path.
-    return isinstance(model, Flux) and model.vector_in is not None
+    return issubclass(cls, Flux) and model.vector_in is not None
 
 
 def _blocks(model):

@@ -7,7 +7,7 @@ Reference settings: github.com/quickjkee/modulation-guidance, HiDream: w 3, star
 import torch
 from comfy.ldm.hidream.model import HiDreamImageTransformer2DModel
 
-from .base import BlockInput, Counting, Family, Injection, PooledText, TextTokens
+from .base import BlockInput, Counting, Family, Injection, PooledText, TextTokens, in_width
 
 
 def _blocks(model):
@@ -36,10 +36,10 @@ def _given(tokens, extras):
 
 HIDREAM = Family(
     name="HiDream-I1",
-    matches=lambda model: isinstance(model, HiDreamImageTransformer2DModel),
+    matches=lambda model, cls: issubclass(cls, HiDreamImageTransformer2DModel),
     injections={"modulation": Injection(_blocks, head=lambda model: BlockInput(model.final_layer, "vec", 1))},
     text=PooledText(
-        width=lambda model: model.p_embedder.pooled_embedder.linear_1.in_features,
+        width=lambda model: in_width(model.p_embedder.pooled_embedder.linear_1),
         modulation=lambda model, pooled: model.p_embedder(pooled),
     ),
     encoder="CLIP-L and CLIP-G, with QuadrupleCLIPLoader",

@@ -52,7 +52,7 @@ class _PooledTokens(TextPath):
 
 HUNYUAN_DIT = Family(
     name="Hunyuan-DiT",
-    matches=lambda model: isinstance(model, HunYuanDiT),
+    matches=lambda model, cls: issubclass(cls, HunYuanDiT),
     injections={"modulation": Injection(
         blocks=lambda model: [BlockInput(block, "c", 1) for block in model.blocks],
         head=lambda model: BlockInput(model.final_layer, "c", 1),

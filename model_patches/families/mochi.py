@@ -11,6 +11,8 @@ from .base import BlockInput, Family, Injection, OncePerPrompt, TextPath, TextTo
 
 
 class _PooledTokens(TextPath):
+    same_for_rows = True
+
     def __init__(self):
         self.pooled = OncePerPrompt()
 
@@ -36,7 +38,7 @@ class _PooledTokens(TextPath):
 
 MOCHI = Family(
     name="Mochi",
-    matches=lambda model: isinstance(model, AsymmDiTJoint),
+    matches=lambda model, cls: issubclass(cls, AsymmDiTJoint),
     injections={"modulation": Injection(
         blocks=lambda model: [BlockInput(block, "c", 1) for block in model.blocks],
         head=lambda model: BlockInput(model.final_layer, "c", 1),

@@ -6,7 +6,7 @@ Reference settings: github.com/quickjkee/modulation-guidance, SD3.5 Large, with 
 
 from comfy.ldm.modules.diffusionmodules.mmdit import MMDiT
 
-from .base import BlockInput, Counting, Family, Injection, PooledText, TextTokens
+from .base import BlockInput, Counting, Family, Injection, PooledText, TextTokens, in_width
 
 
 def _in_order(masks):
@@ -17,13 +17,13 @@ def _in_order(masks):
 
 SD3 = Family(
     name="SD3",
-    matches=lambda model: isinstance(model, MMDiT) and model.y_embedder is not None,
+    matches=lambda model, cls: issubclass(cls, MMDiT) and model.y_embedder is not None,
     injections={"modulation": Injection(
         blocks=lambda model: [BlockInput(block, "c", 2) for block in model.joint_blocks],
         head=lambda model: BlockInput(model.final_layer, "c", 1),
     )},
     text=PooledText(
-        width=lambda model: model.y_embedder.mlp[0].in_features,
+        width=lambda model: in_width(model.y_embedder.mlp[0]),
         modulation=lambda model, pooled: model.y_embedder(pooled),
     ),
     encoder="CLIP-L and CLIP-G, with DualCLIPLoader and type sd3, or TripleCLIPLoader",
