@@ -76,13 +76,16 @@ class CallPatch:
         values = transformer_options.get(self.key)
         # Taken out, so that a wrapper list merged twice by somebody does not act twice, and that torch.compile sees no new object.
         options = {name: value for name, value in transformer_options.items() if name not in (self.key, self._numbers, self._watch)}
-        run = partial(executor, x, t, c_concat, c_crossattn, control, options, **kwargs)
+        # Inputs of its own, by their names, are not the model's.
+        inputs = {name: value for name, value in kwargs.items() if not name.startswith(self.key)}
+        run = partial(executor, x, t, c_concat, c_crossattn, control, options, **inputs)
         if values is None:  # within a call of ours
             return run()
         host = HostModel.called(executor.class_obj)
         with _TURNS.setdefault(host.diffusion_model, RLock()):
             conditional = conditional_chunks(transformer_options, self._numbers, len(x))
-            call = Call(executor.class_obj, x, t, len(conditional), c_crossattn, kwargs, transformer_options.get("sample_sigmas"))
+            sample_sigmas = transformer_options.get("sample_sigmas")
+            call = Call(executor.class_obj, x, t, len(conditional), c_crossattn, kwargs, sample_sigmas, options)
             with host.naming_a_stand_in():
                 edits = self.edits(values, host, call, conditional)
             if not edits:

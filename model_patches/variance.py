@@ -7,7 +7,9 @@
 Every row of the batch is scaled, unconditional ones with their own text: the formula makes no difference between prompts.
 Padding is left as it is and out of the mean. Where a row's encoder gives an attention mask (HunyuanVideo, Qwen-Image, Mochi), or
 padding is zeros, the inputs of the model tell it. FLUX.1, SD3 and HiDream-I1 get padded tokens without a mask: there the tokens
-of the prompt must be counted (`prompt_tokens`), and without that all tokens are the prompt's.
+of the prompts must be counted (`prompt_tokens`), and without that all tokens are the prompt's.
+Tokens that other nodes put beside the prompt's are no text: those in the model (`post_input` patches) are always left as they are,
+those in a conditioning (Redux) where the prompt's are counted.
 """
 
 from __future__ import annotations
@@ -16,10 +18,11 @@ import math
 from dataclasses import dataclass
 
 import torch
+from comfy.patcher_extension import WrappersMP, add_wrapper_with_key, get_wrappers_with_key
 from torch import Tensor
 
 from .calls import CallPatch
-from .conditionings import check_known
+from .counting import COUNTED, PromptTokens, count_in, count_tokens, counted_rows
 from .families import FAMILIES, BlockInput, Call, Family, refuse_wrapped
 from .guidance import check_percents, in_window
 from .host_model import HostModel
@@ -27,42 +30,28 @@ from .injection import Edit, Made
 from .layers import as_applied, remember
 from .schedules import LayerSchedule
 from .shifts import for_rows, views
+from .text_place import PostInputPatches, placed
 
 TOKENS = ("prompt", "all")
-
-# The host's names of encoders whose modules are called otherwise.
-_MODULES = {"l": "clip_l", "g": "clip_g"}
 
 
 @dataclass(frozen=True)
 class WhichTokens:
     """Which of a row's text tokens are scaled.
 
-    all: padding too. positive, negative: for the conditional and the other rows, True for each token of the prompt; None: as far
-    as the model's inputs tell.
+    all: padding too. counted: those that `count_in` counted; else as far as the model's inputs tell.
     """
 
     all: bool = False
-    positive: tuple[bool, ...] | None = None
-    negative: tuple[bool, ...] | None = None
+    counted: bool = False
 
-    def kept(self, family: Family, call: Call, conditional: list[bool]) -> Tensor:
+    def kept(self, family: Family, call: Call) -> Tensor:
         """(R, L, 1) in fp32, 1 for the tokens that are scaled and 0 for the others."""
-        present = family.text_tokens.present(call)
+        present = call.cast(family.text_tokens.present(call))
         if self.all:
             present = torch.ones_like(present)
-        if self.positive is not None:
-            check_known(conditional, "Scale Text Variance reads their tokens off the prompts connected to it: disconnect these.")
-            rows = [self.positive if is_conditional else self.negative for is_conditional in conditional]
-            for tokens in rows:
-                if len(tokens) != present.shape[1]:
-                    raise ValueError(
-                        f"Scale Text Variance: the prompt and negative_prompt connected to it make {len(tokens)} text tokens, but a "
-                        f"conditioning that is sampled with has {present.shape[1]}. Connect the very texts and encoder that the "
-                        "conditionings are made of, or disconnect them."
-                    )
-            counted = torch.tensor(rows, device=present.device).repeat_interleave(call.rows // call.chunks, dim=0)
-            present = present & counted
+        if self.counted:
+            present = present & call.cast(counted_rows(call.conds))
         return present.unsqueeze(-1).float()
 
 
@@ -70,13 +59,14 @@ class WhichTokens:
 class Scaling:
     """One scale-up on one model: alpha is 1 + weight (scale - 1) at each layer, of which the first `joint` are joint blocks.
 
-    tokens: which ones.
+    prompts: whose tokens are counted, on all nodes together; () where none are.
     """
 
     scale: float
     layer_weights: tuple[float, ...]
     joint: int
     tokens: WhichTokens
+    prompts: tuple[PromptTokens, ...]
     start_percent: float
     end_percent: float
 
@@ -87,10 +77,12 @@ def scale_variance(
     schedule: LayerSchedule | None = None,
     start_percent: float = 0.0,
     end_percent: float = 1.0,
-    tokens: WhichTokens = WhichTokens(),
+    every_token: bool = False,
+    prompts: tuple[PromptTokens, ...] = (),
 ):
     """A clone of the ModelPatcher `model` with the variance of its text tokens scaled; several multiply.
 
+    every_token: padding too. prompts: what `prompt_tokens` made of all prompts that are sampled with.
     schedule None scales before the joint blocks alone, not before those where text and image share one stream.
     Raises ValueError for a model, schedule or number that cannot work, with what to do about it.
     """
@@ -109,9 +101,15 @@ def scale_variance(
         )
     else:
         layer_weights = schedule.resolve(depth)
-    scaling = Scaling(scale, layer_weights, joint, tokens, start_percent, end_percent)
+    tokens = WhichTokens(every_token, counted=bool(prompts))
+    scaling = Scaling(scale, layer_weights, joint, tokens, prompts, start_percent, end_percent)
     remember(host.diffusion_model, _LAYERS, layers)
-    return _PATCH.put_on(model, scaling)
+    model = _PATCH.put_on(model, scaling)
+    # In its options, where the host finds it for each model of a guider that runs two.
+    place = (WrappersMP.PREPARE_SAMPLING, COUNTED)
+    if prompts and not get_wrappers_with_key(*place, model.model_options, is_model_options=True):
+        add_wrapper_with_key(*place, _counted_sampling, model.model_options, is_model_options=True)
+    return model
 
 
 def joint_family_of(host: HostModel) -> Family:
@@ -128,31 +126,22 @@ def joint_family_of(host: HostModel) -> Family:
     )
 
 
-def prompt_tokens(model, clip, prompt: str) -> tuple[bool, ...] | None:
-    """For each text token that the model gets of this prompt, True for the prompt's (start and end included), False for padding.
+def prompt_tokens(model, clip, texts: list[str]) -> tuple[PromptTokens, ...]:
+    """The tokens of each text, encoded anew; none for families whose inputs tell the padding.
 
-    None for families whose inputs tell the padding. Raises ValueError if the encoder is not of the kind that the model uses.
+    Raises ValueError if the encoder is not of the kind that the model uses.
     """
     family = joint_family_of(HostModel.of(model))
-    if not family.text_tokens.encoders:
-        return None
-    chunks = clip.tokenize(prompt, return_word_ids=True)
-    kept = []
-    for names in family.text_tokens.encoders:
-        loaded = [name for name in names.split() if getattr(clip.cond_stage_model, _MODULES.get(name, name), None) is not None]
-        if not any(name in chunks for name in names.split()):
-            raise ValueError(
-                f"Scale Text Variance: the text encoder on clip makes tokens for {', '.join(chunks)}, but {family.name} reads those of "
-                f"{names.replace(' ', ' or ')}. Connect the text encoder the model uses: {family.encoder}."
-            )
-        for name in loaded[:1]:
-            tokenizer = getattr(clip.tokenizer, _MODULES.get(name, name))
-            for chunk in chunks[name]:
-                words = [position for position, (_, _, word) in enumerate(chunk) if word]
-                last = max(words, default=0 if tokenizer.start_token is not None else -1)
-                count = last + 1 + (tokenizer.end_token is not None)
-                kept += [position < count for position in range(len(chunk))]
-    return tuple(kept)
+    if family.text_tokens.counting is None:
+        return ()
+    return tuple(prompt for text in dict.fromkeys(texts) for prompt in count_tokens(family, clip, text))
+
+
+def _counted_sampling(executor, model, noise_shape, conds, *args, **kwargs):
+    """PREPARE_SAMPLING wrapper: the host batches conditionings, and copies them where areas differ, after this."""
+    scalings = model.model_options["transformer_options"][_PATCH.key]
+    count_in(conds, [prompt for scaling in scalings for prompt in scaling.prompts])
+    return executor(model, noise_shape, conds, *args, **kwargs)
 
 
 _LAYERS = "text tokens"
@@ -181,15 +170,20 @@ def _edits(scalings: tuple[Scaling, ...], host: HostModel, call: Call, condition
     blocks = as_applied(host.diffusion_model, _LAYERS, _layers(family, host)[1], depths, "Scale Text Variance")
     if not any(any(scaling.layer_weights[joint:]) for scaling in scalings):
         blocks = blocks[:joint]
+    start, patches = None, call.options.get("patches", {})
+    if "post_input" in patches:
+        start = torch.zeros(1, dtype=torch.long, device=call.x.device)
+        call.options["patches"] = patches | {"post_input": [PostInputPatches(patches["post_input"], start)]}
     edits = []
     for tokens in dict.fromkeys(scaling.tokens for scaling in scalings):
-        kept = views(tokens.kept(family, call, conditional), len(blocks))
+        kept = views(tokens.kept(family, call), len(blocks))
         for layer, block in enumerate(blocks):
             added = math.prod(
                 1 + scaling.layer_weights[layer] * (scaling.scale - 1) for scaling in scalings if scaling.tokens == tokens
             ) - 1
             function = scaled if layer < joint else in_mixed
-            tensors = (torch.full((1,), added, dtype=torch.float32, device=kept[layer].device), kept[layer])
+            # No views of `start`, which is filled in within the model: torch.compile would have to keep them in step.
+            tensors = (torch.full((1,), added, dtype=torch.float32, device=kept[layer].device), kept[layer], start)
             edits.append(Edit(block, function, tensors, matters=added != 0))
     return edits
 
@@ -197,25 +191,34 @@ def _edits(scalings: tuple[Scaling, ...], host: HostModel, call: Call, condition
 _PATCH = CallPatch("Scale Text Variance", "text_variance", _edits)
 
 
-def scaled(tokens: Tensor, added: Tensor, kept: Tensor, made: Made) -> Tensor:
+def scaled(tokens: Tensor, added: Tensor, kept: Tensor, start: Tensor | None, made: Made) -> Tensor:
     """z + (alpha - 1) (z - mean(z)), which is alpha (z - mean(z)) + mean(z), and z itself at alpha 1.
 
     tokens: (B, L, D). added: (1,), alpha - 1. kept: (R, L, 1), see `for_rows`, 1 for tokens that are scaled and make the mean, 0 for
-    the others.
+    the others. start: (1,), where the tokens of `kept` begin among those that patches put beside them; None without patches.
     """
+    if start is not None:
+        kept = placed(kept, start, tokens.shape[1])
+    if tokens.shape[1] != kept.shape[1]:
+        raise ValueError(
+            f"Scale Text Variance: {tokens.shape[1]} text tokens reach a block, but the model was given {kept.shape[1]}: another node "
+            "changes their number within the model, where nothing says which ones are the prompt's. Use only one of the two nodes."
+        )
     z = tokens.float()
     kept = for_rows(kept, len(z), made)
     mean = (kept * z).sum(dim=1, keepdim=True) / kept.sum(dim=1, keepdim=True).clamp_min(1)
     return (z + added * kept * (z - mean)).to(tokens.dtype)
 
 
-def scaled_first(stream: Tensor, added: Tensor, kept: Tensor, made: Made) -> Tensor:
-    """`scaled` on the first tokens of a stream, as many as `kept` has."""
+def scaled_first(stream: Tensor, added: Tensor, kept: Tensor, start: Tensor | None, made: Made) -> Tensor:
+    """`scaled` on the first tokens of a stream, as many as `kept` has, or on those from `start` on."""
+    if start is not None:
+        return scaled(stream, added, kept, start, made)
     text, image = stream.tensor_split([kept.shape[1]], dim=1)
-    return torch.cat((scaled(text, added, kept, made), image), dim=1)
+    return torch.cat((scaled(text, added, kept, None, made), image), dim=1)
 
 
-def scaled_last(stream: Tensor, added: Tensor, kept: Tensor, made: Made) -> Tensor:
-    """`scaled` on the last tokens of a stream, as many as `kept` has."""
+def scaled_last(stream: Tensor, added: Tensor, kept: Tensor, start: Tensor | None, made: Made) -> Tensor:
+    """`scaled` on the last tokens of a stream, as many as `kept` has. No model with the text there runs patches that fill `start`."""
     image, text = stream.tensor_split([stream.shape[1] - kept.shape[1]], dim=1)
-    return torch.cat((image, scaled(text, added, kept, made)), dim=1)
+    return torch.cat((image, scaled(text, added, kept, None, made)), dim=1)

@@ -11,9 +11,10 @@ from benchmarks.in_process import node
 from blind import COSMOS, Projected, form_a, form_b, loaded, weights_from, write
 from blind import reference as blind_reference
 from comfy.patcher_extension import WrappersMP
-from flux import apply, conditioning, direction, flux, reference, schedule, terms_of
-from test_variance import FluxSmall, encoded, flux_clip, joint_alphas, scale
-from test_variance import equation as scaled_equation
+from flux import CONTEXT, apply, conditioning, direction, flux, reference, schedule, terms_of
+from small_clips import encode, flux_clip
+from text_variance import FluxSmall, joint_alphas, scale
+from text_variance import equation as scaled_equation
 
 TOLERANCE = dict(rtol=0, atol=1e-5)
 DUAL = pytest.mark.skipif("DualModelGuider" not in nodes.NODE_CLASS_MAPPINGS, reason="DualModelGuider came with ComfyUI 0.24")
@@ -173,11 +174,21 @@ def test_rows_of_unknown_names_are_refused_where_they_are_guided_differently(mod
         sampled(Renamed(guided(model, 10, cfg_rows=rows), names))
 
 
-def test_what_else_differs_between_the_sides_is_refused_for_unknown_names(model, tmp_path):
-    clip, texts = flux_clip(), ("a lake", "blurred")
-    counted = scale(model, clip=clip, prompt=texts[0], negative_prompt=texts[1])
-    with pytest.raises(ValueError, match="names that no guider of the host.* prompts connected to it: disconnect these"):
-        sampled(Renamed(counted, prompts=[encoded(clip, text) for text in texts]))
+def test_the_tokens_of_unknown_names_are_counted_by_what_they_hold(model):
+    clip, texts = flux_clip(CONTEXT), ("a lake", "blurred and dark")
+    prompts = [encode(clip, text) for text in texts]
+    counts = [len(clip.tokenizer.t5xxl.tokenizer(text)["input_ids"]) for text in texts]
+
+    def of_rows(kwargs):
+        side = [next(i for i in (0, 1) if torch.equal(row, prompts[i][0][0][0])) for row in kwargs["context"]]
+        return torch.stack([torch.arange(256) < counts[i] for i in side])
+
+    expected = sampled(Renamed(scaled_equation(FluxSmall, model, joint_alphas(model, 1.5), of_rows), prompts=prompts))
+    counted = scale(model, clip=clip, prompt=texts[1], negative_prompt=texts[0])
+    assert_equal_and_moved(sampled(Renamed(counted, prompts=prompts)), expected, sampled(Renamed(model, prompts=prompts)))
+
+
+def test_what_else_differs_between_the_sides_is_refused_for_unknown_names(tmp_path):
     small = COSMOS.load()
     with_base = apply(
         small, COSMOS.pooled_direction(), w=2.0, cfg_rows="both", projection=loaded(write(tmp_path / "a.pt", form_a())),

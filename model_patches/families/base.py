@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -44,6 +44,7 @@ class Call:
     sigma: (R,) noise levels, R the rows of the batch, which is made of `chunks` equal parts (one per conditioning).
     context: (R, L, C) the rows' own text tokens. conds: the model's other inputs, by the host's names.
     sample_sigmas: all noise levels of this sampling, where the host tells.
+    options: the transformer options that the model gets in this call and no other; whoever edits the call may put patches there.
     """
 
     base_model: Any
@@ -53,6 +54,7 @@ class Call:
     context: Tensor | None
     conds: dict[str, Any]
     sample_sigmas: Tensor | None = None
+    options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -252,9 +254,28 @@ def unmasked(call: Call) -> Tensor:
     mask = call.conds.get("attention_mask")
     if mask is None:
         return present
-    # As the host reads it: numbers that are added to the attention, or 1 for a token and 0 for padding.
-    kept = mask >= 0 if mask.is_floating_point() else mask.bool()
+    if mask.ndim == 3:
+        # (R, L + image tokens, the same): what each token sees. What no image token sees is as good as padding.
+        count = present.shape[1]
+        mask = mask[:, count:, :count].amax(dim=1)
+    # As the host reads it: numbers that are added to the attention, or 1 for a token and 0 for padding. exp(-100) is 0 in fp32.
+    kept = mask > -100 if mask.is_floating_point() else mask.bool()
     return present & kept.to(present.device)
+
+
+@dataclass(frozen=True)
+class Counting:
+    """How text tokens are told from padding where encoders pad without a mask: by counting those of the prompt.
+
+    encoders: which ones, by the host's names; of names in one string any will do.
+    in_order: {name of an encoder that is loaded: True for each token of the prompt, False for padding} -> the same for all L tokens
+    as they follow each other in the blocks, those that stand for encoders which are not loaded included.
+    given: (tokens (N, L', C), extras), as the encoders give them -> (N, L, C'), in that order: what prompts are told apart by.
+    """
+
+    encoders: tuple[str, ...]
+    in_order: Callable[[dict[str, list[bool]]], list[bool]]
+    given: Callable[[Tensor, dict[str, Any]], Tensor] = lambda tokens, extras: tokens
 
 
 @dataclass(frozen=True)
@@ -265,15 +286,14 @@ class TextTokens:
     mixed: the blocks after them, and the argument that holds text and image tokens in one, (R, L + image tokens, D).
     mixed_text_first: whether the text comes before the image there.
     present: (call) -> (R, L), True for the prompt's tokens and False for padding, as far as the model's inputs tell; L as in the blocks.
-    encoders: the encoders, by the host's names, whose tokens follow each other in L, where their padding can't be told from the
-    inputs but only by counting the tokens of the prompt; of names in one string the first that the host has loaded.
+    counting: for padding that the inputs do not tell; None where they do.
     """
 
     joint: Callable[[nn.Module], list[BlockInput]]
     mixed: Callable[[nn.Module], list[BlockInput]] = lambda model: []
     mixed_text_first: bool = True
     present: Callable[[Call], Tensor] = unmasked
-    encoders: tuple[str, ...] = ()
+    counting: Counting | None = None
 
 
 @dataclass(frozen=True)

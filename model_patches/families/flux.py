@@ -6,7 +6,7 @@ Reference settings: github.com/quickjkee/modulation-guidance, FLUX schnell and d
 
 from comfy.ldm.flux.model import Flux
 
-from .base import BlockInput, Family, Injection, PooledText, TextTokens
+from .base import BlockInput, Counting, Family, Injection, PooledText, TextTokens
 
 
 def _matches(model, cls):
@@ -36,6 +36,6 @@ FLUX = Family(
     text_tokens=TextTokens(
         joint=lambda model: [BlockInput(block, "txt", 1) for block in model.double_blocks],
         mixed=lambda model: [BlockInput(block, "x", 0) for block in model.single_blocks],
-        encoders=("t5xxl l",),
+        counting=Counting(("t5xxl l",), in_order=lambda masks: masks.get("t5xxl", masks.get("l", []))),
     ),
 )

@@ -7,7 +7,7 @@ Reference settings: github.com/quickjkee/modulation-guidance, HiDream: w 3, star
 import torch
 from comfy.ldm.hidream.model import HiDreamImageTransformer2DModel
 
-from .base import BlockInput, Family, Injection, PooledText, TextTokens, in_width
+from .base import BlockInput, Counting, Family, Injection, PooledText, TextTokens, in_width
 
 
 def _blocks(model):
@@ -19,6 +19,19 @@ def _present(call):
     t5 = call.context.any(dim=-1)
     llama = call.conds["encoder_hidden_states_llama3"].any(dim=-1).any(dim=1).to(t5.device)
     return torch.cat((t5, llama, llama), dim=1)
+
+
+def _in_order(masks):
+    """The host gives 128 zeros for a T5 that is not loaded, and one for Llama."""
+    llama = masks.get("llama", [False])
+    return [*masks.get("t5xxl", [False] * 128), *llama, *llama]
+
+
+def _given(tokens, extras):
+    """Of Llama's layers one tells prompts apart as well as all, and of the wider tokens as many features as the others have."""
+    llama = extras["conditioning_llama3"][:, 0]
+    width = min(tokens.shape[-1], llama.shape[-1])
+    return torch.cat([part[..., :width] for part in (tokens, llama, llama)], dim=1)
 
 
 HIDREAM = Family(
@@ -40,6 +53,6 @@ HIDREAM = Family(
         mixed=lambda model: [BlockInput(block, "image_tokens", 0) for block in model.single_stream_blocks],
         mixed_text_first=False,
         present=_present,
-        encoders=("t5xxl", "llama", "llama"),
+        counting=Counting(("t5xxl", "llama"), _in_order, _given),
     ),
 )
