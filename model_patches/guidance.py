@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .calls import CallPatch
 from .conditionings import check_known
-from .directions import GuidanceDirection
+from .directions import EncodedPrompt, GuidanceDirection
 from .families import Call, Family, Injection, TextPath, family_of
 from .host_model import HostModel
 from .injection import Edit
@@ -157,7 +157,7 @@ def _text_path(family: Family, diffusion_model: nn.Module, projection) -> TextPa
 def _check_direction(direction: GuidanceDirection, family: Family, text: TextPath, diffusion_model: nn.Module) -> None:
     for pair in direction.pairs:
         text.check_pair(family, diffusion_model, pair)
-    counts = {prompt.count for pair in direction.pairs for prompt in (pair.positive, pair.negative)} - {1}
+    counts = {prompt.count for prompt in direction.prompts} - {1}
     if len(counts) > 1:
         raise ValueError(
             f"The guidance direction holds batches of {' and '.join(map(str, sorted(counts)))} prompts; "
@@ -172,7 +172,7 @@ def _edits(guidances: tuple[Guidance, ...], host: HostModel, call: Call, conditi
     graph. Layers of equal weights share memory, each through a view of its own: the same tensor object on two layers would
     be a guard.
     """
-    acting = [guidance for guidance in guidances if guidance.text.has_base or guidance.acts_at(call, conditional)]
+    acting = [guidance for guidance in guidances if guidance.text.base_texts or guidance.acts_at(call, conditional)]
     if not acting:
         return []
     edits = []
@@ -192,7 +192,7 @@ def _injected(guidances: list[Guidance], injection: Injection, host: HostModel, 
     targets = as_applied(diffusion_model, guidances[0].text.injection, injection.blocks(diffusion_model), depths, "Modulation guidance")
     if injection.head:
         targets = [*targets, injection.head(diffusion_model)]
-    sums = [_Terms.of(guidance, diffusion_model, call, conditional) for guidance in guidances]
+    sums = _terms(guidances, diffusion_model, call, conditional)
     alike, own = all(terms.alike for terms in sums), any(terms.base is not None for terms in sums)
     layers: dict[tuple, list[int]] = {}
     for layer, target in enumerate(targets):
@@ -225,16 +225,6 @@ class _Terms:
     base: Tensor | None
     scales: Tensor | None
 
-    @classmethod
-    def of(cls, guidance, diffusion_model, call, conditional):
-        acts = guidance.acts_at(call, conditional)
-        return cls(
-            guidance,
-            _row_deltas(guidance, diffusion_model, call, conditional) if acts else None,
-            guidance.text.base(diffusion_model, call, conditional),
-            guidance.text.layer_scales(call),
-        )
-
     @property
     def keep_norm(self) -> bool:
         return self.guidance.keep_norm
@@ -245,7 +235,7 @@ class _Terms:
         guidance = self.guidance
         return (
             self.base is None and guidance.cfg_rows == "both" and guidance.text.same_for_rows
-            and all(prompt.count == 1 for pair in guidance.direction.pairs for prompt in (pair.positive, pair.negative))
+            and all(prompt.count == 1 for prompt in guidance.direction.prompts)
         )
 
     def acts(self, layer: int) -> bool:
@@ -277,25 +267,56 @@ class _Terms:
         return sum(terms[1:], terms[0])
 
 
+def _terms(guidances: list[Guidance], diffusion_model: nn.Module, call: Call, conditional: list[bool | None]) -> list[_Terms]:
+    """Of each guidance; what one source makes, a projection that several share, is made in one go."""
+    acting = [guidance.acts_at(call, conditional) for guidance in guidances]
+    paths, texts = {}, {}
+    for guidance, acts in zip(guidances, acting, strict=True):
+        source = guidance.text.source
+        paths[source] = guidance.text
+        of_source = texts.setdefault(source, {})
+        of_source |= dict.fromkeys((*guidance.text.base_texts, *(guidance.direction.prompts if acts else ())))
+    made = {source: path.contributions(diffusion_model, list(texts[source]), call) for source, path in paths.items()}
+    return [
+        _Terms(
+            guidance,
+            _row_deltas(guidance, made[guidance.text.source], conditional) if acts else None,
+            guidance.text.base(made[guidance.text.source], conditional),
+            guidance.text.layer_scales(call),
+        )
+        for guidance, acts in zip(guidances, acting, strict=True)
+    ]
+
+
 def _summed(terms: list[Tensor], dtype: torch.dtype) -> Tensor | None:
     return sum(terms[1:], terms[0]).to(dtype) if terms else None
 
 
+def direction_shift(guidance: Guidance, diffusion_model: nn.Module, call: Call) -> Tensor:
+    """sum of weight * (y(p+) - y(p-)), the direction's own shift of y at w 1, (R, D) or (R, T, D) in fp32."""
+    return _sum_of_pairs(guidance.direction, _of_prompts(guidance, diffusion_model, call))
+
+
 def layer_shifts(guidance: Guidance, diffusion_model: nn.Module, call: Call) -> list[Tensor]:
     """What the direction adds to y of a conditional row at each layer and last at the head, (R, D) or (R, T, D) in fp32."""
-    delta = _row_deltas(guidance, diffusion_model, call, [True])
+    delta = _row_deltas(guidance, _of_prompts(guidance, diffusion_model, call), [True])
     terms = _Terms(guidance, delta, None, guidance.text.layer_scales(call))
     return [terms.at(layer) for layer in range(len(guidance.layer_weights))]
 
 
-def _row_deltas(guidance: Guidance, diffusion_model: nn.Module, call: Call, conditional: list[bool | None]) -> Tensor:
-    """sign * w * (y(p+) - y(p-)) for every row of the batch, (R, D) in fp32."""
-    terms = [
-        guidance.w * pair.weight * guidance.text.difference(diffusion_model, pair, call)
-        for pair in guidance.direction.pairs
-    ]
-    delta = sum(terms[1:], terms[0])
+def _of_prompts(guidance: Guidance, diffusion_model: nn.Module, call: Call) -> dict[EncodedPrompt, Tensor]:
+    return guidance.text.contributions(diffusion_model, list(dict.fromkeys(guidance.direction.prompts)), call)
+
+
+def _row_deltas(guidance: Guidance, of_text: dict[EncodedPrompt | str, Tensor], conditional: list[bool | None]) -> Tensor:
+    """sign * w * (y(p+) - y(p-)) for every row of the batch, (R, D) or (R, T, D) in fp32."""
+    delta = _sum_of_pairs(guidance.direction, of_text, guidance.w)
     signs = guidance.signs(conditional)
     if all(sign == 1 for sign in signs):
         return delta
     return torch.cat([sign * rows for sign, rows in zip(signs, delta.chunk(len(signs)), strict=True)])
+
+
+def _sum_of_pairs(direction: GuidanceDirection, of_text: dict[EncodedPrompt | str, Tensor], w: float = 1.0) -> Tensor:
+    terms = [w * pair.weight * (of_text[pair.positive] - of_text[pair.negative]) for pair in direction.pairs]
+    return sum(terms[1:], terms[0])

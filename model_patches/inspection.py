@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .directions import EncodedPrompt, GuidanceDirection
 from .families import BlockInput, Call, Family, Injection, family_of
-from .guidance import KEY, Guidance, guide, layer_shifts
+from .guidance import KEY, Guidance, direction_shift, guide, layer_shifts
 from .host_model import HostModel
 from .injection import Edit, Watch, run_edited
 from .schedules import LayerSchedule
@@ -116,10 +116,7 @@ class _Probe:
         self.shift_lengths.append([
             [_length(shift) for shift in layer_shifts(guidance, diffusion_model, call)] for guidance in self.guidances
         ])
-        self.directions.append([
-            sum(pair.weight * guidance.text.difference(diffusion_model, pair, call) for pair in guidance.direction.pairs).flatten().cpu()
-            for guidance in self.guidances
-        ])
+        self.directions.append([direction_shift(guidance, diffusion_model, call).flatten().cpu() for guidance in self.guidances])
         return x
 
 

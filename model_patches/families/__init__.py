@@ -2,7 +2,9 @@
 
 from ..host_model import HostModel
 from .anima import ANIMA
-from .base import RESULT, BlockInput, Call, Counting, Family, Injection, OncePerPrompt, TextContext, TextPath, TextTokens
+from .base import (
+    OWN_TEXT, RESULT, BlockInput, Call, Counting, Family, Injection, OncePerPrompt, TextContext, TextPath, TextTokens,
+)
 from .chroma import CHROMA
 from .cosmos1 import COSMOS1
 from .cosmos_predict2 import COSMOS_PREDICT2
@@ -28,8 +30,8 @@ FAMILIES: tuple[Family, ...] = (
 )
 
 __all__ = [
-    "FAMILIES", "RESULT", "BlockInput", "Call", "Counting", "Family", "Injection", "OncePerPrompt", "TextContext", "TextPath", "TextTokens",
-    "family_of", "refuse_wrapped",
+    "FAMILIES", "OWN_TEXT", "RESULT", "BlockInput", "Call", "Counting", "Family", "Injection", "OncePerPrompt", "TextContext", "TextPath",
+    "TextTokens", "family_of", "refuse_wrapped",
 ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ from ..directions import EncodedPrompt, PromptPair
 from ..schedules import LayerSchedule, RangeSchedule
 
 RESULT = "(result)"
+OWN_TEXT = "(the text of the rows themselves)"
 
 
 class BlockInput(NamedTuple):
@@ -126,16 +127,21 @@ class OncePerPrompt:
 
 
 class TextPath:
-    """How the prompts of a direction become a shift of y.
+    """How texts become shifts of y.
 
     injection: the name of the family's injection that takes the shift.
-    has_base: whether `base` gives anything.
-    same_for_rows: whether `difference` is known to give every row the same, for a direction of one prompt.
+    base_texts: what the base is made of, prompts or OWN_TEXT; empty where there is none.
+    same_for_rows: whether the contributions of a single prompt are known to be the same for every row.
     """
 
     injection = "modulation"
-    has_base = False
+    base_texts: tuple[EncodedPrompt | str, ...] = ()
     same_for_rows = False
+
+    @property
+    def source(self) -> Hashable:
+        """What makes the contributions; those of one source are made together, whichever guidances they are for."""
+        return self
 
     def check(self, family: Family, model: nn.Module, prompt: EncodedPrompt) -> None:
         """Raises ValueError, with what to do, if the prompt can't be read."""
@@ -146,13 +152,14 @@ class TextPath:
         for prompt in (pair.positive, pair.negative):
             self.check(family, model, prompt)
 
-    def difference(self, model: nn.Module, pair: PromptPair, call: Call) -> Tensor:
-        """y(p+) - y(p-) at this call, (R, D) in fp32; (R, T, D) where frames have a time of their own."""
+    def contributions(self, model: nn.Module, texts: list[EncodedPrompt | str], call: Call) -> dict[EncodedPrompt | str, Tensor]:
+        """What each of the texts contributes to y at this call, up to what all contribute: (R, D) in fp32, (R, T, D) where frames have
+        a time of their own."""
         raise NotImplementedError
 
-    def base(self, model: nn.Module, call: Call, conditional: list[bool]) -> Tensor | None:
-        """What goes into y at every step, whatever w: the rows' own pooled text, of the shape of `difference`; None for nothing."""
-        return None
+    def base(self, of_text: dict[EncodedPrompt | str, Tensor], conditional: list[bool | None]) -> Tensor | None:
+        """What goes into y at every step, whatever w, made of the contributions of `base_texts`; None for nothing."""
+        return of_text.get(OWN_TEXT)
 
     def takes_base(self, weight: float) -> bool:
         """Whether a layer with this weight in the schedule takes the base."""
@@ -209,15 +216,11 @@ class PooledText(TextPath):
                 f"without the part that makes them. Encode it with the text encoder the model uses: {family.encoder}."
             )
 
-    def difference(self, model, pair, call):
-        toward, away = self._pooled(model, pair, call)
-        shift = self.modulation(model, torch.cat((toward, away))).float()
-        toward, away = shift.tensor_split([len(toward)])
-        return call.to_rows(toward - away)
-
-    def _pooled(self, model, pair, call) -> list[Tensor]:
+    def contributions(self, model, texts, call):
         width = self.width(model)  # a wider pooled output is cut to it, as the host cuts it
-        return [call.cast(prompt.pooled[:, :width]) for prompt in (pair.positive, pair.negative)]
+        pooled = [call.cast(prompt.pooled[:, :width]) for prompt in texts]
+        made = self.modulation(model, torch.cat(pooled)).float().split([len(each) for each in pooled])
+        return {prompt: call.to_rows(each) for prompt, each in zip(texts, made, strict=True)}
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,10 @@ from .base import BlockInput, Family, Injection, TextContext, in_width
 
 def _time_embedding(model, call):
     """(R, D)"""
-    frequencies = model.t_embedder[0](call.timestep.flatten()).to(call.dtype)
-    return model.affline_norm(model.t_embedder[1](frequencies)[0])
+    embedding = model.t_embedder[0](call.timestep.flatten()).to(call.dtype)
+    if not model.t_embedder[1].use_adaln_lora:  # with it those layers make adaln_lora alone
+        embedding = model.t_embedder[1](embedding)[0]
+    return model.affline_norm(embedding)
 
 
 def _context_width(model):

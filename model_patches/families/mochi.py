@@ -24,11 +24,10 @@ class _PooledTokens(TextPath):
                 f"Encode it with the text encoder the model uses: {family.encoder}."
             )
 
-    def difference(self, model, pair, call):
-        toward, away = (
-            self.pooled.get(model, prompt, call, lambda: self._pooled(model, prompt, call)) for prompt in (pair.positive, pair.negative)
-        )
-        return call.to_rows(toward - away)
+    def contributions(self, model, texts, call):
+        return {
+            prompt: call.to_rows(self.pooled.get(model, prompt, call, lambda: self._pooled(model, prompt, call))) for prompt in texts
+        }
 
     def _pooled(self, model, prompt, call):
         mask = prompt.extras.get("attention_mask")
