@@ -25,12 +25,13 @@ class CallPatch:
     """name: as the user knows it. key: one constant; a wrapper key per node would give torch.compile a new frame per node.
 
     edits: (values, model, call, conditional) -> the edits of this call, none where nothing is to be done. Runs outside any compiled
-    region, the only place of a call where numbers and layers are read.
+    region, the only place of a call where numbers and layers are read. around: (values) -> whether any edit is one for function wrappers.
     """
 
     name: str
     key: str
     edits: Callable[[tuple, HostModel, Call, list[bool | None]], Sequence[Edit]]
+    around: Callable[[tuple], bool] = lambda values: False
 
     def put_on(self, model, value):
         """A clone of the ModelPatcher `model` with one more value."""
@@ -39,6 +40,7 @@ class CallPatch:
         options[self.key] = (*options.get(self.key, ()), value)
         if not model.get_wrappers(WrappersMP.APPLY_MODEL, self.key):
             model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, self.key, self._sampling)
+            model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, self.key, self._batches)
             model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, self.key, self._call)
             tell_conditionings_apart(model, self.key, self._numbers)
         return model
@@ -83,11 +85,32 @@ class CallPatch:
             return run()
         host = HostModel.called(executor.class_obj)
         with _TURNS.setdefault(host.diffusion_model, RLock()):
-            conditional = conditional_chunks(transformer_options, self._numbers, len(x))
-            sample_sigmas = transformer_options.get("sample_sigmas")
-            call = Call(executor.class_obj, x, t, len(conditional), c_crossattn, kwargs, sample_sigmas, options)
-            with host.naming_a_stand_in():
-                edits = self.edits(values, host, call, conditional)
+            edits = self._edits_of(values, host, transformer_options, executor.class_obj, x, t, c_crossattn, kwargs)
             if not edits:
                 return run()
-            return run_edited(host.diffusion_model, edits, run, transformer_options.get(self._watch, Watch()))
+            return run_edited(host.diffusion_model, edits, run, transformer_options.get(self._watch, Watch()), self.key)
+
+    def _batches(self, executor, model, conds, x_in, timestep, model_options):
+        """CALC_COND_BATCH wrapper: what a function wrapper runs of the model by itself, as caches do with the head, is edited too."""
+        wrapper = model_options.get("model_function_wrapper")
+        if wrapper is not None:
+            model_options = model_options | {"model_function_wrapper": partial(self._function, wrapper)}
+        return executor(model, conds, x_in, timestep, model_options)
+
+    def _function(self, wrapper, apply_model, args):
+        conds = dict(args["c"])
+        options, context = conds.pop("transformer_options"), conds.pop("c_crossattn", None)
+        values, base_model = options.get(self.key), apply_model.__self__
+        if not values or not self.around(values):
+            return wrapper(apply_model, args)
+        host = HostModel.called(base_model)
+        edits = self._edits_of(values, host, options, base_model, args["input"], args["timestep"], context, conds)
+        edits = [edit for edit in edits if edit.around]
+        # Without taking turns: it may call the model from threads. Each such call has edits of its own in place of these.
+        return run_edited(host.diffusion_model, edits, partial(wrapper, apply_model, args), Watch(), self.key)
+
+    def _edits_of(self, values, host, options, base_model, x, t, context, conds) -> Sequence[Edit]:
+        conditional = conditional_chunks(options, self._numbers, len(x))
+        call = Call(base_model, x, t, len(conditional), context, conds, options.get("sample_sigmas"))
+        with host.naming_a_stand_in():
+            return self.edits(values, host, call, conditional)

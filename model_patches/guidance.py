@@ -183,7 +183,14 @@ def _edits(guidances: tuple[Guidance, ...], host: HostModel, call: Call, conditi
     return edits
 
 
-_PATCH = CallPatch("Modulation guidance", KEY, _edits)
+def _acts_at_the_head(guidances: tuple[Guidance, ...]) -> bool:
+    return any(
+        weights[-1] != 0 or (guidance.text.base_texts and guidance.text.takes_base(weights[-1]))
+        for guidance in guidances for weights in [guidance.layer_weights]
+    )
+
+
+_PATCH = CallPatch("Modulation guidance", KEY, _edits, _acts_at_the_head)
 
 
 def _injected(guidances: list[Guidance], injection: Injection, host: HostModel, call: Call, conditional: list[bool | None]) -> list[Edit]:
@@ -209,7 +216,8 @@ def _injected(guidances: list[Guidance], injection: Injection, host: HostModel, 
         for layer, view, kept_view in zip(of_these, views(added, len(of_these)), views(norm_kept, len(of_these)), strict=True):
             part = targets[layer].part
             tensors = (part(diffusion_model, view) if part else view, kept_view)
-            edits[layer] = Edit(targets[layer], shifted, tensors, alike and not carry, own, matters)
+            is_head = layer == len(guidances[0].layer_weights) - 1
+            edits[layer] = Edit(targets[layer], shifted, tensors, alike and not carry, own, is_head, matters)
     return edits
 
 

@@ -32,7 +32,7 @@ class Edit(NamedTuple):
     """`function(argument, *tensors, made)` in place of what `target` names; `function` is one of a module, not a closure.
 
     made: a `Made`. alike: whether the tensors are known to be the same for every row of the batch; own: whether they hold something of
-    each row, as its text. matters: whether it changes anything; another one is there to keep the graph of torch.compile the same.
+    each row, as its text. around: whether it also holds where a function wrapper runs that part of the model by itself. matters: whether it changes anything; another one is there to keep the graph of torch.compile the same.
     """
 
     target: BlockInput
@@ -40,6 +40,7 @@ class Edit(NamedTuple):
     tensors: tuple[Any, ...]
     alike: bool = False
     own: bool = False
+    around: bool = False
     matters: bool = True
 
 
@@ -56,28 +57,29 @@ class Watch:
 
 
 class Made:
-    """What is not a tensor in an edit: alike and own, as in Edit; repeats, as in BlockInput; reached, whether it came to be made.
+    """What is not a tensor in an edit: alike and own, as in Edit; repeats, as in BlockInput; owner, whose it is; reached, whether it came
+    to be made.
 
     One object for each edit: torch.compile would guard on one that two modules share. It guards on no attribute that is not read.
     """
 
-    def __init__(self, alike: bool, own: bool, repeats: bool):
-        self.alike, self.own, self.repeats = alike, own, repeats
+    def __init__(self, alike: bool, own: bool, repeats: bool, owner: str):
+        self.alike, self.own, self.repeats, self.owner = alike, own, repeats, owner
         self.reached = False
 
 
-def run_edited(model: nn.Module, edits: Iterable[Edit], run: Callable[[], Any], watch: Watch) -> Any:
+def run_edited(model: nn.Module, edits: Iterable[Edit], run: Callable[[], Any], watch: Watch, owner: str) -> Any:
     """run(), in which the modules of `model` named in `edits` see their arguments changed, in the order of `edits`.
 
-    A call within another adds its edits to the modules that both change.
+    A call within another's adds its edits to the modules that both change; within one of the same owner, they take its edits' place.
     """
     of_module: dict[nn.Module, list] = {}
     watched = {}
-    for number, (target, function, tensors, alike, own, matters) in enumerate(edits):
+    for number, (target, function, tensors, alike, own, _, matters) in enumerate(edits):
         known = of_module.get(target.module)
         if known is None:
-            known = of_module[target.module] = [*target.module.__dict__.get(_EDITS, ())]
-        made = Made(alike, own, target.repeats)
+            known = of_module[target.module] = [edit for edit in target.module.__dict__.get(_EDITS, ()) if edit[-1].owner != owner]
+        made = Made(alike, own, target.repeats, owner)
         known.append((target.name, target.position, function, tensors, made))
         if matters:
             watched[number] = made

@@ -5,6 +5,7 @@ import random
 import sys
 import threading
 import time
+from contextlib import suppress
 
 import comfy.model_patcher
 import comfy.sampler_helpers
@@ -63,7 +64,7 @@ def test_an_interrupt_at_any_moment_leaves_nothing(busy_threads):
     base_model, draw, interrupted = model.model, random.Random(0), 0
 
     def run():
-        with torch.inference_mode(), pytest.raises(KeyboardInterrupt):
+        with suppress(KeyboardInterrupt), torch.inference_mode():
             while True:
                 base_model.apply_model(x, sigma, c_crossattn=context, transformer_options=options, y=pooled, guidance=None)
 
