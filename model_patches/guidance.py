@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .conditionings import check_known, conditional_chunks, tell_conditionings_apart
 from .directions import GuidanceDirection
-from .families import Call, Family, Injection, TextPath, family_of
+from .families import Call, Family, Injection, Sampling, TextPath, family_of
 from .injection import Edit, edited, uncompiled
 from .schedules import LayerSchedule, starting_at
 from .shifts import shifted, views
@@ -23,6 +23,7 @@ from .shifts import shifted, views
 # One constant key: a wrapper key of its own per node would give torch.compile a new frame per node.
 KEY = "modulation_guidance"
 NUMBERS = f"{KEY}_numbers"
+SAMPLING = f"{KEY}_sampling"
 
 CFG_ROWS = ("both", "cond", "opposed")
 
@@ -113,6 +114,7 @@ def guide(
     options[KEY] = (*options.get(KEY, ()), guidance)
     if not model.get_wrappers(WrappersMP.APPLY_MODEL, KEY):
         model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, _guided_call)
+        model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, _one_sampling)
         tell_conditionings_apart(model, KEY, NUMBERS)
     beside = model.get_additional_models_with_key(KEY)
     new = [patcher for patcher in text.patchers() if not any(map(patcher.is_clone, beside))]
@@ -169,17 +171,25 @@ def _check_direction(direction: GuidanceDirection, family: Family, text: TextPat
         )
 
 
+def _one_sampling(executor, *args, **kwargs):
+    """OUTER_SAMPLE wrapper: gives all calls of a sampling what they share. The guider's options are copies made for this sampling."""
+    executor.class_obj.model_options["transformer_options"][SAMPLING] = Sampling()
+    return executor(*args, **kwargs)
+
+
 def _guided_call(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **kwargs):
     """APPLY_MODEL wrapper: outside any compiled region, the only place of a call where w and layer numbers are read."""
     base_model = executor.class_obj
     conditional = conditional_chunks(transformer_options, NUMBERS, len(x))
-    call = Call(base_model, x, t, len(conditional), c_crossattn, kwargs, transformer_options.get("sample_sigmas"))
+    call = Call(
+        base_model, x, t, len(conditional), c_crossattn, kwargs, transformer_options.get("sample_sigmas"), transformer_options.get(SAMPLING)
+    )
     guidances = [
         guidance for guidance in transformer_options.get(KEY, ())
         if guidance.text.has_base or guidance.acts_at(call, conditional)
     ]
     # Taken out, so that a wrapper list merged twice by somebody does not guide twice, and that torch.compile sees no new object.
-    transformer_options = {name: value for name, value in transformer_options.items() if name not in (KEY, NUMBERS)}
+    transformer_options = {name: value for name, value in transformer_options.items() if name not in (KEY, NUMBERS, SAMPLING)}
     args = (x, t, c_concat, c_crossattn, control, transformer_options)
     if not guidances:
         return executor(*args, **kwargs)

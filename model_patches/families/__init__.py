@@ -3,7 +3,7 @@
 from torch import nn
 
 from .anima import ANIMA
-from .base import RESULT, BlockInput, Call, Family, Injection, OncePerPrompt, TextContext, TextPath, TextTokens
+from .base import RESULT, BlockInput, Call, Family, Injection, OncePerPrompt, Sampling, TextContext, TextPath, TextTokens
 from .chroma import CHROMA
 from .cosmos1 import COSMOS1
 from .cosmos_predict2 import COSMOS_PREDICT2
@@ -28,7 +28,7 @@ FAMILIES: tuple[Family, ...] = (
     ANIMA, COSMOS_PREDICT2, COSMOS1, WAN, QWEN_IMAGE, FLUX2, LUMINA2, CHROMA, LTXV, HUNYUAN_VIDEO15,
 )
 
-__all__ = ["FAMILIES", "RESULT", "BlockInput", "Call", "Family", "Injection", "OncePerPrompt", "TextContext", "TextPath", "TextTokens", "family_of"]
+__all__ = ["FAMILIES", "RESULT", "BlockInput", "Call", "Family", "Injection", "OncePerPrompt", "Sampling", "TextContext", "TextPath", "TextTokens", "family_of"]
 
 
 def family_of(diffusion_model: nn.Module, model_name: str) -> Family:
