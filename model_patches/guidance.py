@@ -117,7 +117,7 @@ def guide(
         model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, _one_sampling)
         tell_conditionings_apart(model, KEY, NUMBERS)
     beside = model.get_additional_models_with_key(KEY)
-    new = [patcher for patcher in text.patchers() if not any(map(patcher.is_clone, beside))]
+    new = [patcher for patcher in text.patchers(model.load_device) if not any(map(patcher.is_clone, beside))]
     if new:
         model.set_additional_models(KEY, [*beside, *new])
     return model

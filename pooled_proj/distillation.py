@@ -125,6 +125,11 @@ class Distillation:
         self.settings, self.workers = settings, workers
         if model.get_wrappers(WrappersMP.APPLY_MODEL, COMPILE_KEY):
             raise ValueError("Distilling: the model is compiled, and gradients cannot pass. Connect it from before the compile node.")
+        if model.get_additional_models_with_key("multigpu"):
+            raise ValueError(
+                "Distilling: the model is spread over several devices (MultiGPU CFG Split), and gradients pass on one only. Connect it from "
+                "before that node."
+            )
         if not hasattr(model.get_model_object("latent_format"), "temporal_downscale_ratio"):
             raise ValueError("Distilling needs ComfyUI 0.24.0 or newer: this one does not say how its models compress time. Update ComfyUI.")
         # The host's dynamic loading casts weights into memory that it uses again before the gradients come back.

@@ -112,8 +112,8 @@ class ProjectedText(TextPath):
     def has_base(self) -> bool:
         return self.pools_context or self.projection.base_positive is not None or self.projection.base_negative is not None
 
-    def patchers(self):
-        return [self.projection.patcher]
+    def patchers(self, device):
+        return [self.projection.patcher_on(device)]
 
     def check(self, family, model, prompt):
         if not self.pools_context:
@@ -131,7 +131,7 @@ class ProjectedText(TextPath):
     def base(self, model, call, conditional):
         time = self._time(model, call)
         if self.pools_context:
-            return self.network(pool(self.family.context.of_rows(model, call), self.projection.pooling), time)
+            return self.projection.network_beside(call)(pool(self.family.context.of_rows(model, call), self.projection.pooling), time)
         sides = [
             None if prompt is None else self._projected(model, prompt, call, time)
             for prompt in (self.projection.base_negative, self.projection.base_positive)
@@ -149,7 +149,7 @@ class ProjectedText(TextPath):
         return self.pools_context or weight != 0
 
     def layer_scales(self, call):
-        scales = self.network.scales
+        scales = self.projection.network_beside(call).scales
         if scales is None:
             return None
         return comfy.model_management.cast_to_device(scales.weight, call.x.device, torch.float32)
@@ -171,10 +171,11 @@ class ProjectedText(TextPath):
 
     def _projected(self, model, prompt, call, time) -> Tensor:
         """proj(c) for every row, (R, D), or (R, T, D)."""
+        network = self.projection.network_beside(call)
         if time is None:  # then it is the same at every step
-            return call.to_rows(self.known.get(model, prompt, call, lambda: self.network(self._pooled(model, prompt, call))))
+            return call.to_rows(self.known.get(model, prompt, call, lambda: network(self._pooled(model, prompt, call))))
         pooled = self.known.get(model, prompt, call, lambda: self._pooled(model, prompt, call))
-        return self.network(call.to_rows(pooled), time)
+        return network(call.to_rows(pooled), time)
 
     def _pooled(self, model, prompt, call) -> Tensor:
         if self.pools_context:

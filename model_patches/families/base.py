@@ -147,8 +147,8 @@ class TextPath:
         """(L, D), what the shift is multiplied with at each layer; None for nothing."""
         return None
 
-    def patchers(self) -> list:
-        """ModelPatchers of what it runs besides the model, for the host to load beside it."""
+    def patchers(self, device: torch.device) -> list:
+        """ModelPatchers of what it runs besides a model on that device, for the host to load beside it."""
         return []
 
     def schedule(self, family: Family, depth: int) -> LayerSchedule:
