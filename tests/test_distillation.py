@@ -9,6 +9,7 @@ import pytest
 import torch
 from blind import ANIMA, COSMOS
 from blind_families import FAMILIES, FLUX2, FLUX2_DIMS, VARIANTS, WAN, built, config_of
+from blind_variants import MEANFLOW
 from comfy.ldm.flux.model import Flux
 from distilling import PROMPTS, TextOf, distillation, needs_distilling, same, settings, text_encoder
 from flux import apply, flux, node, schedule
@@ -20,7 +21,7 @@ Distillation, distill = distillation.Distillation, distillation.distill
 # FLUX.2 with as many channels as the host's latents of it have.
 _FLUX2 = FLUX2_DIMS | dict(in_channels=128, out_channels=128)
 FLUX2 = replace(FLUX2, model=built(Flux, _FLUX2), config=config_of("Flux2", _FLUX2, "flux2"), latent=(128, 4, 4))
-EVERY = [COSMOS, ANIMA, *(FLUX2 if small.name == "FLUX.2" else small for small in (*FAMILIES, *VARIANTS))]
+EVERY = [COSMOS, ANIMA, *(FLUX2 if small.name == "FLUX.2" else small for small in (*FAMILIES, *VARIANTS, *MEANFLOW))]
 
 
 def ratio_of(model):
@@ -107,6 +108,51 @@ def plain_rope(q, k, pe):
         return torch.cat([pe[..., row, 0] * first + pe[..., row, 1] * second for row in (0, 1)], dim=-1)
 
     return rotated(q), rotated(k)
+
+
+@pytest.mark.parametrize("small", MEANFLOW, ids=lambda small: small.label)
+def test_a_mean_flow_model_is_told_of_each_row_where_sampling_goes_next(small):
+    """y is made from the level after this one too, as the host makes it in a sampling of as many steps as the samples have."""
+    encoder, steps = TextOf(small), 5
+    given = run(small, steps=3, learning_rate=0.1).projection
+    w1, b1, w2, b2 = (given.weights[name] for name in ("linear_1.weight", "linear_1.bias", "linear_2.weight", "linear_2.bias"))
+    model = small.load()
+    size = {name: small.latent[axis] * ratio_of(model) for name, axis in (("height", -2), ("width", -1))}
+    training = Distillation(model, encoder, PROMPTS, settings(small, steps=1, batch_size=3, sample_steps=steps, **size), projection=given)
+    training.prepare()
+    batch = training.course.lessons.visited(0)
+    with training.running():
+        loss = training.take_step()
+
+    second = small.load().model
+    made = []
+    second.diffusion_model.register_forward_hook(lambda module, args, output: made.append(output))
+    percent_to_sigma = second.model_sampling.percent_to_sigma
+
+    def predicted(row, conditioning, added):
+        """One row, with the time embedding shifted by `added`, of which mean flow takes the half where it does not sum."""
+        percent = batch.percents[row].item()
+        sigmas = torch.tensor([percent_to_sigma(percent), percent_to_sigma(min(percent + 1 / steps, 1))])
+        x = second.model_sampling.noise_scaling(sigmas[:1], batch.noise[[row]], batch.clean[[row]])
+        [[tokens, extras]] = conditioning
+        conds = second.extra_conds(cross_attn=tokens, noise=x, device=x.device, **extras)
+        share = 1 if second.diffusion_model.params.meanflow_sum else 2
+        hook = second.diffusion_model.time_in.register_forward_hook(lambda module, args, y: y + share * added)
+        try:
+            second.apply_model(
+                x, sigmas[:1], transformer_options={"sigmas": sigmas[:1], "sample_sigmas": sigmas}, **{name: cond.cond for name, cond in conds.items()}
+            )
+        finally:
+            hook.remove()
+        return made.pop()
+
+    losses = []
+    for row, number in enumerate(batch.prompts):
+        prompt = training.course.prompts[number].conditioning
+        shift = torch.nn.functional.silu(prompt[0][0].amax(dim=1) @ w1.T + b1) @ w2.T + b2
+        student = predicted(row, encoder.encode_from_tokens_scheduled(encoder.tokenize("")), shift)
+        losses.append((student - predicted(row, prompt, 0)).square().mean())
+    assert loss == pytest.approx(torch.stack(losses).mean().item(), rel=1e-4)
 
 
 # What it learns, and what it leaves alone.

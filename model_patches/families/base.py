@@ -272,6 +272,7 @@ class Family:
     encoder: how to load the text encoder that the model uses.
     context: the text-blind model's own text, which a projection may pool.
     text_tokens: where the text tokens enter the blocks; None where they do by cross-attention alone.
+    next_level: whether y is made from the next noise level too, of which the host gives all rows of a call that of the first.
     """
 
     name: str
@@ -284,6 +285,7 @@ class Family:
     cfg_rows: str = "both"
     context: TextContext | None = None
     text_tokens: TextTokens | None = None
+    next_level: Callable[[nn.Module], bool] = lambda model: False
 
     def depth(self, model: nn.Module) -> int:
         """The number of layers."""
