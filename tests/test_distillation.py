@@ -204,6 +204,50 @@ def test_weights_patched_by_a_lora_are_the_ones_taught(clip):
     assert run(WAN, model, clip, steps=2).losses == plain
 
 
+def quantized(small):
+    """A model in fp8, as the host loads one from its file; only the blocks' weights are."""
+    state = dict(small.load().model.made_from[0])
+    for name in [name for name, tensor in state.items() if name.startswith("blocks.") and name.endswith(".weight") and tensor.ndim == 2]:
+        layer = name.removesuffix(".weight")
+        state[f"{layer}.weight_scale"] = state[name].abs().max() / torch.finfo(torch.float8_e4m3fn).max
+        state[name] = (state[name] / state[f"{layer}.weight_scale"]).to(torch.float8_e4m3fn)
+        state[f"{layer}.comfy_quant"] = torch.tensor([*b'{"format": "float8_e4m3fn"}'], dtype=torch.uint8)
+    config = small.config()
+    config.quant_config = {"mixed_ops": True}  # what the host's loader finds in such a file
+    return replace(small, config=lambda: config)._loaded(state, torch.float32)
+
+
+class Noted(torch.nn.Parameter):
+    """A weight of a pack's own class that holds more than its numbers, as bitsandbytes' do."""
+
+
+def noted(small):
+    model = small.load()
+    for module in model.model.diffusion_model.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.weight = torch.Tensor._make_subclass(Noted, module.weight.detach())
+            module.weight.note = module
+    return model
+
+
+@pytest.mark.parametrize("load, kind", [(quantized, comfy.quant_ops.QuantizedTensor), (noted, Noted)], ids=["quantized", "a pack's own"])
+def test_no_weight_is_held_twice(clip, load, kind):
+    model = load(WAN)
+    comfy.model_management.load_models_gpu([model], force_full_load=True)
+    before = dict(model.model.named_parameters())
+    assert any(type(parameter) is kind for parameter in before.values())
+    training = Distillation(model, clip, PROMPTS, settings(WAN, steps=2, pooling="clip", data="noise"))
+    training.prepare()
+    with training.running():
+        for name, parameter in model.model.named_parameters():
+            assert not parameter.is_inference() and parameter.data_ptr() == before[name].data_ptr(), name
+            assert type(parameter) is type(before[name]) and getattr(parameter, "note", None) is getattr(before[name], "note", None)
+        training.take_step()
+        training.take_step()
+    assert training.losses[0] > 0 and training.projection().weights["linear_2.weight"].abs().max() > 0
+    assert all(parameter is before[name] for name, parameter in model.model.named_parameters())
+
+
 # The same run, however it goes.
 
 
