@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ..model_patches.families import family_of
 from ..model_patches.injection import uncompiled
+from ..model_patches.memory import out_of_memory
 from .differentiable import differentiable
 from .lessons import Batch, Lessons, Prompt, generator, latent_shape, make_samples, sampled_prompts
 from .network import ProjectionNetwork
@@ -67,8 +68,8 @@ class Distillation:
             raise ValueError("Distilling: the model is compiled, and gradients cannot pass. Connect it from before the compile node.")
         if model.get_additional_models_with_key("multigpu"):
             raise ValueError(
-                "Distilling: the model is spread over several devices (MultiGPU CFG Split), and gradients pass on one only. Connect it from "
-                "before that node."
+                "Distilling: the model is spread over several devices (MultiGPU CFG Split), and gradients pass on one only. Connect it "
+                "from before that node."
             )
         if not hasattr(model.get_model_object("latent_format"), "temporal_downscale_ratio"):
             raise ValueError("Distilling needs ComfyUI 0.24.0 or newer: this one does not say how its models compress time. Update ComfyUI.")
@@ -327,7 +328,7 @@ def out_of_memory_explained(settings: Settings):
         yield
         return
     except (comfy.model_management.OOM_EXCEPTION, MemoryError, RuntimeError) as error:
-        if not isinstance(error, (comfy.model_management.OOM_EXCEPTION, MemoryError)) and "DefaultCPUAllocator" not in str(error):
+        if not out_of_memory(error):
             raise
         reason = str(error).partition("\n")[0]
     comfy.model_management.unload_all_models()

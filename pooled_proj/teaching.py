@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from uuid import uuid4
 
 import comfy.model_patcher
 import comfy.sampler_helpers
@@ -114,8 +115,9 @@ class Teaching:
         base_model, given = self.model.model, []
         inputs = {name: cond.concat([other[name] for other in conds[1:]]) for name, cond in conds[0].items()}
         hook = base_model.diffusion_model.register_forward_hook(lambda module, args, output: given.append(output))
+        options = options | {"cond_or_uncond": [0], "uuids": [uuid4()], "sigmas": sigmas}
         try:
-            base_model.apply_model(x, sigmas, transformer_options=options | {"cond_or_uncond": [0], "sigmas": sigmas}, **inputs)
+            base_model.apply_model(x, sigmas, transformer_options=options, **inputs)
         finally:
             hook.remove()
         return given[-1]

@@ -72,7 +72,10 @@ def networks_that_run():
 
 
 @pytest.mark.parametrize("order", ["guidance first", "guidance last"])
-@pytest.mark.parametrize("spread, devices", [(split, 2), (moved, 1), (moved_back, 1), (lambda model: split(moved(model)), 2)], ids=["split", "moved", "moved back", "both"])
+@pytest.mark.parametrize(
+    "spread, devices", [(split, 2), (moved, 1), (moved_back, 1), (lambda model: split(moved(model)), 2)],
+    ids=["split", "moved", "moved back", "moved and split"],
+)
 @pytest.mark.parametrize("form", ["A", "B", "B with FiLM"])
 def test_a_projection_is_right_on_every_device(projections, form, spread, devices, order):
     small = COSMOS if form == "A" else ANIMA
@@ -90,7 +93,7 @@ def test_a_projection_is_right_on_every_device(projections, form, spread, device
     for _ in range(2):
         with networks_that_run() as ran:
             torch.testing.assert_close(small.sample(model), expected, **TOLERANCE)
-        assert len(ran) == devices and len({*map(frozenset, ran.values())}) == devices, "each device runs a network of its own, in a thread of its own"
+        assert len(ran) == len({*map(frozenset, ran.values())}) == devices, "each device has a network and a thread of its own"
         assert all(network in (patcher.model for patcher in comfy.model_management.loaded_models()) for network in ran)
     torch.testing.assert_close(small.sample(apply(plain, **inputs)), expected, **TOLERANCE)
 
@@ -117,6 +120,12 @@ def test_guidance_without_a_projection_is_right_on_both_devices(small, order):
     made = split(guide(model)) if order == "guidance first" else guide(split(model))
     for _ in range(3):
         torch.testing.assert_close(small.sample(made, steps=4), expected, **TOLERANCE)
+
+
+def test_directions_are_inspected_on_a_model_that_is_split(projections):
+    model = load(ANIMA)
+    inspect = partial(node, "InspectGuidance", directions={"direction0": ANIMA.direction()}, projection=projections["B with FiLM"][0])
+    assert inspect(model=split(model))[1] == inspect(model=model)[1]
 
 
 @needs_distilling

@@ -54,7 +54,12 @@ def forward_left_behind(small, patcher):
 
 def class_left_behind(small, patcher):
     layers = patcher.model.diffusion_model.get_submodule(LAYERS[small][0])
-    layers.__class__ = type("Doubling", (type(layers),), {"forward": lambda self, *args, **kwargs: 2 * super(type(self), self).forward(*args, **kwargs)})
+
+    class Doubling(type(layers)):
+        def forward(self, *args, **kwargs):
+            return 2 * super().forward(*args, **kwargs)
+
+    layers.__class__ = Doubling
     return patcher
 
 
