@@ -81,8 +81,10 @@ class PooledProjection:
     def network_beside(self, call: Call) -> ProjectionNetwork:
         """The network as it is loaded beside the model of this call: the host makes copies of both for other devices."""
         patcher = call.base_model.current_patcher
-        beside = [] if patcher is None else patcher.get_additional_models_with_key(KEY)
-        return next((one.model for one in beside if one.get_attachment(_WEIGHTS) is self.weights), self.patcher.model)
+        for beside in [] if patcher is None else patcher.get_additional_models_with_key(KEY):
+            if beside.get_attachment(_WEIGHTS) is self.weights:
+                return beside.model
+        return self.patcher.model
 
     def with_base(self, positive: EncodedPrompt | None, negative: EncodedPrompt | None) -> PooledProjection:
         """The same projection, network included, with the prompts that feed the conditional and unconditional rows."""
