@@ -13,7 +13,7 @@ from typing import Any
 from comfy.patcher_extension import WrappersMP
 
 from .conditionings import conditional_chunks, tell_conditionings_apart
-from .families import Call
+from .families import Call, Sampling
 from .host_model import HostModel
 from .injection import Edit, Watch, run_edited
 
@@ -39,7 +39,7 @@ class CallPatch:
         options = model.model_options["transformer_options"]
         options[self.key] = (*options.get(self.key, ()), value)
         if not model.get_wrappers(WrappersMP.APPLY_MODEL, self.key):
-            model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, self.key, self._sampling)
+            model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, self.key, self._sample)
             model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, self.key, self._batches)
             model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, self.key, self._call)
             tell_conditionings_apart(model, self.key, self._numbers)
@@ -50,13 +50,14 @@ class CallPatch:
         return f"{self.key}_numbers"
 
     @property
-    def _watch(self) -> str:
-        return f"{self.key}_watch"
+    def _sampling(self) -> str:
+        return f"{self.key}_sampling"
 
-    def _sampling(self, executor, *args, **kwargs):
-        """OUTER_SAMPLE wrapper: says so where other nodes keep it from layers."""
+    def _sample(self, executor, *args, **kwargs):
+        """OUTER_SAMPLE wrapper: gives all calls of a sampling what they share, and says where other nodes keep it from layers."""
         watch = Watch()
-        executor.class_obj.model_options["transformer_options"][self._watch] = watch
+        # The guider's options are copies made for this sampling.
+        executor.class_obj.model_options["transformer_options"][self._sampling] = (Sampling(), watch)
         result = executor(*args, **kwargs)
         missed, due = len(watch.due - watch.made), len(watch.due)
         if missed:
@@ -77,18 +78,21 @@ class CallPatch:
             return inside.execute(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
         values = transformer_options.get(self.key)
         # Taken out, so that a wrapper list merged twice by somebody does not act twice, and that torch.compile sees no new object.
-        options = {name: value for name, value in transformer_options.items() if name not in (self.key, self._numbers, self._watch)}
+        options = {name: value for name, value in transformer_options.items() if name not in (self.key, self._numbers, self._sampling)}
         # Inputs of its own, by their names, are not the model's.
         inputs = {name: value for name, value in kwargs.items() if not name.startswith(self.key)}
         run = partial(executor, x, t, c_concat, c_crossattn, control, options, **inputs)
         if values is None:  # within a call of ours
             return run()
         host = HostModel.called(executor.class_obj)
+        sampling, watch = transformer_options.get(self._sampling, (None, Watch()))
         with _TURNS.setdefault(host.diffusion_model, RLock()):
-            edits = self._edits_of(values, host, transformer_options, executor.class_obj, x, t, c_crossattn, kwargs)
-            if not edits:
-                return run()
-            return run_edited(host.diffusion_model, edits, run, transformer_options.get(self._watch, Watch()), self.key)
+            conditional = conditional_chunks(transformer_options, self._numbers, len(x))
+            sample_sigmas = transformer_options.get("sample_sigmas")
+            call = Call(executor.class_obj, x, t, len(conditional), c_crossattn, kwargs, sample_sigmas, sampling, options)
+            with host.naming_a_stand_in():
+                edits = self.edits(values, host, call, conditional)
+            return run_edited(host.diffusion_model, edits, run, watch, self.key) if edits else run()
 
     def _batches(self, executor, model, conds, x_in, timestep, model_options):
         """CALC_COND_BATCH wrapper: what a function wrapper runs of the model by itself, as caches do with the head, is edited too."""
@@ -98,19 +102,16 @@ class CallPatch:
         return executor(model, conds, x_in, timestep, model_options)
 
     def _function(self, wrapper, apply_model, args):
+        run = partial(wrapper, apply_model, args)
         conds = dict(args["c"])
         options, context = conds.pop("transformer_options"), conds.pop("c_crossattn", None)
-        values, base_model = options.get(self.key), apply_model.__self__
+        values, base_model, x = options.get(self.key), apply_model.__self__, args["input"]
         if not values or not self.around(values):
-            return wrapper(apply_model, args)
+            return run()
         host = HostModel.called(base_model)
-        edits = self._edits_of(values, host, options, base_model, args["input"], args["timestep"], context, conds)
-        edits = [edit for edit in edits if edit.around]
-        # Without taking turns: it may call the model from threads. Each such call has edits of its own in place of these.
-        return run_edited(host.diffusion_model, edits, partial(wrapper, apply_model, args), Watch(), self.key)
-
-    def _edits_of(self, values, host, options, base_model, x, t, context, conds) -> Sequence[Edit]:
         conditional = conditional_chunks(options, self._numbers, len(x))
-        call = Call(base_model, x, t, len(conditional), context, conds, options.get("sample_sigmas"))
-        with host.naming_a_stand_in():
-            return self.edits(values, host, call, conditional)
+        sampling, _ = options.get(self._sampling, (None, None))
+        call = Call(base_model, x, args["timestep"], len(conditional), context, conds, options.get("sample_sigmas"), sampling)
+        edits = [edit for edit in self.edits(values, host, call, conditional) if edit.around]
+        # Without taking turns: it may call the model from threads. Each such call has edits of its own in place of these.
+        return run_edited(host.diffusion_model, edits, run, Watch(), self.key)

@@ -111,7 +111,7 @@ def guide(
     remember(diffusion_model, text.injection, family.injections[text.injection].blocks(diffusion_model))
     model = _PATCH.put_on(model, guidance)
     beside = model.get_additional_models_with_key(KEY)
-    new = [patcher for patcher in text.patchers() if not any(map(patcher.is_clone, beside))]
+    new = [patcher for patcher in text.patchers(model.load_device) if not any(map(patcher.is_clone, beside))]
     if new:
         model.set_additional_models(KEY, [*beside, *new])
     return model

@@ -2,25 +2,29 @@
 
 Two questions: how alike are directions, and how strong is the shift of y at each layer beside y itself. y depends on the prompt,
 which is not known here: it is taken for each direction's own p+ and p-, whose length is much like any prompt's, at three
-steps of the model's schedule, and averaged. Only the embedders of the model run, not its blocks.
+noise levels of the model's schedule, and averaged. Only the embedders of the model run, not its blocks.
 """
 
 from __future__ import annotations
 
 import itertools
+import re
 from dataclasses import dataclass
+from functools import partial
+from uuid import uuid4
 
 import comfy.sample
+import comfy.sampler_helpers
 import comfy.samplers
 import torch
-from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
 from .directions import EncodedPrompt, GuidanceDirection
-from .families import BlockInput, Call, Family, Injection, family_of
+from .families import BlockInput, Call, Family, Injection, Sampling, family_of
 from .guidance import KEY, Guidance, direction_shift, guide, layer_shifts
 from .host_model import HostModel
 from .injection import Edit, Watch, run_edited
+from .memory import out_of_memory
 from .schedules import LayerSchedule
 
 PERCENTS = (0.1, 0.5, 0.9)  # of the sampling schedule, where y is looked at
@@ -30,8 +34,6 @@ ALIKE = 0.9
 # A shift this long beside y breaks pictures, at 1 nothing of them is left. Seen on the small world's model (tools/small_world), all
 # layers guided; the later guidance starts, the more it takes.
 BURNING = 0.6
-
-_PROBE = "modulation_guidance_inspection"
 
 
 @dataclass(frozen=True)
@@ -60,18 +62,15 @@ def inspect(
     """Measures the directions, each at guidance scale w, on the ModelPatcher `model`; errors as those of `guide`."""
     guided = [guide(model, direction, w, schedule, projection=projection) for direction in directions]
     guidances = [one.model_options["transformer_options"][KEY][-1] for one in guided]
-    probe = _Probe(guidances)
     host = HostModel.of(model)
     family, diffusion_model = family_of(host), host.diffusion_model
     sigmas = _sigmas(model)
     pairs = [direction.pairs[0] for direction in directions]
-    for prompt in itertools.chain.from_iterable((pair.positive, pair.negative) for pair in pairs):
-        _run(guided[0], probe, _conditioning(prompt, family, diffusion_model), sigmas, family)
-    steps = len(PERCENTS)
-    y = torch.tensor(probe.lengths).view(-1, steps).mean(dim=0)  # (S,)
-    lengths = torch.tensor(probe.shift_lengths[:steps])  # (S, D, depth + 1)
-    strengths = (lengths / y[:, None, None]).mean(dim=0)
-    modulation = _cosines([torch.cat(shifts) for shifts in zip(*probe.directions[:steps], strict=True)])
+    look = _Look(guidances, family, [prompt for pair in pairs for prompt in (pair.positive, pair.negative)])
+    _run(guided[0], look, sigmas)
+    lengths = torch.tensor(look.shift_lengths)  # (S, D, depth + 1)
+    strengths = (lengths / torch.tensor(look.lengths)[:, None, None]).mean(dim=0)
+    modulation = _cosines([torch.cat(shifts) for shifts in zip(*look.directions, strict=True)])
     if family.injections[guidances[0].text.injection].head is None:
         strengths[:, -1] = float("nan")
     return Inspection(
@@ -81,7 +80,7 @@ def inspect(
         pooled=_pooled_cosines(directions),
         modulation=modulation,
         strengths=strengths.tolist(),
-        warnings=(*_on_pairs(labels, modulation), *_on_strengths(labels, strengths, probe.directions[0], w)),
+        warnings=(*_on_pairs(labels, modulation), *_on_strengths(labels, strengths, look.directions[0], w)),
     )
 
 
@@ -93,31 +92,48 @@ def _reach(y, made):
     raise _Reached(y)
 
 
-class _Probe:
-    """Stands in for the model and notes, at each call, how long y is and how long each direction's shifts are.
+class _Look(comfy.samplers.Sampler):
+    """A sampler of the host's that samples nothing: it looks at each noise level how long y is, and how long each direction's shifts are.
 
-    lengths: [|y|]. shift_lengths: [[|shift at each layer|] of each direction]. directions: [[the direction's own shift of y]].
+    prompts: whose y. lengths: [|y|, averaged over them]. shift_lengths: [[|shift at each layer|] of each direction].
+    directions: [[the direction's own shift of y]].
     """
 
-    def __init__(self, guidances: list[Guidance]):
-        self.guidances = guidances
+    def __init__(self, guidances: list[Guidance], family: Family, prompts: list[EncodedPrompt]):
+        self.guidances, self.family, self.prompts = guidances, family, prompts
         self.lengths, self.shift_lengths, self.directions = [], [], []
 
-    def __call__(self, executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **kwargs):
-        call = Call(executor.class_obj, x, t, 1, c_crossattn, kwargs)
-        host = HostModel.called(call.base_model)
-        diffusion_model = host.diffusion_model
-        injection = family_of(host).injections[self.guidances[0].text.injection]
+    def sample(self, guider, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False):
+        base_model, options = guider.inner_model, extra_args["model_options"]["transformer_options"]
+        diffusion_model = HostModel.called(base_model).diffusion_model
+        injection = self.family.injections[self.guidances[0].text.injection]
+        inputs = [_inputs(prompt, self.family, base_model, latent_image) for prompt in self.prompts]
+        sampling = Sampling()
+        for sigma in sigmas[:-1]:
+            calls = [_call(base_model, noise, sigma.expand(len(noise)), one, sigmas, sampling) for one in inputs]
+            ys = [
+                _y(injection, diffusion_model, call, partial(self._run, call, one, prompt, options))
+                for call, one, prompt in zip(calls, inputs, self.prompts, strict=True)
+            ]
+            self.lengths.append(sum(map(_length, ys)) / len(ys))
+            self.shift_lengths.append([
+                [_length(shift) for shift in layer_shifts(guidance, diffusion_model, calls[0])] for guidance in self.guidances
+            ])
+            self.directions.append([direction_shift(guidance, diffusion_model, calls[0]).flatten().cpu() for guidance in self.guidances])
+        return latent_image
 
-        def run():
-            return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
-
-        self.lengths.append(_length(_y(injection, diffusion_model, call, run)))
-        self.shift_lengths.append([
-            [_length(shift) for shift in layer_shifts(guidance, diffusion_model, call)] for guidance in self.guidances
-        ])
-        self.directions.append([direction_shift(guidance, diffusion_model, call).flatten().cpu() for guidance in self.guidances])
-        return x
+    def _run(self, call: Call, inputs: dict, prompt: EncodedPrompt, options: dict) -> None:
+        """The model on its inputs, made of the prompt; raises ValueError where it cannot read the prompt's tokens."""
+        options = options | {"cond_or_uncond": [0], "uuids": [uuid4()], "sigmas": call.sigma}
+        try:
+            call.base_model.apply_model(call.x, call.sigma, transformer_options=options, **inputs)
+        except RuntimeError as error:
+            if out_of_memory(error) or not _names_a_width(str(error), prompt):
+                raise
+            raise ValueError(
+                f"Inspect Guidance: {self.family.name} could not read a direction's tokens ({error}). Encode the directions with the text "
+                f"encoder the model uses: {self.family.encoder}."
+            ) from error
 
 
 def _y(injection: Injection, diffusion_model: nn.Module, call: Call, run) -> Tensor:
@@ -133,22 +149,12 @@ def _y(injection: Injection, diffusion_model: nn.Module, call: Call, run) -> Ten
     raise RuntimeError("Inspect Guidance: the model ran without its first block, so something in the graph answers in its place.")
 
 
-def _run(model, probe: _Probe, conditioning, sigmas: Tensor, family: Family) -> None:
-    """One call of the probe per sigma, by the host's own sampler, which loads the model and prepares its inputs."""
+def _run(model, look: _Look, sigmas: Tensor) -> None:
+    """By the host's own sampling, which loads the model and what is beside it, and readies them."""
     model = model.clone()
     model.model_options["transformer_options"].pop(KEY)  # y as it is without guidance
-    model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, _PROBE, probe)
     latent = comfy.sample.fix_empty_latent_channels(model, torch.zeros(1, 4, 16, 16))
-    noise = torch.zeros_like(latent)
-    try:
-        comfy.sample.sample_custom(
-            model, noise, 1.0, comfy.samplers.sampler_object("euler"), sigmas, conditioning, conditioning, latent, disable_pbar=True
-        )
-    except RuntimeError as error:
-        raise ValueError(
-            f"Inspect Guidance: {family.name} could not read a direction's tokens ({error}). Encode the directions with the text "
-            f"encoder the model uses: {family.encoder}."
-        ) from error
+    comfy.sample.sample_custom(model, torch.zeros_like(latent), 1.0, look, sigmas, [], [], latent, disable_pbar=True)
 
 
 def _sigmas(model) -> Tensor:
@@ -156,14 +162,34 @@ def _sigmas(model) -> Tensor:
     return torch.tensor([*(float(model_sampling.percent_to_sigma(percent)) for percent in PERCENTS), 0.0])
 
 
-def _conditioning(prompt: EncodedPrompt, family: Family, diffusion_model: nn.Module):
-    """The prompt as the user's own; without its tokens where they are another encoder's than the text-blind model's."""
+def _inputs(prompt: EncodedPrompt, family: Family, base_model, latent: Tensor) -> dict:
+    """The model's inputs where the prompt is the user's own, by the host's names.
+
+    Nothing else of its conditioning counts: when and where in the picture it was to be used, and with what beside it.
+    Without its tokens where they are another encoder's than the text-blind model's.
+    """
     tokens, extras = prompt.tokens, dict(prompt.extras)
     if prompt.pooled is not None:
         extras["pooled_output"] = prompt.pooled
-    if family.context is not None and tokens.shape[-1] != family.context.width(diffusion_model):
-        tokens = torch.zeros(1, 8, family.context.width(diffusion_model))
-    return [[tokens, extras]]
+    width = None if family.context is None else family.context.width(HostModel.called(base_model).diffusion_model)
+    if width not in (None, tokens.shape[-1]):
+        tokens = torch.zeros(1, 8, width)
+    [made] = comfy.samplers.encode_model_conds(
+        base_model.extra_conds, comfy.sampler_helpers.convert_cond([[tokens, extras]]), latent, latent.device, "positive",
+        latent_image=latent, denoise_mask=None, seed=0, latent_shapes=[latent.shape],
+    )
+    return {name: cond.process_cond(batch_size=len(latent), area=None).concat([]) for name, cond in made["model_conds"].items()}
+
+
+def _call(base_model, x: Tensor, sigma: Tensor, inputs: dict, sigmas: Tensor, sampling: Sampling) -> Call:
+    conds = {name: value for name, value in inputs.items() if name not in ("c_concat", "c_crossattn")}
+    return Call(base_model, x, sigma, 1, inputs.get("c_crossattn"), conds, sigmas, sampling)
+
+
+def _names_a_width(message: str, prompt: EncodedPrompt) -> bool:
+    """Whether an error speaks of the width of the prompt's tokens, as those of layers do that read another."""
+    tokens = [part for part in (prompt.tokens, *prompt.extras.values()) if isinstance(part, Tensor) and part.ndim > 2]
+    return bool({str(part.shape[-1]) for part in tokens} & {*re.findall(r"\d+", message)})
 
 
 def _length(vectors: Tensor) -> float:

@@ -10,8 +10,9 @@ from server import PromptServer
 from tqdm import tqdm
 from typing_extensions import override
 
-from ..pooled_proj.distillation import DATA, PRECISIONS, Settings, distill
+from ..pooled_proj.distillation import distill
 from ..pooled_proj.projection import INJECTIONS, POOLINGS
+from ..pooled_proj.settings import DATA, PRECISIONS, Settings
 from .queue_errors import checked
 from .sockets import CATEGORY, Projection
 
@@ -104,7 +105,7 @@ class DistillPooledProjection(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "sample_steps", default=8, min=1, max=1000, optional=True, advanced=True,
-                    tooltip="Sampling steps of these pictures. Few do.",
+                    tooltip="Sampling steps of these pictures. Few do; for a model distilled with mean flow, as many as you sample with.",
                 ),
                 io.Float.Input(
                     "cfg", default=1.0, min=0.0, max=100.0, step=0.1, optional=True, advanced=True,

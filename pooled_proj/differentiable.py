@@ -13,6 +13,7 @@ import comfy.quant_ops
 import torch
 from comfy.ldm.modules.attention import attention_pytorch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 
 @contextmanager
@@ -77,17 +78,25 @@ def _outside_inference_mode(model: nn.Module):
     ]
     try:
         for tensors, name, tensor in replaced:
-            ordinary = _same_memory(tensor) if type(tensor) in (Tensor, nn.Parameter) else tensor.clone()
-            tensors[name] = nn.Parameter(ordinary, requires_grad=False) if isinstance(tensor, nn.Parameter) else ordinary
+            tensors[name] = _ordinary(tensor)
         yield
     finally:
         for tensors, name, tensor in replaced:
             tensors[name] = tensor
 
 
-def _same_memory(tensor: Tensor) -> Tensor:
-    ordinary = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-    return ordinary.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())
+def _ordinary(tensor: Tensor) -> Tensor:
+    """The same memory, class and attributes."""
+    if is_traceable_wrapper_subclass(tensor):  # as quantised ones: other tensors hold the memory
+        names, context = tensor.__tensor_flatten__()
+        parts = {name: _ordinary(getattr(tensor, name)) for name in names}
+        whole = type(tensor).__tensor_unflatten__(parts, context, tensor.size(), tensor.stride())
+        return nn.Parameter(whole, requires_grad=False) if isinstance(tensor, nn.Parameter) else whole
+    plain = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    plain.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())
+    ordinary = Tensor._make_subclass(type(tensor), plain)
+    ordinary.__dict__.update(tensor.__dict__)
+    return ordinary
 
 
 @contextmanager

@@ -23,75 +23,16 @@ from torch import Tensor, nn
 
 from ..model_patches.families import family_of
 from ..model_patches.host_model import HostModel
+from ..model_patches.memory import out_of_memory
 from .differentiable import differentiable
 from .lessons import Batch, Lessons, Prompt, generator, latent_shape, make_samples, sampled_prompts
 from .network import ProjectionNetwork
-from .projection import INJECTIONS, POOLINGS, PooledProjection
+from .projection import PooledProjection
+from .settings import PRECISIONS, Settings
 from .teaching import Course, Teaching
 from .text_path import TIME, check_fits
 
-DATA = ("samples", "noise")
-PRECISIONS = {"auto": None, "bf16": torch.bfloat16, "fp32": torch.float32}
-
-WARM_UP = 0.02  # of the steps
-LAST_RATE = 0.1  # of the learning rate
 GRADIENT_NORM = 1.0
-
-
-@dataclass(frozen=True)
-class Settings:
-    """One training run.
-
-    steps: of the optimizer; each takes accumulation x batch_size rows. learning_rate: the highest; it warms up over the first 2 % of
-    the steps and falls to a tenth by a cosine. width, height, frames: of the pictures, in pixels.
-    pooling, injection: of a new projection; one that is gone on from keeps its own.
-    data: "samples" of the model itself, or "noise" over empty latents. samples_per_prompt, sample_steps, cfg: of the samples.
-    pairs: noise levels with a noise each, for every sample. cache: bytes of the teacher's predictions that are kept.
-    checkpointing: compute every block twice and keep less. precision: what the model computes in, one of PRECISIONS.
-    """
-
-    steps: int
-    batch_size: int
-    learning_rate: float
-    width: int
-    height: int
-    seed: int
-    pooling: str
-    injection: str
-    frames: int = 1
-    accumulation: int = 1
-    checkpointing: bool = True
-    data: str = "samples"
-    samples_per_prompt: int = 2
-    sample_steps: int = 8
-    cfg: float = 1.0
-    pairs: int = 4
-    cache: int = 4 << 30
-    precision: str = "auto"
-
-    def rate(self, step: int) -> float:
-        """The learning rate of a step, counted from 0."""
-        warm_up = math.ceil(WARM_UP * self.steps)
-        if step < warm_up:
-            return self.learning_rate * (step + 1) / warm_up
-        progress = (step - warm_up) / max(1, self.steps - 1 - warm_up)
-        return self.learning_rate * (LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * progress)))
-
-    def check(self) -> None:
-        """Raises ValueError with the setting, its value and what it may be."""
-        least = {
-            "steps": 0, "batch_size": 1, "width": 1, "height": 1, "frames": 1, "accumulation": 1, "samples_per_prompt": 1,
-            "sample_steps": 1, "pairs": 1, "cache": 0,
-        }
-        for name, minimum in least.items():
-            if getattr(self, name) < minimum:
-                raise ValueError(f"Distilling: {name} is {getattr(self, name)}; it must be {minimum} at least.")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise ValueError(f"Distilling: learning_rate is {self.learning_rate}; it must be above 0, e.g. 0.00002.")
-        choices = {"pooling": POOLINGS, "injection": INJECTIONS, "data": DATA, "precision": PRECISIONS}
-        for name, choice in choices.items():
-            if getattr(self, name) not in choice:
-                raise ValueError(f"Distilling: {name} is {getattr(self, name)!r}; it must be {' or '.join(choice)}.")
 
 
 @dataclass(frozen=True)
@@ -125,6 +66,11 @@ class Distillation:
         self.settings, self.workers = settings, workers
         if model.get_wrappers(WrappersMP.APPLY_MODEL, COMPILE_KEY):
             raise ValueError("Distilling: the model is compiled, and gradients cannot pass. Connect it from before the compile node.")
+        if model.get_additional_models_with_key("multigpu"):
+            raise ValueError(
+                "Distilling: the model is spread over several devices (MultiGPU CFG Split), and gradients pass on one only. Connect it "
+                "from before that node."
+            )
         if not hasattr(model.get_model_object("latent_format"), "temporal_downscale_ratio"):
             raise ValueError("Distilling needs ComfyUI 0.24.0 or newer: this one does not say how its models compress time. Update ComfyUI.")
         # The host's dynamic loading casts weights into memory that it uses again before the gradients come back.
@@ -276,7 +222,8 @@ class Distillation:
         self.network.to(device)
         self.optimizer = torch.optim.AdamW(self.parameters, lr=self.settings.learning_rate)
         self.teaching = Teaching(
-            self.model, self.family, self.network, self.pooling, self.injection, self.empty, self.shape, self.settings.cache
+            self.model, self.family, self.network, self.pooling, self.injection, self.empty, self.shape, self.settings.cache,
+            self.settings.sample_steps,
         )
         # Told by the first step: blocks that add to their streams in place, which autograd refuses, cost a little more.
         self.in_place = nullcontext
@@ -381,7 +328,7 @@ def out_of_memory_explained(settings: Settings):
         yield
         return
     except (comfy.model_management.OOM_EXCEPTION, MemoryError, RuntimeError) as error:
-        if not isinstance(error, (comfy.model_management.OOM_EXCEPTION, MemoryError)) and "DefaultCPUAllocator" not in str(error):
+        if not out_of_memory(error):
             raise
         reason = str(error).partition("\n")[0]
     comfy.model_management.unload_all_models()

@@ -51,7 +51,15 @@ class Batch:
 
     def sigmas(self, model_sampling) -> Tensor:
         """(R,) noise levels, as the model samples them."""
-        return torch.tensor([float(model_sampling.percent_to_sigma(percent)) for percent in self.percents.tolist()])
+        return _sigmas(model_sampling, self.percents)
+
+    def next_sigmas(self, model_sampling, steps: int) -> Tensor:
+        """(R,) where a sampling of that many equal steps goes from them."""
+        return _sigmas(model_sampling, (self.percents + 1 / steps).clamp(max=1))
+
+
+def _sigmas(model_sampling, percents: Tensor) -> Tensor:
+    return torch.tensor([float(model_sampling.percent_to_sigma(percent)) for percent in percents.tolist()])
 
 
 @dataclass(frozen=True, eq=False)

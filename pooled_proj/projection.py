@@ -7,17 +7,21 @@ from functools import cached_property
 from typing import Any
 
 import comfy.model_management
-from comfy.model_patcher import CoreModelPatcher
+import torch
+from comfy.model_patcher import CoreModelPatcher, ModelPatcher
 from torch import Tensor, nn
 
 from ..model_patches.directions import EncodedPrompt
-from ..model_patches.families import Family
+from ..model_patches.families import Call, Family
+from ..model_patches.guidance import KEY
 from .network import ProjectionNetwork
 from .text_path import ProjectedText, check_fits
 
 # clip: a text encoder's pooled output; max, mean: over the tokens of the model's own context.
 POOLINGS = ("clip", "max", "mean")
 INJECTIONS = ("time embedding", "adaln lora")
+
+_WEIGHTS = f"{KEY}_weights"  # on a ModelPatcher: whose network it holds
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,26 +63,48 @@ class PooledProjection:
         """How many layers the scales are for; None without scales."""
         return self.weights["scales"].shape[0] if "scales" in self.weights else None
 
-    @cached_property
-    def patcher(self) -> CoreModelPatcher:
-        """The network as the host moves models: loaded beside the model it is for, and offloaded when memory runs short.
+    @property
+    def patcher(self) -> ModelPatcher:
+        """The network on the host's own device."""
+        return self.patcher_on(comfy.model_management.get_torch_device())
 
-        In fp32, what it computes in: casting half-precision weights at each step costs more than all it does with them.
-        """
-        return CoreModelPatcher(
-            ProjectionNetwork({name: tensor.float() for name, tensor in self.weights.items()}),
-            load_device=comfy.model_management.get_torch_device(),
-            offload_device=comfy.model_management.unet_offload_device(),
-        )
+    def patcher_on(self, device: torch.device) -> ModelPatcher:
+        """The network as the host moves models: loaded beside a model on that device, and offloaded when memory runs short."""
+        if device not in self._patchers:
+            self._patchers[device] = _patcher(self.weights, device)
+        return self._patchers[device]
+
+    @cached_property
+    def _patchers(self) -> dict[torch.device, ModelPatcher]:
+        return {}
+
+    def network_beside(self, call: Call) -> ProjectionNetwork:
+        """The network as it is loaded beside the model of this call: the host makes copies of both for other devices."""
+        patcher = call.base_model.current_patcher
+        for beside in [] if patcher is None else patcher.get_additional_models_with_key(KEY):
+            if beside.get_attachment(_WEIGHTS) is self.weights:
+                return beside.model
+        return self.patcher.model
 
     def with_base(self, positive: EncodedPrompt | None, negative: EncodedPrompt | None) -> PooledProjection:
         """The same projection, network included, with the prompts that feed the conditional and unconditional rows."""
-        patcher = self.patcher
         copy = replace(self, base_positive=positive, base_negative=negative)
-        copy.__dict__["patcher"] = patcher
+        copy.__dict__["_patchers"] = self._patchers
         return copy
 
     def text_path(self, family: Family, diffusion_model: nn.Module) -> ProjectedText:
         """What `guide` needs. Raises ValueError if the projection does not fit the model, with both sides' names and widths."""
         check_fits(self, family, diffusion_model)
         return ProjectedText(self, family)
+
+
+def _patcher(weights: dict[str, Tensor], device: torch.device, disable_dynamic: bool = False) -> ModelPatcher:
+    patcher_class = ModelPatcher if disable_dynamic else CoreModelPatcher
+    # In fp32, what it computes in: casting half-precision weights at each step costs more than all it does with them.
+    network = ProjectionNetwork({name: tensor.float() for name, tensor in weights.items()})
+    patcher = patcher_class(
+        network, load_device=device, offload_device=comfy.model_management.unet_offload_device()
+    )
+    patcher.set_attachments(_WEIGHTS, weights)
+    patcher.cached_patcher_init = (_patcher, (weights, device))  # by which the host makes copies for other devices
+    return patcher

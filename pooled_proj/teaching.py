@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from uuid import uuid4
 
 import comfy.model_patcher
 import comfy.sampler_helpers
@@ -60,10 +61,14 @@ class Teaching:
     """On a model that is loaded.
 
     network: the projection, on the model's device. pooling, injection: as in PooledProjection. cache: bytes of predictions to keep.
+    steps: of a sampling, for models that are told where it goes next.
     """
 
-    def __init__(self, model, family: Family, network: ProjectionNetwork, pooling: str, injection: str, empty: Prompt, shape, cache: int):
+    def __init__(
+        self, model, family: Family, network: ProjectionNetwork, pooling: str, injection: str, empty: Prompt, shape, cache: int, steps: int
+    ):
         self.model, self.family, self.network, self.pooling, self.shape, self.cache = model, family, network, pooling, shape, cache
+        self.steps = steps
         self.device = model.load_device
         # As with guidance: what pools the context goes to the head too.
         pools_context = pooling != "clip"
@@ -78,13 +83,8 @@ class Teaching:
         """(R, ...) what the model itself predicts for the batch; kept from the first time on, within the bound."""
         if batch.number in course.known:
             return course.known[batch.number].to(self.device).float()
-        x, sigmas = self._noised(batch)
         conds = {number: self._conds(course.prompts[number]) for number in dict.fromkeys(batch.prompts)}
-        prediction = None
-        for rows in _alike([conds[number] for number in batch.prompts]):
-            made = self._predicted(self.plain, x[rows], sigmas[rows], [conds[batch.prompts[row]] for row in rows])
-            prediction = made.new_empty(len(x), *made.shape[1:]) if prediction is None else prediction
-            prediction[rows] = made
+        prediction = self._predicted(self.plain, batch, [conds[number] for number in batch.prompts])
         size = prediction.numel() * prediction.element_size()
         if size <= self.cache:
             self.cache -= size
@@ -93,22 +93,31 @@ class Teaching:
 
     def student(self, course: Course, batch: Batch) -> Tensor:
         """(R, ...) the prediction with the empty prompt and the projection."""
-        x, sigmas = self._noised(batch)
-        self.shift.pooled = torch.cat([self._pooled(course, number) for number in batch.prompts])
-        return self._predicted(self.shifted, x, sigmas, [self.empty] * len(x)).float()
+        pooled = torch.cat([self._pooled(course, number) for number in batch.prompts])
+        return self._predicted(self.shifted, batch, [self.empty] * len(pooled), pooled).float()
 
-    def _noised(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _predicted(self, options: dict, batch: Batch, conds: list[dict], pooled: Tensor | None = None) -> Tensor:
+        """What the diffusion model itself gives, before the host makes a clean latent of it. conds, pooled: of each row."""
         sampling = self.model.get_model_object("model_sampling")
-        sigmas = batch.sigmas(sampling).to(self.device)
-        return sampling.noise_scaling(sigmas, batch.noise.to(self.device), batch.clean.to(self.device)), sigmas
+        sigmas, next_sigmas = batch.sigmas(sampling).to(self.device), batch.next_sigmas(sampling, self.steps).to(self.device)
+        x = sampling.noise_scaling(sigmas, batch.noise.to(self.device), batch.clean.to(self.device))
+        alone = self.family.next_level(self.model.model.diffusion_model)
+        groups = [[row] for row in range(len(x))] if alone else _alike(conds)
+        predictions = []
+        for rows in groups:
+            self.shift.pooled = None if pooled is None else pooled[rows]
+            levels = torch.stack((sigmas[rows[0]], next_sigmas[rows[0]]))
+            predictions.append(self._called(options | {"sample_sigmas": levels}, x[rows], sigmas[rows], [conds[row] for row in rows]))
+        order = torch.tensor([row for rows in groups for row in rows], device=self.device)
+        return torch.cat(predictions)[order.argsort()]
 
-    def _predicted(self, options: dict, x: Tensor, sigmas: Tensor, conds: list[dict]) -> Tensor:
-        """What the diffusion model itself gives, before the host makes a clean latent of it."""
+    def _called(self, options: dict, x: Tensor, sigmas: Tensor, conds: list[dict]) -> Tensor:
         base_model, given = self.model.model, []
         inputs = {name: cond.concat([other[name] for other in conds[1:]]) for name, cond in conds[0].items()}
         hook = base_model.diffusion_model.register_forward_hook(lambda module, args, output: given.append(output))
+        options = options | {"cond_or_uncond": [0], "uuids": [uuid4()], "sigmas": sigmas}
         try:
-            base_model.apply_model(x, sigmas, transformer_options=options | {"cond_or_uncond": [0], "sigmas": sigmas}, **inputs)
+            base_model.apply_model(x, sigmas, transformer_options=options, **inputs)
         finally:
             hook.remove()
         return given[-1]

@@ -101,16 +101,12 @@ class ProjectedText(TextPath):
         return self.projection.injection
 
     @property
-    def network(self) -> ProjectionNetwork:
-        return self.projection.patcher.model
-
-    @property
     def pools_context(self) -> bool:
         return self.projection.pooling != "clip"
 
     @property
     def source(self):
-        return self.network
+        return id(self.projection.weights)  # which copies with other base prompts share
 
     @property
     def base_texts(self):
@@ -118,8 +114,8 @@ class ProjectedText(TextPath):
             return (OWN_TEXT,)
         return tuple(prompt for prompt in (self.projection.base_positive, self.projection.base_negative) if prompt is not None)
 
-    def patchers(self):
-        return [self.projection.patcher]
+    def patchers(self, device):
+        return [self.projection.patcher_on(device)]
 
     def check(self, family, model, prompt):
         if not self.pools_context:
@@ -132,13 +128,14 @@ class ProjectedText(TextPath):
 
     def contributions(self, model, texts, call):
         """proj(c) of each text."""
-        if self.network.film is None:  # then a prompt's is the same at every step
-            return self._rows(call, {text: self._made_by(self.network, model, text, call) for text in texts})
+        network = self.projection.network_beside(call)
+        if network.film is None:  # then a prompt's is the same at every step
+            return self._rows(call, {text: self._made_by(network, model, text, call) for text in texts})
         time = _distinct(self.family.injections[TIME].y(model, call).float())
-        hidden = {text: self._made_by(self.network.linear_1, model, text, call) for text in texts}
+        hidden = {text: self._made_by(network.linear_1, model, text, call) for text in texts}
         if len(time) == 1:
-            return self._rows(call, self.network.from_hidden(hidden, time))
-        return self.network.from_hidden(self._rows(call, hidden), time)
+            return self._rows(call, network.from_hidden(hidden, time))
+        return network.from_hidden(self._rows(call, hidden), time)
 
     def base(self, of_text, conditional):
         if self.pools_context or not self.base_texts:
@@ -154,7 +151,7 @@ class ProjectedText(TextPath):
         return self.pools_context or weight != 0
 
     def layer_scales(self, call):
-        scales = self.network.scales
+        scales = self.projection.network_beside(call).scales
         if scales is None:
             return None
         return comfy.model_management.cast_to_device(scales.weight, call.x.device, torch.float32)

@@ -139,13 +139,16 @@ VARIANTS = (
     CHROMA_GUIDED, LTXV_OF_TOKENS, LTXV_KEYFRAME, HUNYUAN_VIDEO_GUIDED, HUNYUAN_VIDEO_FRAME, HUNYUAN_VIDEO_MEANFLOW, HUNYUAN_IMAGE,
 )
 
+HUNYUAN_IMAGE_MEANFLOW = _variant(
+    HUNYUAN_IMAGE, "HunyuanImage 2.1, mean flow", model=built(HunyuanVideo, _IMAGE21 | dict(meanflow=True)),
+    config=config_of("HunyuanImage21", _IMAGE21 | dict(meanflow=True), "hunyuan_video"),
+)
+MEANFLOW = (HUNYUAN_VIDEO_MEANFLOW, HUNYUAN_IMAGE_MEANFLOW)
+
 # Whose layers take y itself, whatever it is made of.
 Y_ITSELF = (
     *(replace(small, embedder="", embedder_is_y=True) for small in (HUNYUAN_VIDEO_GUIDED, HUNYUAN_VIDEO_FRAME, HUNYUAN_VIDEO_MEANFLOW)),
-    _variant(
-        HUNYUAN_IMAGE, "HunyuanImage 2.1, mean flow", model=built(HunyuanVideo, _IMAGE21 | dict(meanflow=True)),
-        config=config_of("HunyuanImage21", _IMAGE21 | dict(meanflow=True), "hunyuan_video"), embedder="",
-    ),
+    replace(HUNYUAN_IMAGE_MEANFLOW, embedder=""),
 )
 
 COSMOS1_LORA = _variant(

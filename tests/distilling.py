@@ -64,6 +64,19 @@ def settings(small, **changes):
     ) | changes)
 
 
+def size(small, model):
+    """Of the pictures, in pixels, whose latents are the small model's."""
+    ratio = model.get_model_object("latent_format").spacial_downscale_ratio
+    return {"height": ratio * small.latent[-2], "width": ratio * small.latent[-1]}
+
+
+def run(small, model=None, clip=None, prompts=PROMPTS, projection=None, pooled_clip=None, on_progress=lambda progress: None, **changes):
+    """A whole run."""
+    model = model or small.load()
+    made = settings(small, **size(small, model) | changes)
+    return distillation.distill(model, clip or TextOf(small), prompts, made, pooled_clip, projection, on_progress)
+
+
 def same(one, other):
     """Whether two projections are bit-equal."""
     return one.weights.keys() == other.weights.keys() and all(torch.equal(tensor, other.weights[name]) for name, tensor in one.weights.items())

@@ -2,12 +2,14 @@
 
 from dataclasses import dataclass
 
+import comfy.controlnet
 import comfy.ops
 import comfy.sample
 import comfy.samplers
 import comfy.sd
 import torch
 from benchmarks.in_process import node
+from comfy.ldm.flux.controlnet import ControlNetFlux
 from comfy.ldm.flux.layers import timestep_embedding
 from comfy.ldm.flux.model import Flux
 
@@ -60,6 +62,21 @@ def apply(model, direction, w=3.0, **inputs):
 def schedule(start_layer=0, **inputs):
     inputs = {"end_layer": -1, "taper_layers": 0, "taper_scale": 0.25, "final_layer": 0.0} | inputs
     return node("GuidanceLayerSchedule", start_layer=start_layer, **inputs)[0]
+
+
+def controlnet():
+    """A ControlNet in XLabs' form with random weights, loaded by the host."""
+    net = ControlNetFlux(
+        in_channels=16, out_channels=16, vec_in_dim=POOLED, context_in_dim=CONTEXT, hidden_size=HIDDEN, mlp_ratio=4.0, num_heads=1,
+        depth=1, depth_single_blocks=1, axes_dim=[16, 56, 56], theta=10000, patch_size=2, qkv_bias=True, guidance_embed=False,
+        txt_ids_dims=[], dtype=torch.float32, device="cpu", operations=comfy.ops.disable_weight_init,
+    )
+    generator = torch.Generator().manual_seed(8)
+    state = {}
+    for name, parameter in net.state_dict().items():
+        # The file's own name for the norms' weights.
+        state[name.replace("_norm.weight", "_norm.scale")] = torch.randn(parameter.shape, generator=generator) / parameter[0].numel() ** 0.5
+    return comfy.controlnet.load_controlnet_state_dict(state)
 
 
 def latent(batch=1, size=8, seed=100):

@@ -3,11 +3,14 @@
 import json
 
 import blind_families
+import comfy.hooks
 import flux
+import node_helpers
 import pytest
 import torch
 from benchmarks.in_process import node
 from blind import loaded, own, write
+from comfy.patcher_extension import WrappersMP
 from families import FAMILIES
 from families.small import Small
 
@@ -146,8 +149,90 @@ def test_another_count_of_labels_is_an_error(schnell, labels):
         inspect(schnell, flux.direction(10), flux.direction(20), labels=labels)
 
 
+def lora_hook(schnell, conditioning):
+    draw = torch.Generator().manual_seed(7)
+    lora = {
+        "diffusion_model.vector_in.in_layer.lora_up.weight": torch.randn(flux.HIDDEN, 4, generator=draw),
+        "diffusion_model.vector_in.in_layer.lora_down.weight": torch.randn(4, flux.POOLED, generator=draw),
+    }
+    return comfy.hooks.set_hooks_for_conditioning(conditioning, comfy.hooks.create_hook_lora(lora, 0.7, 0.0))
+
+
+def controlled(schnell, conditioning):
+    hint = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(9))
+    return node(
+        "ControlNetApplyAdvanced", positive=conditioning, negative=[], control_net=flux.controlnet(), image=hint, strength=1.0,
+        start_percent=0.0, end_percent=1.0,
+    )[0]
+
+
+def settings(**values):
+    return lambda schnell, conditioning: node_helpers.conditioning_set_values(conditioning, values)
+
+
+USES = {
+    "from the middle on": settings(start_percent=0.4, end_percent=1.0),
+    "at no step that is looked at": settings(start_percent=0.2, end_percent=0.3),
+    "in an area": settings(area=(4, 4, 0, 2), strength=0.5),
+    "under a mask": settings(mask=torch.rand(1, 64, 64), set_area_to_bounds=True),
+    "a LoRA hook": lora_hook,
+    "a ControlNet": controlled,
+}
+
+
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
+def test_a_direction_is_what_it_is_however_its_conditioning_was_to_be_used(schnell, use):
+    def made(use):
+        sides = {side: use(schnell, flux.conditioning(seed)) for side, seed in (("positive", 10), ("negative", 11))}
+        return node("GuidanceDirectionFromConditioning", **sides)[0]
+
+    plain = inspect(schnell, made(lambda schnell, conditioning: conditioning), flux.direction(20))[1]
+    assert inspect(schnell, made(use), flux.direction(20))[1] == plain
+
+
+BESIDE = {
+    "SkipLayerGuidanceDiT": dict(scale=3.0, start_percent=0.0, end_percent=1.0, double_layers="1", single_layers="1", rescaling_scale=0.0),
+    "EasyCache": dict(reuse_threshold=0.9, start_percent=0.0, end_percent=1.0, verbose=False),
+    "LazyCache": dict(reuse_threshold=0.9, start_percent=0.0, end_percent=1.0, verbose=False),
+}
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_nodes_that_add_or_leave_out_calls_of_the_model_change_nothing(schnell, name):
+    assert inspect(node(name, model=schnell, **BESIDE[name])[0], flux.direction(10))[1] == inspect(schnell, flux.direction(10))[1]
+
+
+def raising(schnell, error):
+    def wrapper(executor, *args, **kwargs):
+        raise error
+
+    model = schnell.clone()
+    model.add_wrapper(WrappersMP.DIFFUSION_MODEL, wrapper)
+    return model
+
+
+@pytest.mark.parametrize("error", [
+    torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {flux.CONTEXT}.00 GiB"),
+    RuntimeError(f"[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to allocate {flux.CONTEXT} bytes."),
+    RuntimeError("a pack's own trouble"),
+], ids=["device memory", "main memory", "a pack"])
+def test_no_other_error_is_put_down_to_the_encoder(schnell, error):
+    with pytest.raises(RuntimeError) as raised:
+        inspect(raising(schnell, error), flux.direction(10))
+    assert raised.value is error
+
+
 def test_tokens_of_another_encoder_are_named(schnell):
     wide = [[torch.zeros(1, 8, 99), {"pooled_output": torch.ones(1, flux.POOLED)}]]
     other = node("GuidanceDirectionFromConditioning", positive=wide, negative=flux.conditioning(1))[0]
     with pytest.raises(ValueError, match="FLUX.1 could not read a direction's tokens.*DualCLIPLoader and type flux"):
         inspect(schnell, other)
+
+
+@pytest.mark.parametrize("small", FAMILIES, ids=lambda small: small.name)
+def test_tokens_of_another_width_are_named_for_every_family(small):
+    [[tokens, extras]] = small.encoded(10)
+    wide = [[torch.zeros(*tokens.shape[:-1], 99), extras]]
+    other = node("GuidanceDirectionFromConditioning", positive=wide, negative=small.encoded(11))[0]
+    with pytest.raises(ValueError, match="could not read a direction's tokens|tokens are 99 wide"):
+        inspect(small.load(), other)

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 import comfy.cldm.mmdit
 import comfy.controlnet
 import comfy.hooks
-import comfy.ldm.flux.controlnet
 import comfy.ops
 import comfy.samplers
 import comfy.sd
@@ -23,7 +22,7 @@ from comfy_api.torch_helpers import set_torch_compile_wrapper
 from families.hidream import HIDREAM_I1
 from families.sd3 import CONTEXT, POOLED, SD35_LARGE
 from families.small import Small, reference, term
-from flux import apply, node, schedule
+from flux import apply, controlnet, node, schedule
 from torch import nn
 
 POSITIVE, NEGATIVE, SECOND, EMPTY = 1, 2, 3, 4  # prompts by number
@@ -394,7 +393,7 @@ def wrapper_hook(subject):
 
 def controlled(subject):
     if subject.small is FLUX:
-        net = _flux_controlnet()
+        net = controlnet()
     elif subject.small is SD35_LARGE:
         net = _sd3_controlnet()
     else:
@@ -405,21 +404,6 @@ def controlled(subject):
         "ControlNetApplyAdvanced", positive=positive, negative=negative, control_net=net, image=hint, strength=0.3, start_percent=0.0,
         end_percent=1.0,
     )
-
-
-def _flux_controlnet():
-    """A ControlNet in XLabs' form with random weights, loaded by the host."""
-    net = comfy.ldm.flux.controlnet.ControlNetFlux(
-        in_channels=16, out_channels=16, vec_in_dim=32, context_in_dim=16, hidden_size=128, mlp_ratio=4.0, num_heads=1,
-        depth=1, depth_single_blocks=1, axes_dim=[16, 56, 56], theta=10000, patch_size=2, qkv_bias=True, guidance_embed=False,
-        txt_ids_dims=[], dtype=torch.float32, device="cpu", operations=comfy.ops.disable_weight_init,
-    )
-    generator = torch.Generator().manual_seed(8)
-    state = {}
-    for name, parameter in net.state_dict().items():
-        # The file's own name for the norms' weights.
-        state[name.replace("_norm.weight", "_norm.scale")] = torch.randn(parameter.shape, generator=generator) / parameter[0].numel() ** 0.5
-    return comfy.controlnet.load_controlnet_state_dict(state)
 
 
 def _sd3_controlnet():

@@ -38,13 +38,20 @@ class BlockInput(NamedTuple):
     repeats: bool = False
 
 
+class Sampling:
+    """One sampling, from its first step to its last. known: what is remembered for as long, see OncePerPrompt."""
+
+    def __init__(self):
+        self.known: dict[tuple, Tensor] = {}
+
+
 @dataclass(frozen=True)
 class Call:
     """One call of the model, for families whose y depends on more than the text.
 
     sigma: (R,) noise levels, R the rows of the batch, which is made of `chunks` equal parts (one per conditioning).
     context: (R, L, C) the rows' own text tokens. conds: the model's other inputs, by the host's names.
-    sample_sigmas: all noise levels of this sampling, where the host tells.
+    sample_sigmas: all noise levels of this sampling, where the host tells. sampling: the one that the call belongs to, None outside of any.
     options: the transformer options that the model gets in this call and no other; whoever edits the call may put patches there.
     """
 
@@ -55,6 +62,7 @@ class Call:
     context: Tensor | None
     conds: dict[str, Any]
     sample_sigmas: Tensor | None = None
+    sampling: Sampling | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -109,21 +117,22 @@ def _features(layer: nn.Module, name: str, dimension: int) -> int:
 
 
 class OncePerPrompt:
-    """What layers make of a prompt whatever the step, made once and kept as long as the same weights would make it again."""
+    """What layers make of a prompt whatever the step, made once in a sampling.
 
-    def __init__(self):
-        self._known = weakref.WeakKeyDictionary()
+    No longer: before the next one a LoRA of any kind, an object patch or another pack may have changed those layers, in more ways
+    than could be asked for. Within one the host's hooks do.
+    """
 
     def get(self, model: nn.Module, prompt: EncodedPrompt, call: Call, make: Callable[[], Tensor]) -> Tensor:
         """make(), or what it gave before for this prompt; it may use the model's weights, dtype and device, and nothing else of the call."""
         patcher = call.base_model.current_patcher
-        if patcher is not None and patcher.current_hooks is not None:
+        if call.sampling is None or (patcher is not None and patcher.current_hooks is not None):
             return make()  # the strength of hooks changes from step to step
-        made_by = (weakref.ref(model), call.base_model.current_weight_patches_uuid, call.dtype, call.x.device)
-        known = self._known.get(prompt)
-        if known is None or known[0] != made_by:
-            known = self._known[prompt] = (made_by, make())
-        return known[1]
+        key = (self, weakref.ref(model), prompt, call.dtype, call.x.device)
+        known = call.sampling.known
+        if key not in known:
+            known[key] = make()
+        return known[key]
 
 
 class TextPath:
@@ -169,8 +178,8 @@ class TextPath:
         """(L, D), what the shift is multiplied with at each layer; None for nothing."""
         return None
 
-    def patchers(self) -> list:
-        """ModelPatchers of what it runs besides the model, for the host to load beside it."""
+    def patchers(self, device: torch.device) -> list:
+        """ModelPatchers of what it runs besides a model on that device, for the host to load beside it."""
         return []
 
     def schedule(self, family: Family, depth: int) -> LayerSchedule:
@@ -310,6 +319,7 @@ class Family:
     encoder: how to load the text encoder that the model uses.
     context: the text-blind model's own text, which a projection may pool.
     text_tokens: where the text tokens enter the blocks; None where they do by cross-attention alone.
+    next_level: whether y is made from the next noise level too, of which the host gives all rows of a call that of the first.
     """
 
     name: str
@@ -322,6 +332,7 @@ class Family:
     cfg_rows: str = "both"
     context: TextContext | None = None
     text_tokens: TextTokens | None = None
+    next_level: Callable[[nn.Module], bool] = lambda model: False
 
     def depth(self, model: nn.Module) -> int:
         """The number of layers."""

@@ -71,4 +71,5 @@ HUNYUAN_VIDEO15 = Family(
         mixed=lambda model: [BlockInput(block, "x", 0) for block in model.single_blocks],
         present=_present,
     ),
+    next_level=lambda model: model.time_r_in is not None,
 )

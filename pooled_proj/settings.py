@@ -1,0 +1,72 @@
+"""The settings of a distillation."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from .projection import INJECTIONS, POOLINGS
+
+DATA = ("samples", "noise")
+PRECISIONS = {"auto": None, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+WARM_UP = 0.02  # of the steps
+LAST_RATE = 0.1  # of the learning rate
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One training run.
+
+    steps: of the optimizer; each takes accumulation x batch_size rows. learning_rate: the highest; it warms up over the first 2 % of
+    the steps and falls to a tenth by a cosine. width, height, frames: of the pictures, in pixels.
+    pooling, injection: of a new projection; one that is gone on from keeps its own.
+    data: "samples" of the model itself, or "noise" over empty latents. samples_per_prompt, sample_steps, cfg: of the samples.
+    pairs: noise levels with a noise each, for every sample. cache: bytes of the teacher's predictions that are kept.
+    checkpointing: compute every block twice and keep less. precision: what the model computes in, one of PRECISIONS.
+    """
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    width: int
+    height: int
+    seed: int
+    pooling: str
+    injection: str
+    frames: int = 1
+    accumulation: int = 1
+    checkpointing: bool = True
+    data: str = "samples"
+    samples_per_prompt: int = 2
+    sample_steps: int = 8
+    cfg: float = 1.0
+    pairs: int = 4
+    cache: int = 4 << 30
+    precision: str = "auto"
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        warm_up = math.ceil(WARM_UP * self.steps)
+        if step < warm_up:
+            return self.learning_rate * (step + 1) / warm_up
+        progress = (step - warm_up) / max(1, self.steps - 1 - warm_up)
+        return self.learning_rate * (LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+    def check(self) -> None:
+        """Raises ValueError with the setting, its value and what it may be."""
+        least = {
+            "steps": 0, "batch_size": 1, "width": 1, "height": 1, "frames": 1, "accumulation": 1, "samples_per_prompt": 1,
+            "sample_steps": 1, "pairs": 1, "cache": 0,
+        }
+        for name, minimum in least.items():
+            if getattr(self, name) < minimum:
+                raise ValueError(f"Distilling: {name} is {getattr(self, name)}; it must be {minimum} at least.")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise ValueError(f"Distilling: learning_rate is {self.learning_rate}; it must be above 0, e.g. 0.00002.")
+        choices = {"pooling": POOLINGS, "injection": INJECTIONS, "data": DATA, "precision": PRECISIONS}
+        for name, choice in choices.items():
+            if getattr(self, name) not in choice:
+                raise ValueError(f"Distilling: {name} is {getattr(self, name)!r}; it must be {' or '.join(choice)}.")
