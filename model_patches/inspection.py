@@ -143,7 +143,7 @@ def _y(injection: Injection, diffusion_model: nn.Module, call: Call, run) -> Ten
         return injection.y(diffusion_model, call)
     try:
         with torch.compiler.set_stance("force_eager"):
-            run_edited(diffusion_model, [Edit(first, _reach, ())], run, Watch(), _PROBE)
+            run_edited(diffusion_model, [Edit(first, _reach, ())], run, Watch(), "inspection")
     except _Reached as reached:
         return reached.args[0]
     raise RuntimeError("Inspect Guidance: the model ran without its first block, so something in the graph answers in its place.")

@@ -8,13 +8,14 @@ from torch import nn
 
 from .families import BlockInput
 
-# By diffusion model: the layers as they were when something was last applied to it.
+# By diffusion model: the layers as they were when something was last applied to it, their modules as weak references: what other packs
+# put on a block may hold the model.
 _SEEN: weakref.WeakKeyDictionary[nn.Module, dict[str, list[BlockInput]]] = weakref.WeakKeyDictionary()
 
 
 def remember(diffusion_model: nn.Module, name: str, layers: list[BlockInput]) -> None:
     """Keeps the layers under that name, for `as_applied`."""
-    _SEEN.setdefault(diffusion_model, {})[name] = layers
+    _SEEN.setdefault(diffusion_model, {})[name] = [layer._replace(module=weakref.ref(layer.module)) for layer in layers]
 
 
 def as_applied(diffusion_model: nn.Module, name: str, layers: list[BlockInput], depths: set[int], what: str) -> list[BlockInput]:
@@ -24,7 +25,7 @@ def as_applied(diffusion_model: nn.Module, name: str, layers: list[BlockInput], 
     """
     if depths == {len(layers)}:
         return layers
-    seen = _SEEN.get(diffusion_model, {}).get(name, [])
+    seen = [layer._replace(module=layer.module()) for layer in _SEEN.get(diffusion_model, {}).get(name, [])]
     if depths == {len(seen)} and {layer.module for layer in seen} <= {*diffusion_model.modules()}:
         return seen
     kinds = ", ".join(sorted({type(layer.module).__name__ for layer in layers}))

@@ -1,5 +1,6 @@
 """Guidance on models that the host spreads over devices or moves to one, by its own nodes; both devices are the CPU, under two names."""
 
+import gc
 import threading
 from contextlib import contextmanager
 from functools import partial
@@ -25,6 +26,8 @@ DEVICES = [torch.device("cpu"), torch.device("cpu", 0)]
 
 @pytest.fixture(autouse=True)
 def two_devices(monkeypatch):
+    gc.collect()  # MultiGPU CFG Split trips over models that only their own cycles keep, as earlier tests' references
+    comfy.model_management.cleanup_models()
     monkeypatch.setattr(comfy.model_management, "get_all_torch_devices", lambda exclude_current=False: DEVICES[exclude_current:])
 
 
@@ -61,8 +64,9 @@ def networks_that_run():
     ran = {}
 
     def note(module, args):
-        if type(module).__name__ == "ProjectionNetwork":
-            ran.setdefault(module, set()).add(threading.get_ident())
+        for patcher in comfy.model_management.loaded_models():
+            if getattr(patcher.model, "linear_2", None) is module:
+                ran.setdefault(patcher.model, set()).add(threading.get_ident())
 
     hook = register_module_forward_pre_hook(note)
     try:
@@ -94,7 +98,6 @@ def test_a_projection_is_right_on_every_device(projections, form, spread, device
         with networks_that_run() as ran:
             torch.testing.assert_close(small.sample(model), expected, **TOLERANCE)
         assert len(ran) == len({*map(frozenset, ran.values())}) == devices, "each device has a network and a thread of its own"
-        assert all(network in (patcher.model for patcher in comfy.model_management.loaded_models()) for network in ran)
     torch.testing.assert_close(small.sample(apply(plain, **inputs)), expected, **TOLERANCE)
 
 
