@@ -2,8 +2,9 @@
 
     python benchmarks/overhead.py [--repeats N] [--json FILE]
     python benchmarks/overhead.py --families     every family at its real width, few blocks
-    python benchmarks/overhead.py --growth       time added per step by depth, batch and number of distinct weights, and how much of
-                                                 it passes on the host's side, outside the model's own forward
+    python benchmarks/overhead.py --growth       time added per step by depth, batch and number of distinct weights
+
+The last two also say how much of a guided step passes on the host's side, outside the model's own forward.
 
 Without a GPU: FLUX width (hidden 3072), 1 double + 3 single blocks, 1024 image + 128 text tokens, fp32. With one: the full
 19 + 38 blocks, 1024 px (4096 + 512 tokens), bf16. Random weights. Each round runs the variants one after the other in one
@@ -18,6 +19,7 @@ import os
 import statistics
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 PACK = Path(__file__).resolve().parent.parent
@@ -74,9 +76,13 @@ def families(repeats):
             torch.manual_seed(0)
             model, inputs = build(sized)
             print(name)
-            guided_ones = variants(model, inputs, sized, from_layer(0))
+            guide = partial(variants, inputs=inputs, sized=sized, schedule=from_layer(0))
+            guided_ones = guide(model)
             results[name] = timed_rounds({"unguided": model, **guided_ones, "unguided again": model}, inputs, repeats or 7)
-            del model, guided_ones
+            for variant, outside in outside_the_model(model, inputs, guide, repeats or 7).items():
+                results[name][variant]["outside_ms"] = outside
+                print(f"  {variant:18} {outside:10.2f} ms of it outside the model", flush=True)
+            del model, guided_ones, guide
     return results
 
 
@@ -102,8 +108,10 @@ def growth(repeats):
                         for name, variant in variants.items():
                             seconds[name].append(timed(variant, inputs))
                     added = statistics.median(a - b for a, b in zip(seconds["guided"], seconds["unguided"])) * 1000
-                    outside = outside_the_model(model, inputs, schedule, repeats or 60)
-                    results[f"{depth} layers, batch {batch}, {weights} distinct weights"] = {"added": added, "outside": outside}
+                    outside = outside_the_model(
+                        model, inputs, lambda model, schedule=schedule: {"guided": guided(model, schedule=schedule)}, repeats or 60
+                    )["guided"]
+                    results[f"{depth} layers, batch {batch}, {weights} distinct weights"] = {"added_ms": added, "outside_ms": outside}
                     print(
                         f"  {depth:3} layers, batch {batch}, {weights:3} distinct weights: + {added:.3f} ms, "
                         f"of a guided step outside the model: {outside:.3f} ms", flush=True,
@@ -111,10 +119,12 @@ def growth(repeats):
     return results
 
 
-def outside_the_model(model, inputs, schedule, repeats):
-    """Milliseconds of a guided call between two wrappers, one around guidance's and one within: all that guidance does on the host's
-    side but for its part in the blocks. Median."""
+def outside_the_model(model, inputs, guide, repeats):
+    """Of each variant that `guide` makes of a model, the milliseconds that a call spends between two wrappers, one around guidance's and
+    one within: all that guidance does on the host's side but for its part in the blocks. Medians."""
     from comfy.patcher_extension import WrappersMP
+
+    marks = []
 
     def marked(executor, *args, **kwargs):
         marks.append(time.perf_counter())
@@ -124,15 +134,18 @@ def outside_the_model(model, inputs, schedule, repeats):
 
     model = model.clone()
     model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "around guidance", marked)
-    model = guided(model, schedule=schedule)
-    model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "within guidance", marked)
-    seconds = []
+    made = guide(model)
+    seconds = {name: [] for name in made}
+    for variant in made.values():
+        variant.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "within guidance", marked)
+        forward(variant, inputs)  # what is made once per prompt is known from here on
     for _ in range(repeats):
-        marks = []
-        forward(model, inputs)
-        around, within, within_end, around_end = marks
-        seconds.append(within - around + around_end - within_end)
-    return statistics.median(seconds) * 1000
+        for name, variant in made.items():
+            marks.clear()
+            forward(variant, inputs)
+            around, within, within_end, around_end = marks
+            seconds[name].append(within - around + around_end - within_end)
+    return {name: statistics.median(values) * 1000 for name, values in seconds.items()}
 
 
 def from_layer(start):
