@@ -2,7 +2,8 @@
 
     python benchmarks/overhead.py [--repeats N] [--json FILE]
     python benchmarks/overhead.py --families     every family at its real width, few blocks
-    python benchmarks/overhead.py --growth       time added per step by depth, batch and number of distinct weights
+    python benchmarks/overhead.py --growth       time added per step by depth, batch and number of distinct weights, and how much of
+                                                 it passes on the host's side, outside the model's own forward
 
 Without a GPU: FLUX width (hidden 3072), 1 double + 3 single blocks, 1024 image + 128 text tokens, fp32. With one: the full
 19 + 38 blocks, 1024 px (4096 + 512 tokens), bf16. Random weights. Each round runs the variants one after the other in one
@@ -23,7 +24,7 @@ PACK = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PACK))
 
 from benchmarks.in_process import load_host, node  # noqa: E402
-from benchmarks.overhead_families import SIZED, build, guided as guided_family  # noqa: E402
+from benchmarks.overhead_families import SIZED, build, variants  # noqa: E402
 from tools.host import ensure_host, run_under, write_whole  # noqa: E402
 
 
@@ -73,9 +74,9 @@ def families(repeats):
             torch.manual_seed(0)
             model, inputs = build(sized)
             print(name)
-            guidance = guided_family(model, sized, from_layer(0))
-            results[name] = timed_rounds({"unguided": model, "guided": guidance, "unguided again": model}, inputs, repeats or 7)
-            del model, guidance
+            guided_ones = variants(model, inputs, sized, from_layer(0))
+            results[name] = timed_rounds({"unguided": model, **guided_ones, "unguided again": model}, inputs, repeats or 7)
+            del model, guided_ones
     return results
 
 
@@ -101,9 +102,37 @@ def growth(repeats):
                         for name, variant in variants.items():
                             seconds[name].append(timed(variant, inputs))
                     added = statistics.median(a - b for a, b in zip(seconds["guided"], seconds["unguided"])) * 1000
-                    results[f"{depth} layers, batch {batch}, {weights} distinct weights"] = added
-                    print(f"  {depth:3} layers, batch {batch}, {weights:3} distinct weights: + {added:.3f} ms", flush=True)
+                    outside = outside_the_model(model, inputs, schedule, repeats or 60)
+                    results[f"{depth} layers, batch {batch}, {weights} distinct weights"] = {"added": added, "outside": outside}
+                    print(
+                        f"  {depth:3} layers, batch {batch}, {weights:3} distinct weights: + {added:.3f} ms, "
+                        f"of a guided step outside the model: {outside:.3f} ms", flush=True,
+                    )
     return results
+
+
+def outside_the_model(model, inputs, schedule, repeats):
+    """Milliseconds of a guided call between two wrappers, one around guidance's and one within: all that guidance does on the host's
+    side but for its part in the blocks. Median."""
+    from comfy.patcher_extension import WrappersMP
+
+    def marked(executor, *args, **kwargs):
+        marks.append(time.perf_counter())
+        result = executor(*args, **kwargs)
+        marks.append(time.perf_counter())
+        return result
+
+    model = model.clone()
+    model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "around guidance", marked)
+    model = guided(model, schedule=schedule)
+    model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "within guidance", marked)
+    seconds = []
+    for _ in range(repeats):
+        marks = []
+        forward(model, inputs)
+        around, within, within_end, around_end = marks
+        seconds.append(within - around + around_end - within_end)
+    return statistics.median(seconds) * 1000
 
 
 def from_layer(start):

@@ -14,6 +14,7 @@ class Sized:
 
     inputs: () -> dict; shapes are batch first. text: what the two prompts of a direction hold.
     projection: of a text-blind model, its pooling, injection and tensors; the base is in, which costs a part of the same.
+    others_way: whether to time that projection the way other packs run it, too.
     """
 
     config: str
@@ -21,6 +22,7 @@ class Sized:
     inputs: Callable[[], dict]
     text: Callable[[], dict]
     projection: Callable[[], tuple[str, str, dict]] | None = None
+    others_way: bool = False
 
 
 def _random(*shape):
@@ -48,6 +50,13 @@ def _projection(pooling, injection, width, hidden, output, **others):
 
     return make
 
+
+_PREDICT2 = dict(
+    max_img_h=240, max_img_w=240, max_frames=128, in_channels=16, out_channels=16, patch_spatial=2, patch_temporal=1, model_channels=2048,
+    concat_padding_mask=True, crossattn_emb_channels=1024, pos_emb_cls="rope3d", pos_emb_learnable=True, pos_emb_interpolation="crop",
+    min_fps=1, max_fps=30, use_adaln_lora=True, adaln_lora_dim=256, num_heads=16, extra_per_block_abs_pos_emb=False,
+    rope_h_extrapolation_ratio=4.0, rope_w_extrapolation_ratio=4.0, rope_t_extrapolation_ratio=1.0,
+)
 
 SIZED = {
     "FLUX.1": Sized(
@@ -139,16 +148,18 @@ SIZED = {
     ),
     "Cosmos-Predict2, CLIP + scales": Sized(
         "CosmosT2IPredict2",
-        dict(
-            image_model="cosmos_predict2", max_img_h=240, max_img_w=240, max_frames=128, in_channels=16, out_channels=16, patch_spatial=2,
-            patch_temporal=1, model_channels=2048, concat_padding_mask=True, crossattn_emb_channels=1024, pos_emb_cls="rope3d",
-            pos_emb_learnable=True, pos_emb_interpolation="crop", min_fps=1, max_fps=30, use_adaln_lora=True, adaln_lora_dim=256,
-            num_blocks=4, num_heads=16, extra_per_block_abs_pos_emb=False, rope_h_extrapolation_ratio=4.0,
-            rope_w_extrapolation_ratio=4.0, rope_t_extrapolation_ratio=1.0,
-        ),
+        _PREDICT2 | dict(image_model="cosmos_predict2", num_blocks=4),
         lambda: dict(x=_random(1, 16, 1, 32, 32), c_crossattn=_random(1, 512, 1024)),
         _pooled(768),
         _projection("clip", "adaln lora", 768, 2048, 3 * 2048, scales=(4, 3 * 2048)),
+    ),
+    "Anima, max-pool with FiLM": Sized(
+        "Anima",
+        _PREDICT2 | dict(image_model="anima", num_blocks=4),
+        lambda: dict(x=_random(1, 16, 1, 32, 32), c_crossattn=_random(1, 512, 1024)),
+        lambda: {"tokens": _random(1, 512, 1024)},
+        _projection("max", "time embedding", 1024, 2048, 2048, **{"film.weight": (2 * 2048, 2048), "film.bias": (2 * 2048,)}),
+        others_way=True,
     ),
     "Wan, max-pool with FiLM": Sized(
         "WAN21_T2V",
@@ -180,8 +191,8 @@ def build(sized: Sized):
     return comfy.model_patcher.ModelPatcher(model, device, device), inputs | {"t": torch.tensor([0.7], device=device)}
 
 
-def guided(model, sized: Sized, schedule):
-    """The model with a direction between two random prompts on it."""
+def variants(model, inputs, sized: Sized, schedule):
+    """By name: the model guided along a direction between two random prompts, and the way other packs do it."""
     from benchmarks.in_process import node
 
     sides = []
@@ -189,15 +200,57 @@ def guided(model, sized: Sized, schedule):
         text = sized.text()
         sides.append([[text.pop("tokens", _random(1, 1, 16)), text]])
     direction = node("GuidanceDirectionFromConditioning", positive=sides[0], negative=sides[1])[0]
-    return node("ApplyModulationGuidance", model=model, direction=direction, w=3.0, schedule=schedule, **_projected(sized, sides))[0]
+    settings = dict(model=model, direction=direction, w=3.0, schedule=schedule)
+    if sized.projection is None:
+        return {"guided": node("ApplyModulationGuidance", **settings)[0]}
+    pooling, injection, weights = sized.projection()
+    projection = _pack("pooled_proj.projection").PooledProjection(weights, pooling, injection)
+    made = {"guided": node(
+        "ApplyModulationGuidance", **settings, projection=projection, base_positive=sides[0], base_negative=sides[1]
+    )[0]}
+    if sized.others_way:
+        prompts = [inputs["c_crossattn"], *(tokens.to(inputs["c_crossattn"]) for [[tokens, _]] in sides)]
+        made["other packs' way"] = _others_way(model, prompts, weights)
+    return made
 
 
-def _projected(sized, sides):
+def _pack(name):
     import nodes
 
-    if sized.projection is None:
-        return {}
     pack = nodes.NODE_CLASS_MAPPINGS["ApplyModulationGuidance"].__module__.rpartition(".nodes.")[0]
-    pooling, injection, weights = sized.projection()
-    projection = importlib.import_module(f"{pack}.pooled_proj.projection").PooledProjection(weights, pooling, injection)
-    return {"projection": projection, "base_positive": sides[0], "base_negative": sides[1]}
+    return importlib.import_module(f"{pack}.{name}")
+
+
+def _others_way(model, prompts, weights):
+    """Anima with a max-pool projection in plain torch: at each step the model's own time embedding, the projection on base, p+ and p-
+    in one batch, and hooks that add what comes out. What does not depend on the step is made beforehand."""
+    import torch
+    from comfy.patcher_extension import WrappersMP
+    from torch.nn.functional import linear, silu
+
+    pooled = torch.cat([tokens.float().amax(dim=1) for tokens in prompts])
+    weights = {name: tensor.to(pooled.device) for name, tensor in weights.items()}
+
+    def projected(y):
+        hidden = linear(pooled, weights["linear_1.weight"], weights["linear_1.bias"])
+        scale, shift = linear(y, weights["film.weight"], weights["film.bias"]).chunk(2, dim=-1)
+        return linear(silu(hidden * (1 + scale) + shift), weights["linear_2.weight"], weights["linear_2.bias"])
+
+    def at_call(executor, x, t, *args, **kwargs):
+        base_model = executor.class_obj
+        dit, dtype = base_model.diffusion_model, base_model.get_dtype_inference()
+        frequencies = dit.t_embedder[0](base_model.model_sampling.timestep(t).float().unsqueeze(1)).to(dtype)
+        y = dit.t_embedding_norm(dit.t_embedder[1](frequencies)[0]).squeeze(1)
+        base, toward, away = projected(y.float()).to(dtype).unsqueeze(1).chunk(3)
+        delta = 3.0 * (toward - away)
+        hooks = [dit.t_embedding_norm.register_forward_hook(lambda module, args, result: result + base)]
+        hooks += [block.register_forward_pre_hook(lambda module, args: (args[0], args[1] + delta, *args[2:])) for block in dit.blocks]
+        try:
+            return executor(x, t, *args, **kwargs)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    model = model.clone()
+    model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "others_way", at_call)
+    return model

@@ -42,6 +42,11 @@ class GuidanceDirection:
 
     pairs: tuple[PromptPair, ...]
 
+    @property
+    def prompts(self) -> tuple[EncodedPrompt, ...]:
+        """Both sides of every pair."""
+        return tuple(prompt for pair in self.pairs for prompt in (pair.positive, pair.negative))
+
 
 def combine(directions: list[GuidanceDirection], weights: list[float]) -> GuidanceDirection:
     """The weighted sum of directions, as one direction."""

@@ -10,20 +10,19 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
-from .conditionings import check_known, conditional_chunks, tell_conditionings_apart
-from .directions import GuidanceDirection
-from .families import Call, Family, Injection, Sampling, TextPath, family_of
-from .injection import Edit, edited, uncompiled
+from .calls import CallPatch
+from .conditionings import check_known
+from .directions import EncodedPrompt, GuidanceDirection
+from .families import Call, Family, Injection, TextPath, family_of
+from .host_model import HostModel
+from .injection import Edit
+from .layers import as_applied, remember
 from .schedules import LayerSchedule, starting_at
 from .shifts import shifted, views
 
-# One constant key: a wrapper key of its own per node would give torch.compile a new frame per node.
 KEY = "modulation_guidance"
-NUMBERS = f"{KEY}_numbers"
-SAMPLING = f"{KEY}_sampling"
 
 CFG_ROWS = ("both", "cond", "opposed")
 
@@ -84,8 +83,8 @@ def guide(
         raise ValueError(f"Modulation guidance: w is {w}; it must be a finite number.")
     if cfg_rows not in ("auto", *CFG_ROWS):
         raise ValueError(f"Modulation guidance: cfg_rows is {cfg_rows!r}; choose auto, {', '.join(CFG_ROWS)}.")
-    diffusion_model = uncompiled(model.get_model_object("diffusion_model"))
-    family = family_of(diffusion_model, type(model.model).__name__)
+    host = HostModel.of(model)
+    family, diffusion_model = family_of(host), host.diffusion_model
     text = _text_path(family, diffusion_model, projection)
     _check_direction(direction, family, text, diffusion_model)
     depth = family.depth(diffusion_model)
@@ -109,13 +108,8 @@ def guide(
         start_percent=start_percent,
         end_percent=end_percent,
     )
-    model = model.clone()
-    options = model.model_options["transformer_options"]
-    options[KEY] = (*options.get(KEY, ()), guidance)
-    if not model.get_wrappers(WrappersMP.APPLY_MODEL, KEY):
-        model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, _guided_call)
-        model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, _one_sampling)
-        tell_conditionings_apart(model, KEY, NUMBERS)
+    remember(diffusion_model, text.injection, family.injections[text.injection].blocks(diffusion_model))
+    model = _PATCH.put_on(model, guidance)
     beside = model.get_additional_models_with_key(KEY)
     new = [patcher for patcher in text.patchers(model.load_device) if not any(map(patcher.is_clone, beside))]
     if new:
@@ -163,7 +157,7 @@ def _text_path(family: Family, diffusion_model: nn.Module, projection) -> TextPa
 def _check_direction(direction: GuidanceDirection, family: Family, text: TextPath, diffusion_model: nn.Module) -> None:
     for pair in direction.pairs:
         text.check_pair(family, diffusion_model, pair)
-    counts = {prompt.count for pair in direction.pairs for prompt in (pair.positive, pair.negative)} - {1}
+    counts = {prompt.count for prompt in direction.prompts} - {1}
     if len(counts) > 1:
         raise ValueError(
             f"The guidance direction holds batches of {' and '.join(map(str, sorted(counts)))} prompts; "
@@ -171,71 +165,52 @@ def _check_direction(direction: GuidanceDirection, family: Family, text: TextPat
         )
 
 
-def _one_sampling(executor, *args, **kwargs):
-    """OUTER_SAMPLE wrapper: gives all calls of a sampling what they share. The guider's options are copies made for this sampling."""
-    executor.class_obj.model_options["transformer_options"][SAMPLING] = Sampling()
-    return executor(*args, **kwargs)
-
-
-def _guided_call(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **kwargs):
-    """APPLY_MODEL wrapper: outside any compiled region, the only place of a call where w and layer numbers are read."""
-    base_model = executor.class_obj
-    conditional = conditional_chunks(transformer_options, NUMBERS, len(x))
-    call = Call(
-        base_model, x, t, len(conditional), c_crossattn, kwargs, transformer_options.get("sample_sigmas"), transformer_options.get(SAMPLING)
-    )
-    guidances = [
-        guidance for guidance in transformer_options.get(KEY, ())
-        if guidance.text.has_base or guidance.acts_at(call, conditional)
-    ]
-    # Taken out, so that a wrapper list merged twice by somebody does not guide twice, and that torch.compile sees no new object.
-    transformer_options = {name: value for name, value in transformer_options.items() if name not in (KEY, NUMBERS, SAMPLING)}
-    args = (x, t, c_concat, c_crossattn, control, transformer_options)
-    if not guidances:
-        return executor(*args, **kwargs)
-    diffusion_model = uncompiled(base_model.diffusion_model)
-    with edited(diffusion_model, _edits(guidances, diffusion_model, call, conditional)):
-        return executor(*args, **kwargs)
-
-
-def _edits(guidances: list[Guidance], diffusion_model: nn.Module, call: Call, conditional: list[bool | None]):
+def _edits(guidances: tuple[Guidance, ...], host: HostModel, call: Call, conditional: list[bool | None]) -> list[Edit]:
     """One Edit per block and one for the head; unguided ones too.
 
     Zeros are added where a layer is not guided, so that another schedule is other numbers for torch.compile and not another
     graph. Layers of equal weights share memory, each through a view of its own: the same tensor object on two layers would
     be a guard.
     """
-    family = family_of(diffusion_model, type(call.base_model).__name__)
-    depth = family.depth(diffusion_model)
-    for guidance in guidances:
-        if len(guidance.layer_weights) != depth + 1:
-            raise ValueError(
-                f"Modulation guidance was applied to a model of {len(guidance.layer_weights) - 1} layers and now runs on one of "
-                f"{depth}. Apply it after the node that changes the model, and to each model of a guider on its own."
-            )
-    for name, injection in family.injections.items():
-        entering = [guidance for guidance in guidances if guidance.text.injection == name]
+    acting = [guidance for guidance in guidances if guidance.text.base_texts or guidance.acts_at(call, conditional)]
+    if not acting:
+        return []
+    edits = []
+    for name, injection in family_of(host).injections.items():
+        entering = [guidance for guidance in acting if guidance.text.injection == name]
         if entering:
-            yield from _injected(entering, injection, diffusion_model, call, conditional)
+            edits += _injected(entering, injection, host, call, conditional)
+    return edits
 
 
-def _injected(guidances: list[Guidance], injection: Injection, diffusion_model: nn.Module, call: Call, conditional: list[bool | None]):
-    sums = [_Terms.of(guidance, diffusion_model, call, conditional) for guidance in guidances]
-    targets = injection.blocks(diffusion_model)
-    heads = [injection.head(diffusion_model)] if injection.head else []
-    distinct = {}
-    for layer, target in enumerate((*targets, *heads)):
+_PATCH = CallPatch("Modulation guidance", KEY, _edits)
+
+
+def _injected(guidances: list[Guidance], injection: Injection, host: HostModel, call: Call, conditional: list[bool | None]) -> list[Edit]:
+    diffusion_model = host.diffusion_model
+    depths = {len(guidance.layer_weights) - 1 for guidance in guidances}
+    targets = as_applied(diffusion_model, guidances[0].text.injection, injection.blocks(diffusion_model), depths, "Modulation guidance")
+    if injection.head:
+        targets = [*targets, injection.head(diffusion_model)]
+    sums = _terms(guidances, diffusion_model, call, conditional)
+    alike, own = all(terms.alike for terms in sums), any(terms.base is not None for terms in sums)
+    layers: dict[tuple, list[int]] = {}
+    for layer, target in enumerate(targets):
         # What tells this layer's shift from another's.
-        key = (*(terms.key(layer) for terms in sums), target.carry)
-        if key not in distinct:
-            added, norm_kept = (
-                _summed([terms.at(layer) for terms in sums if terms.keep_norm == kept], call.dtype) for kept in (False, True)
-            )
-            if target.carry:
-                added, norm_kept = target.carry(diffusion_model, call, added, norm_kept), None
-            distinct[key] = (added, norm_kept)
-        added, norm_kept = distinct[key]
-        yield Edit(target, shifted, (views(target.part(added) if target.part else added), views(norm_kept)))
+        layers.setdefault((*(terms.key(layer) for terms in sums), target.carry), []).append(layer)
+    edits: list[Edit | None] = [None] * len(targets)
+    for (*_, carry), of_these in layers.items():
+        added, norm_kept = (
+            _summed([terms.at(of_these[0]) for terms in sums if terms.keep_norm == kept], call.dtype) for kept in (False, True)
+        )
+        matters = any(terms.acts(of_these[0]) for terms in sums)
+        if carry:
+            added, norm_kept = carry(diffusion_model, call, added, norm_kept), None
+        for layer, view, kept_view in zip(of_these, views(added, len(of_these)), views(norm_kept, len(of_these)), strict=True):
+            part = targets[layer].part
+            tensors = (part(diffusion_model, view) if part else view, kept_view)
+            edits[layer] = Edit(targets[layer], shifted, tensors, alike and not carry, own, matters)
+    return edits
 
 
 @dataclass(frozen=True)
@@ -250,19 +225,23 @@ class _Terms:
     base: Tensor | None
     scales: Tensor | None
 
-    @classmethod
-    def of(cls, guidance, diffusion_model, call, conditional):
-        acts = guidance.acts_at(call, conditional)
-        return cls(
-            guidance,
-            _row_deltas(guidance, diffusion_model, call, conditional) if acts else None,
-            guidance.text.base(diffusion_model, call, conditional),
-            guidance.text.layer_scales(call),
-        )
-
     @property
     def keep_norm(self) -> bool:
         return self.guidance.keep_norm
+
+    @property
+    def alike(self) -> bool:
+        """Whether every row of the batch is known to take the same."""
+        guidance = self.guidance
+        return (
+            self.base is None and guidance.cfg_rows == "both" and guidance.text.same_for_rows
+            and all(prompt.count == 1 for prompt in guidance.direction.prompts)
+        )
+
+    def acts(self, layer: int) -> bool:
+        """Whether it changes anything at that layer."""
+        weight = self.guidance.layer_weights[layer]
+        return (self.delta is not None and weight != 0) or (self.base is not None and self.guidance.text.takes_base(weight))
 
     def key(self, layer: int):
         weight = self.guidance.layer_weights[layer]
@@ -288,25 +267,56 @@ class _Terms:
         return sum(terms[1:], terms[0])
 
 
+def _terms(guidances: list[Guidance], diffusion_model: nn.Module, call: Call, conditional: list[bool | None]) -> list[_Terms]:
+    """Of each guidance; what one source makes, a projection that several share, is made in one go."""
+    acting = [guidance.acts_at(call, conditional) for guidance in guidances]
+    paths, texts = {}, {}
+    for guidance, acts in zip(guidances, acting, strict=True):
+        source = guidance.text.source
+        paths[source] = guidance.text
+        of_source = texts.setdefault(source, {})
+        of_source |= dict.fromkeys((*guidance.text.base_texts, *(guidance.direction.prompts if acts else ())))
+    made = {source: path.contributions(diffusion_model, list(texts[source]), call) for source, path in paths.items()}
+    return [
+        _Terms(
+            guidance,
+            _row_deltas(guidance, made[guidance.text.source], conditional) if acts else None,
+            guidance.text.base(made[guidance.text.source], conditional),
+            guidance.text.layer_scales(call),
+        )
+        for guidance, acts in zip(guidances, acting, strict=True)
+    ]
+
+
 def _summed(terms: list[Tensor], dtype: torch.dtype) -> Tensor | None:
     return sum(terms[1:], terms[0]).to(dtype) if terms else None
 
 
+def direction_shift(guidance: Guidance, diffusion_model: nn.Module, call: Call) -> Tensor:
+    """sum of weight * (y(p+) - y(p-)), the direction's own shift of y at w 1, (R, D) or (R, T, D) in fp32."""
+    return _sum_of_pairs(guidance.direction, _of_prompts(guidance, diffusion_model, call))
+
+
 def layer_shifts(guidance: Guidance, diffusion_model: nn.Module, call: Call) -> list[Tensor]:
     """What the direction adds to y of a conditional row at each layer and last at the head, (R, D) or (R, T, D) in fp32."""
-    delta = _row_deltas(guidance, diffusion_model, call, [True])
+    delta = _row_deltas(guidance, _of_prompts(guidance, diffusion_model, call), [True])
     terms = _Terms(guidance, delta, None, guidance.text.layer_scales(call))
     return [terms.at(layer) for layer in range(len(guidance.layer_weights))]
 
 
-def _row_deltas(guidance: Guidance, diffusion_model: nn.Module, call: Call, conditional: list[bool | None]) -> Tensor:
-    """sign * w * (y(p+) - y(p-)) for every row of the batch, (R, D) in fp32."""
-    terms = [
-        guidance.w * pair.weight * guidance.text.difference(diffusion_model, pair, call)
-        for pair in guidance.direction.pairs
-    ]
-    delta = sum(terms[1:], terms[0])
+def _of_prompts(guidance: Guidance, diffusion_model: nn.Module, call: Call) -> dict[EncodedPrompt, Tensor]:
+    return guidance.text.contributions(diffusion_model, list(dict.fromkeys(guidance.direction.prompts)), call)
+
+
+def _row_deltas(guidance: Guidance, of_text: dict[EncodedPrompt | str, Tensor], conditional: list[bool | None]) -> Tensor:
+    """sign * w * (y(p+) - y(p-)) for every row of the batch, (R, D) or (R, T, D) in fp32."""
+    delta = _sum_of_pairs(guidance.direction, of_text, guidance.w)
     signs = guidance.signs(conditional)
     if all(sign == 1 for sign in signs):
         return delta
     return torch.cat([sign * rows for sign, rows in zip(signs, delta.chunk(len(signs)), strict=True)])
+
+
+def _sum_of_pairs(direction: GuidanceDirection, of_text: dict[EncodedPrompt | str, Tensor], w: float = 1.0) -> Tensor:
+    terms = [w * pair.weight * (of_text[pair.positive] - of_text[pair.negative]) for pair in direction.pairs]
+    return sum(terms[1:], terms[0])

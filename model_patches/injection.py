@@ -1,117 +1,177 @@
-"""Changing arguments of blocks, or parts of what they return, for the duration of one model call.
+"""Changing arguments of modules, or parts of what they return, for the duration of one model call.
 
-The blocks' `forward` is overridden on the instances and put back in `finally`, so no hook slot is taken from other nodes,
-no weight is touched, and nothing outlives the call.
+For that time each edited module is given a subclass of its class, which edits around `nn.Module._call_impl`: whatever forward the
+module has by then, from whomever, runs inside. No hook slot is taken from other nodes, no weight is touched, and nothing outlives
+the call. Calls of one model from several threads take turns.
 
 Under torch.compile everything that varies reaches the compiled region as a tensor: a Python number read there would be baked
-into the graph, silently, since the host drops guards on transformer_options. Blocks of a class share one override, since one
-closure a block would mean one graph a block, and blocks of another class have another, since all graphs of one override count
-against dynamo's recompile limit. The model itself gets an override too: it keeps the graphs of changed and unchanged calls apart
-even where the guards on modules are dropped, as torch.compiler.skip_guard_on_all_nn_modules_unsafe does for speed.
+into the graph, silently, since the host drops guards on transformer_options. Modules of a class share one subclass for each kind of
+edit, kept for ever: dynamo's guards on types keep the graphs of changed and unchanged calls apart. So do the subclasses' own code
+objects, where the guards on modules are dropped, as torch.compiler.skip_guard_on_all_nn_modules_unsafe does for speed; for these the
+model itself gets a subclass too. A block that is compiled by itself is edited around its compiled form, outside its graph.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
+from itertools import chain, repeat
 from operator import itemgetter
-from types import FunctionType, MethodType
+from types import FunctionType, new_class
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from .families import RESULT, BlockInput
+from .host_model import EDITED_CLASS, host_class
 
 
-@dataclass(frozen=True)
-class Edit:
-    """`function(argument, *tensors)` in place of what `target` names; `function` is one of a module, not a closure."""
+class Edit(NamedTuple):
+    """`function(argument, *tensors, made)` in place of what `target` names; `function` is one of a module, not a closure.
+
+    made: a `Made`. alike: whether the tensors are known to be the same for every row of the batch; own: whether they hold something of
+    each row, as its text. matters: whether it changes anything; another one is there to keep the graph of torch.compile the same.
+    """
 
     target: BlockInput
     function: Callable
-    tensors: tuple[Tensor | None, ...]
+    tensors: tuple[Any, ...]
+    alike: bool = False
+    own: bool = False
+    matters: bool = True
 
 
-@contextmanager
-def edited(model: nn.Module, edits: Iterable[Edit]):
-    """Within the context, the blocks of `model` named in `edits` see their arguments changed, in the order of `edits`.
+@dataclass
+class Watch:
+    """Over several calls of a model: how many ran with edits, and which of the edits that matter were due and came to be made.
 
-    One `edited` within another adds its edits to the blocks that both change.
+    Edits are told by their number in a call.
     """
-    of_block = {}
-    for edit in edits:
-        block = uncompiled(edit.target.module)
-        of_block.setdefault(block, [*block.__dict__.get("modulation_edits", ())]).append(
-            (edit.target.name, edit.target.position, edit.function, edit.tensors)
-        )
-    for block_edits in of_block.values():
-        block_edits.sort(key=itemgetter(0))  # of two arguments, whichever came first: the graph is the same
-    kinds = {**model.__dict__.get("modulation_kinds", {}), **{block: _kind(block_edits) for block, block_edits in of_block.items()}}
-    with ExitStack() as stack:
-        stack.enter_context(_overridden(model, _marked_forward, "_".join(sorted({*kinds.values()})), modulation_kinds=kinds))
-        for block, block_edits in of_block.items():
-            stack.enter_context(_overridden(block, _edited_forward, kinds[block], modulation_edits=tuple(block_edits)))
-        yield
+
+    calls: int = 0
+    due: set[int] = field(default_factory=set)
+    made: set[int] = field(default_factory=set)
 
 
-def _kind(block_edits) -> str:
-    """What tells the graphs of two sets of edits apart."""
-    return "_".join(
-        function.__name__ + "".join("01"[tensor is not None] for tensor in tensors) for _, _, function, tensors in block_edits
+class Made:
+    """What is not a tensor in an edit: alike and own, as in Edit; repeats, as in BlockInput; reached, whether it came to be made.
+
+    One object for each edit: torch.compile would guard on one that two modules share. It guards on no attribute that is not read.
+    """
+
+    def __init__(self, alike: bool, own: bool, repeats: bool):
+        self.alike, self.own, self.repeats = alike, own, repeats
+        self.reached = False
+
+
+def run_edited(model: nn.Module, edits: Iterable[Edit], run: Callable[[], Any], watch: Watch) -> Any:
+    """run(), in which the modules of `model` named in `edits` see their arguments changed, in the order of `edits`.
+
+    A call within another adds its edits to the modules that both change.
+    """
+    of_module: dict[nn.Module, list] = {}
+    watched = {}
+    for number, (target, function, tensors, alike, own, matters) in enumerate(edits):
+        known = of_module.get(target.module)
+        if known is None:
+            known = of_module[target.module] = [*target.module.__dict__.get(_EDITS, ())]
+        made = Made(alike, own, target.repeats)
+        known.append((target.name, target.position, function, tensors, made))
+        if matters:
+            watched[number] = made
+    for module_edits in of_module.values():
+        module_edits.sort(key=itemgetter(0))  # of two arguments, whichever came first: the graph is the same
+    kinds = {module: _joined(map(_kind, module_edits)) for module, module_edits in of_module.items()}
+    outer = vars(type(model)).get(_KIND, "").split("+")
+    of_module[model], kinds[model] = [], _joined(sorted({*outer, *chain(*(kind.split("+") for kind in {*kinds.values()}))}))
+    result = _run_as(
+        {module: _edited_class(host_class(module), kinds[module]) for module in of_module},
+        {module: tuple(module_edits) for module, module_edits in of_module.items()},
+        run,
     )
-
-
-def uncompiled(module: nn.Module) -> nn.Module:
-    """The module inside torch.compile's wrapper, or the module itself."""
-    return getattr(module, "_orig_mod", module)
-
-
-def _marked_forward(self, *args, **kwargs):
-    return _inner_forward(self, args, kwargs)
-
-
-def _edited_forward(self, *args, **kwargs):
-    for name, position, function, tensors in self.modulation_edits:
-        if name in kwargs:
-            kwargs[name] = function(kwargs[name], *tensors)
-        elif name != RESULT:
-            args = _with(args, position, function, tensors)
-    result = _inner_forward(self, args, kwargs)
-    for name, position, function, tensors in self.modulation_edits:
-        if name == RESULT:
-            result = _with(result, position, function, tensors)
+    watch.calls += 1
+    watch.due |= watched.keys()
+    watch.made |= {number for number, made in watched.items() if made.reached}
     return result
 
 
-def _with(values: tuple, position: int, function, tensors) -> tuple:
-    return (*values[:position], function(values[position], *tensors), *values[position + 1:])
+_EDITS, _KIND = "modulation_edits", "modulation_kind"
 
 
-def _inner_forward(module, args, kwargs):
-    # A forward that another pack has put on the instance goes on working under ours.
-    if module.modulation_inner_forward is not None:
-        return module.modulation_inner_forward(*args, **kwargs)
-    return type(module).forward(module, *args, **kwargs)
+def _run_as(classes: dict[nn.Module, type], edits: dict[nn.Module, tuple], run):
+    # An interrupt may come from another thread between any two lines. Each deque below runs in C as a whole, and is ready before
+    # the modules are touched, so that either all of them are changed or none.
+    modules = [*classes]
+    edited_before = [module for module in modules if _EDITS in module.__dict__]
+    new = [module for module in modules if _EDITS not in module.__dict__]
+    change = chain(
+        map(dict.__setitem__, [module.__dict__ for module in modules], repeat(_EDITS), edits.values()),
+        map(object.__setattr__, modules, repeat("__class__"), classes.values()),
+    )
+    undo = chain(
+        map(object.__setattr__, modules, repeat("__class__"), [*map(type, modules)]),
+        map(dict.__setitem__, [module.__dict__ for module in edited_before], repeat(_EDITS), [module.__dict__[_EDITS] for module in edited_before]),
+        map(dict.pop, [module.__dict__ for module in new], repeat(_EDITS), repeat(None)),
+    )
+    try:
+        deque(change, 0)
+        return run()
+    finally:
+        deque(undo, 0)
+
+
+def _kind(edit) -> str:
+    """What tells the graph of one edit from another's."""
+    _, _, function, tensors, _ = edit
+    return function.__name__ + "".join("01"[tensor is not None] for tensor in tensors)
+
+
+def _joined(kinds: Iterable[str]) -> str:
+    return "+".join(filter(None, kinds))
 
 
 @cache
-def _copied_for(cls: type, function, suffix: str):
+def _edited_class(cls: type, kind: str) -> type:
+    """A subclass of `cls`, of the same name, whose calls are edited."""
+
+    def fill(namespace):
+        namespace.update({"__module__": cls.__module__, "__qualname__": cls.__qualname__, EDITED_CLASS: cls, _KIND: kind})
+        namespace["_call_impl"] = _copied_for(cls, kind, _edited_call)
+        # Of its own, or dynamo would take the short way from nn.Module's straight to forward.
+        if cls.__call__ is nn.Module.__call__:
+            namespace["__call__"] = _copied_for(cls, kind, _call)
+
+    return new_class(cls.__name__, (cls,), exec_body=fill)
+
+
+def _copied_for(cls: type, kind: str, function) -> FunctionType:
     """A copy of `function` with a code object and a name of its own, which is what dynamo keeps graphs and seen shapes by."""
-    name = f"{function.__name__}_{cls.__name__}_{suffix}"
+    name = f"{function.__name__}_{cls.__name__}_{kind}"
     return FunctionType(function.__code__.replace(co_name=name), function.__globals__, name)
 
 
-@contextmanager
-def _overridden(module: nn.Module, forward, suffix: str, **attributes):
-    if "modulation_inner_forward" not in module.__dict__:
-        attributes["modulation_inner_forward"] = module.__dict__.get("forward")
-    attributes["forward"] = MethodType(_copied_for(type(module), forward, suffix), module)
-    before = {name: module.__dict__[name] for name in attributes if name in module.__dict__}
-    try:
-        module.__dict__.update(attributes)
-        yield
-    finally:
-        for name in attributes:
-            module.__dict__.pop(name, None)
-        module.__dict__.update(before)
+def _call(self, *args, **kwargs):
+    return self._call_impl(*args, **kwargs)
+
+
+def _edited_call(self, *args, **kwargs):
+    for name, position, function, tensors, made in self.modulation_edits:
+        made.reached = True
+        if name in kwargs:
+            kwargs[name] = function(kwargs[name], *tensors, made)
+        elif name != RESULT:
+            args = _with(args, position, function, tensors, made)
+    if self._compiled_call_impl is None:
+        result = self.modulation_class._call_impl(self, *args, **kwargs)
+    else:  # by nn.Module.compile
+        result = self._compiled_call_impl(*args, **kwargs)
+    for name, position, function, tensors, made in self.modulation_edits:
+        if name == RESULT:
+            result = _with(result, position, function, tensors, made)
+    return result
+
+
+def _with(values: tuple, position: int, function, tensors, made) -> tuple:
+    return (*values[:position], function(values[position], *tensors, made), *values[position + 1:])

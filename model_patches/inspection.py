@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from .directions import EncodedPrompt, GuidanceDirection
 from .families import BlockInput, Call, Family, Injection, Sampling, family_of
-from .guidance import KEY, Guidance, guide, layer_shifts
-from .injection import Edit, edited, uncompiled
+from .guidance import KEY, Guidance, direction_shift, guide, layer_shifts
+from .host_model import HostModel
+from .injection import Edit, Watch, run_edited
 from .memory import out_of_memory
 from .schedules import LayerSchedule
 
@@ -61,8 +62,7 @@ def inspect(
     """Measures the directions, each at guidance scale w, on the ModelPatcher `model`; errors as those of `guide`."""
     guided = [guide(model, direction, w, schedule, projection=projection) for direction in directions]
     guidances = [one.model_options["transformer_options"][KEY][-1] for one in guided]
-    diffusion_model = uncompiled(model.get_model_object("diffusion_model"))
-    family = family_of(diffusion_model, type(model.model).__name__)
+    family = family_of(HostModel.of(model))
     sigmas = _sigmas(model)
     pairs = [direction.pairs[0] for direction in directions]
     look = _Look(guidances, family, [prompt for pair in pairs for prompt in (pair.positive, pair.negative)])
@@ -74,7 +74,7 @@ def inspect(
         strengths[:, -1] = float("nan")
     return Inspection(
         family=family.name,
-        depth=family.depth(diffusion_model),
+        depth=len(guidances[0].layer_weights) - 1,
         sigmas=tuple(sigmas[:-1].tolist()),
         pooled=_pooled_cosines(directions),
         modulation=modulation,
@@ -87,7 +87,7 @@ class _Reached(Exception):
     """y, raised where the first block gets it, so that no block runs."""
 
 
-def _reach(y):
+def _reach(y, made):
     raise _Reached(y)
 
 
@@ -104,7 +104,7 @@ class _Look(comfy.samplers.Sampler):
 
     def sample(self, guider, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False):
         base_model, options = guider.inner_model, extra_args["model_options"]["transformer_options"]
-        diffusion_model = uncompiled(base_model.diffusion_model)
+        diffusion_model = HostModel.called(base_model).diffusion_model
         injection = self.family.injections[self.guidances[0].text.injection]
         inputs = [_inputs(prompt, self.family, base_model, latent_image) for prompt in self.prompts]
         sampling = Sampling()
@@ -119,8 +119,7 @@ class _Look(comfy.samplers.Sampler):
                 [_length(shift) for shift in layer_shifts(guidance, diffusion_model, calls[0])] for guidance in self.guidances
             ])
             self.directions.append([
-                sum(pair.weight * guidance.text.difference(diffusion_model, pair, calls[0]) for pair in guidance.direction.pairs).flatten().cpu()
-                for guidance in self.guidances
+                direction_shift(guidance, diffusion_model, calls[0]).flatten().cpu() for guidance in self.guidances
             ])
         return latent_image
 
@@ -144,8 +143,8 @@ def _y(injection: Injection, diffusion_model: nn.Module, call: Call, run) -> Ten
     if first.carry is not None:
         return injection.y(diffusion_model, call)
     try:
-        with torch.compiler.set_stance("force_eager"), edited(diffusion_model, [Edit(first, _reach, ())]):
-            run()
+        with torch.compiler.set_stance("force_eager"):
+            run_edited(diffusion_model, [Edit(first, _reach, ())], run, Watch())
     except _Reached as reached:
         return reached.args[0]
     raise RuntimeError("Inspect Guidance: the model ran without its first block, so something in the graph answers in its place.")
@@ -173,7 +172,7 @@ def _inputs(prompt: EncodedPrompt, family: Family, base_model, latent: Tensor) -
     tokens, extras = prompt.tokens, dict(prompt.extras)
     if prompt.pooled is not None:
         extras["pooled_output"] = prompt.pooled
-    width = None if family.context is None else family.context.width(uncompiled(base_model.diffusion_model))
+    width = None if family.context is None else family.context.width(HostModel.called(base_model).diffusion_model)
     if width not in (None, tokens.shape[-1]):
         tokens = torch.zeros(1, 8, width)
     [made] = comfy.samplers.encode_model_conds(
@@ -185,7 +184,7 @@ def _inputs(prompt: EncodedPrompt, family: Family, base_model, latent: Tensor) -
 
 def _call(base_model, x: Tensor, sigma: Tensor, inputs: dict, sigmas: Tensor, sampling: Sampling) -> Call:
     conds = {name: value for name, value in inputs.items() if name not in ("c_concat", "c_crossattn")}
-    return Call(base_model, x, sigma, 1, inputs.get("c_crossattn"), conds, sigmas, sampling)
+    return Call(base_model, x, sigma, 1, inputs.get("c_crossattn"), conds, sigmas, sampling=sampling)
 
 
 def _names_a_width(message: str, prompt: EncodedPrompt) -> bool:

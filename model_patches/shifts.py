@@ -8,19 +8,18 @@ import torch
 from torch import Tensor
 
 
-def shifted(y, added, norm_kept: Tensor | None):
+def shifted(y, added, norm_kept: Tensor | None, made=None):
     """y + added, or rescale(y + norm_kept) + added with the norm of y kept per row.
 
-    y: (B, D), or (B, ..., D) with several vectors a row; added, norm_kept: (B, D), or of y's rank. The rows may come several times
-    over in y, as where reference pictures have a time of their own. Where y is a structure of tensors (tuples, dataclasses), so is
-    added, and norm_kept is None.
+    y: (B, D), or (B, ..., D) with several vectors a row; added, norm_kept: (R, D), or of y's rank, and made: see `for_rows`.
+    Where y is a structure of tensors (tuples, dataclasses), so is added, and norm_kept is None.
     """
     if isinstance(y, tuple):
-        return tuple(None if part is None else shifted(part, shift, None) for part, shift in zip(y, added, strict=True))
+        return tuple(None if part is None else shifted(part, shift, None, made) for part, shift in zip(y, added, strict=True))
     if is_dataclass(y):
-        return replace(y, **{field.name: shifted(getattr(y, field.name), getattr(added, field.name), None) for field in fields(y)})
-    guided = y if norm_kept is None else _with_norm_of(y, y + _fitting(y, norm_kept))
-    return guided if added is None else guided + _fitting(y, added)
+        return replace(y, **{field.name: shifted(getattr(y, field.name), getattr(added, field.name), None, made) for field in fields(y)})
+    guided = y if norm_kept is None else _with_norm_of(y, y + _fitting(y, norm_kept, made))
+    return guided if added is None else guided + _fitting(y, added, made)
 
 
 def difference(tensors, minus):
@@ -32,20 +31,42 @@ def difference(tensors, minus):
     return tensors - minus
 
 
-def views(tensors):
-    """The same tensor, or structure of tensors, as new objects: one object in two blocks would be a guard of torch.compile."""
+def views(tensors, count: int) -> list:
+    """The same tensor, or structure of tensors, `count` times as new objects: one object in two blocks would be a guard of torch.compile."""
     if isinstance(tensors, Tensor):
-        return tensors.view(tensors.shape)
+        return tensors.expand(count, *tensors.shape).unbind()
     if isinstance(tensors, tuple):
-        return tuple(map(views, tensors))
+        return [*zip(*(views(part, count) for part in tensors), strict=True)]
     if is_dataclass(tensors):
-        return replace(tensors, **{field.name: views(getattr(tensors, field.name)) for field in fields(tensors)})
-    return tensors
+        parts = {field.name: views(getattr(tensors, field.name), count) for field in fields(tensors)}
+        return [replace(tensors, **{name: copies[i] for name, copies in parts.items()}) for i in range(count)]
+    return [tensors] * count
 
 
-def _fitting(y: Tensor, shift: Tensor) -> Tensor:
-    shift = shift.reshape(shift.shape[0], *[1] * (y.ndim - shift.ndim), *shift.shape[1:])
-    return shift.repeat(y.shape[0] // shift.shape[0], *[1] * (y.ndim - 1)) if y.shape[0] > shift.shape[0] else shift
+def for_rows(tensor: Tensor, rows: int, made) -> Tensor:
+    """(R, ...), made for a batch of R rows -> for the `rows` that come, or one row for all of them.
+
+    made: has what is known of the rows, see `Edit`. Another node may add rows within the model, or hand it one row at a time: right
+    where all R are alike, which is looked at where it is not known, and nothing in them is a row's own. Raises ValueError otherwise:
+    nothing says which row is which.
+    """
+    given = tensor.shape[0]
+    if given == rows:
+        return tensor
+    if made.repeats and rows % given == 0:
+        return tensor.repeat(rows // given, *[1] * (tensor.ndim - 1))
+    if not made.own and (given == 1 or made.alike or bool((tensor == tensor[:1]).all())):
+        return tensor[:1]
+    raise ValueError(
+        f"Another node runs the model's blocks on {rows} rows where its batch has {given}, and what is added differs from row to row, so "
+        "that nothing says which row gets what. Set cfg_rows to both, guide by a direction of one prompt, and leave out what adds each "
+        "row's own text (a max-pool projection, base prompts); or remove that node."
+    )
+
+
+def _fitting(y: Tensor, shift: Tensor, made) -> Tensor:
+    shift = for_rows(shift, y.shape[0], made)
+    return shift.reshape(shift.shape[0], *[1] * (y.ndim - shift.ndim), *shift.shape[1:])
 
 
 def _with_norm_of(plain: Tensor, guided: Tensor) -> Tensor:

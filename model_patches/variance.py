@@ -7,7 +7,9 @@
 Every row of the batch is scaled, unconditional ones with their own text: the formula makes no difference between prompts.
 Padding is left as it is and out of the mean. Where a row's encoder gives an attention mask (HunyuanVideo, Qwen-Image, Mochi), or
 padding is zeros, the inputs of the model tell it. FLUX.1, SD3 and HiDream-I1 get padded tokens without a mask: there the tokens
-of the prompt must be counted (`prompt_tokens`), and without that all tokens are the prompt's.
+of the prompts must be counted (`prompt_tokens`), and without that all tokens are the prompt's.
+Tokens that other nodes put beside the prompt's are no text: those in the model (`post_input` patches) are always left as they are,
+those in a conditioning (Redux) where the prompt's are counted.
 """
 
 from __future__ import annotations
@@ -16,64 +18,55 @@ import math
 from dataclasses import dataclass
 
 import torch
-from comfy.patcher_extension import WrappersMP
-from torch import Tensor, nn
+from comfy.patcher_extension import WrappersMP, add_wrapper_with_key, get_wrappers_with_key
+from torch import Tensor
 
-from .conditionings import check_known, conditional_chunks, tell_conditionings_apart
-from .families import FAMILIES, BlockInput, Call, Family
+from .calls import CallPatch
+from .counting import COUNTED, PromptTokens, count_in, count_tokens, counted_rows
+from .families import FAMILIES, BlockInput, Call, Family, refuse_wrapped
 from .guidance import check_percents, in_window
-from .injection import Edit, edited, uncompiled
+from .host_model import HostModel
+from .injection import Edit, Made
+from .layers import as_applied, remember
 from .schedules import LayerSchedule
-from .shifts import views
-
-KEY = "text_variance"  # constant, as guidance's and for the same reason
-NUMBERS = f"{KEY}_numbers"
+from .shifts import for_rows, views
+from .text_place import PostInputPatches, placed
 
 TOKENS = ("prompt", "all")
-
-# The host's names of encoders whose modules are called otherwise.
-_MODULES = {"l": "clip_l", "g": "clip_g"}
 
 
 @dataclass(frozen=True)
 class WhichTokens:
     """Which of a row's text tokens are scaled.
 
-    all: padding too. positive, negative: for the conditional and the other rows, True for each token of the prompt; None: as far
-    as the model's inputs tell.
+    all: padding too. counted: those that `count_in` counted; else as far as the model's inputs tell.
     """
 
     all: bool = False
-    positive: tuple[bool, ...] | None = None
-    negative: tuple[bool, ...] | None = None
+    counted: bool = False
 
-    def kept(self, family: Family, call: Call, conditional: list[bool]) -> Tensor:
+    def kept(self, family: Family, call: Call) -> Tensor:
         """(R, L, 1) in fp32, 1 for the tokens that are scaled and 0 for the others."""
-        present = family.text_tokens.present(call)
+        present = call.cast(family.text_tokens.present(call))
         if self.all:
             present = torch.ones_like(present)
-        if self.positive is not None:
-            check_known(conditional, "Scale Text Variance reads their tokens off the prompts connected to it: disconnect these.")
-            rows = [self.positive if is_conditional else self.negative for is_conditional in conditional]
-            for tokens in rows:
-                if len(tokens) != present.shape[1]:
-                    raise ValueError(
-                        f"Scale Text Variance: the prompt and negative_prompt connected to it make {len(tokens)} text tokens, but a "
-                        f"conditioning that is sampled with has {present.shape[1]}. Connect the very texts and encoder that the "
-                        "conditionings are made of, or disconnect them."
-                    )
-            counted = torch.tensor(rows, device=present.device).repeat_interleave(call.rows // call.chunks, dim=0)
-            present = present & counted
+        if self.counted:
+            present = present & call.cast(counted_rows(call.conds))
         return present.unsqueeze(-1).float()
 
 
 @dataclass(frozen=True)
 class Scaling:
-    """One scale-up on one model: alpha is 1 + weight (scale - 1) at each layer; tokens: which ones."""
+    """One scale-up on one model: alpha is 1 + weight (scale - 1) at each layer, of which the first `joint` are joint blocks.
+
+    prompts: whose tokens are counted, on all nodes together; () where none are.
+    """
 
     scale: float
     layer_weights: tuple[float, ...]
+    joint: int
     tokens: WhichTokens
+    prompts: tuple[PromptTokens, ...]
     start_percent: float
     end_percent: float
 
@@ -84,20 +77,22 @@ def scale_variance(
     schedule: LayerSchedule | None = None,
     start_percent: float = 0.0,
     end_percent: float = 1.0,
-    tokens: WhichTokens = WhichTokens(),
+    every_token: bool = False,
+    prompts: tuple[PromptTokens, ...] = (),
 ):
     """A clone of the ModelPatcher `model` with the variance of its text tokens scaled; several multiply.
 
+    every_token: padding too. prompts: what `prompt_tokens` made of all prompts that are sampled with.
     schedule None scales before the joint blocks alone, not before those where text and image share one stream.
     Raises ValueError for a model, schedule or number that cannot work, with what to do about it.
     """
     check_percents(start_percent, end_percent)
     if not (math.isfinite(scale) and scale >= 0):
         raise ValueError(f"Scale Text Variance: scale is {scale}; it must be 0 or more, and 1 changes nothing.")
-    diffusion_model = uncompiled(model.get_model_object("diffusion_model"))
-    family = joint_family_of(diffusion_model, type(model.model).__name__)
-    joint = len(family.text_tokens.joint(diffusion_model))
-    depth = family.depth(diffusion_model)
+    host = HostModel.of(model)
+    family = joint_family_of(host)
+    joint_layers, layers = _layers(family, host)
+    joint, depth = len(joint_layers), len(layers)
     if schedule is None:
         layer_weights = (1.0,) * joint + (0.0,) * (depth - joint)
     elif schedule.final_layer:
@@ -106,122 +101,124 @@ def scale_variance(
         )
     else:
         layer_weights = schedule.resolve(depth)
-    scaling = Scaling(scale, layer_weights, tokens, start_percent, end_percent)
-    model = model.clone()
-    options = model.model_options["transformer_options"]
-    options[KEY] = (*options.get(KEY, ()), scaling)
-    if not model.get_wrappers(WrappersMP.APPLY_MODEL, KEY):
-        model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, _scaled_call)
-        tell_conditionings_apart(model, KEY, NUMBERS)
+    tokens = WhichTokens(every_token, counted=bool(prompts))
+    scaling = Scaling(scale, layer_weights, joint, tokens, prompts, start_percent, end_percent)
+    remember(host.diffusion_model, _LAYERS, layers)
+    model = _PATCH.put_on(model, scaling)
+    # In its options, where the host finds it for each model of a guider that runs two.
+    place = (WrappersMP.PREPARE_SAMPLING, COUNTED)
+    if prompts and not get_wrappers_with_key(*place, model.model_options, is_model_options=True):
+        add_wrapper_with_key(*place, _counted_sampling, model.model_options, is_model_options=True)
     return model
 
 
-def joint_family_of(diffusion_model: nn.Module, model_name: str) -> Family:
+def joint_family_of(host: HostModel) -> Family:
     """The family of a host model whose blocks attend to text and image jointly. Raises ValueError with its class if there is none."""
     families = [family for family in FAMILIES if family.text_tokens]
     for family in families:
-        if family.matches(diffusion_model):
+        if family.matches(host.diffusion_model, host.cls):
             return family
+    refuse_wrapped(host)
     raise ValueError(
         f"Scale Text Variance works on models whose blocks attend to text and image tokens jointly (MM-DiT): "
-        f"{', '.join(family.name for family in families)}. This model is a {model_name} (class {type(diffusion_model).__name__}), "
+        f"{', '.join(family.name for family in families)}. This model is a {host.name} (class {host.cls.__name__}), "
         "which is not among them: its text reaches the picture by cross-attention or in another way. Connect a model of a supported kind."
     )
 
 
-def prompt_tokens(model, clip, prompt: str) -> tuple[bool, ...] | None:
-    """For each text token that the model gets of this prompt, True for the prompt's (start and end included), False for padding.
+def prompt_tokens(model, clip, texts: list[str]) -> tuple[PromptTokens, ...]:
+    """The tokens of each text, encoded anew; none for families whose inputs tell the padding.
 
-    None for families whose inputs tell the padding. Raises ValueError if the encoder is not of the kind that the model uses.
+    Raises ValueError if the encoder is not of the kind that the model uses.
     """
-    diffusion_model = uncompiled(model.get_model_object("diffusion_model"))
-    family = joint_family_of(diffusion_model, type(model.model).__name__)
-    if not family.text_tokens.encoders:
-        return None
-    chunks = clip.tokenize(prompt, return_word_ids=True)
-    kept = []
-    for names in family.text_tokens.encoders:
-        loaded = [name for name in names.split() if getattr(clip.cond_stage_model, _MODULES.get(name, name), None) is not None]
-        if not any(name in chunks for name in names.split()):
-            raise ValueError(
-                f"Scale Text Variance: the text encoder on clip makes tokens for {', '.join(chunks)}, but {family.name} reads those of "
-                f"{names.replace(' ', ' or ')}. Connect the text encoder the model uses: {family.encoder}."
-            )
-        for name in loaded[:1]:
-            tokenizer = getattr(clip.tokenizer, _MODULES.get(name, name))
-            for chunk in chunks[name]:
-                words = [position for position, (_, _, word) in enumerate(chunk) if word]
-                last = max(words, default=0 if tokenizer.start_token is not None else -1)
-                count = last + 1 + (tokenizer.end_token is not None)
-                kept += [position < count for position in range(len(chunk))]
-    return tuple(kept)
+    family = joint_family_of(HostModel.of(model))
+    if family.text_tokens.counting is None:
+        return ()
+    return tuple(prompt for text in dict.fromkeys(texts) for prompt in count_tokens(family, clip, text))
 
 
-def _scaled_call(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **kwargs):
-    """APPLY_MODEL wrapper: outside any compiled region, the only place of a call where scales and layer numbers are read."""
-    base_model = executor.class_obj
-    conditional = conditional_chunks(transformer_options, NUMBERS, len(x))
-    call = Call(base_model, x, t, len(conditional), c_crossattn, kwargs)
-    scalings = [
-        scaling for scaling in transformer_options.get(KEY, ())
-        if scaling.scale != 1 and any(scaling.layer_weights) and in_window(call, scaling.start_percent, scaling.end_percent)
-    ]
-    # Taken out, so that a wrapper list merged twice by somebody does not scale twice, and that torch.compile sees no new object.
-    transformer_options = {name: value for name, value in transformer_options.items() if name not in (KEY, NUMBERS)}
-    args = (x, t, c_concat, c_crossattn, control, transformer_options)
-    if not scalings:
-        return executor(*args, **kwargs)
-    diffusion_model = uncompiled(base_model.diffusion_model)
-    with edited(diffusion_model, _edits(scalings, diffusion_model, call, conditional)):
-        return executor(*args, **kwargs)
+def _counted_sampling(executor, model, noise_shape, conds, *args, **kwargs):
+    """PREPARE_SAMPLING wrapper: the host batches conditionings, and copies them where areas differ, after this."""
+    scalings = model.model_options["transformer_options"][_PATCH.key]
+    count_in(conds, [prompt for scaling in scalings for prompt in scaling.prompts])
+    return executor(model, noise_shape, conds, *args, **kwargs)
 
 
-def _edits(scalings: list[Scaling], diffusion_model: nn.Module, call: Call, conditional: list[bool]):
+_LAYERS = "text tokens"
+
+
+def _layers(family: Family, host: HostModel) -> tuple[list[BlockInput], list[BlockInput]]:
+    """The joint blocks, and with them those of mixed streams."""
+    joint = family.text_tokens.joint(host.diffusion_model)
+    return joint, [*joint, *family.text_tokens.mixed(host.diffusion_model)]
+
+
+def _edits(scalings: tuple[Scaling, ...], host: HostModel, call: Call, conditional: list[bool | None]) -> list[Edit]:
     """One Edit per block and choice of tokens, and one per block of mixed streams if a schedule names any of them.
 
     Blocks that are not scaled get alpha 1, so that another schedule is other numbers for torch.compile and not another graph.
     """
-    family = joint_family_of(diffusion_model, type(call.base_model).__name__)
-    joint, mixed = family.text_tokens.joint(diffusion_model), family.text_tokens.mixed(diffusion_model)
+    scalings = [
+        scaling for scaling in scalings
+        if scaling.scale != 1 and any(scaling.layer_weights) and in_window(call, scaling.start_percent, scaling.end_percent)
+    ]
+    if not scalings:
+        return []
+    family = joint_family_of(host)
     in_mixed = scaled_first if family.text_tokens.mixed_text_first else scaled_last
-    layers: list[tuple[BlockInput, object]] = [*((block, scaled) for block in joint), *((block, in_mixed) for block in mixed)]
-    for scaling in scalings:
-        if len(scaling.layer_weights) != len(layers):
-            raise ValueError(
-                f"Scale Text Variance was applied to a model of {len(scaling.layer_weights)} layers and now runs on one of "
-                f"{len(layers)}. Apply it after the node that changes the model, and to each model of a guider on its own."
-            )
-    if not any(any(scaling.layer_weights[len(joint):]) for scaling in scalings):
-        layers = layers[:len(joint)]
+    joint, depths = scalings[0].joint, {len(scaling.layer_weights) for scaling in scalings}
+    blocks = as_applied(host.diffusion_model, _LAYERS, _layers(family, host)[1], depths, "Scale Text Variance")
+    if not any(any(scaling.layer_weights[joint:]) for scaling in scalings):
+        blocks = blocks[:joint]
+    start, patches = None, call.options.get("patches", {})
+    if "post_input" in patches:
+        start = torch.zeros(1, dtype=torch.long, device=call.x.device)
+        call.options["patches"] = patches | {"post_input": [PostInputPatches(patches["post_input"], start)]}
+    edits = []
     for tokens in dict.fromkeys(scaling.tokens for scaling in scalings):
-        kept = tokens.kept(family, call, conditional)
-        added = {}  # alpha - 1, as tensors
-        for layer, (block, function) in enumerate(layers):
-            alpha = math.prod(
+        kept = views(tokens.kept(family, call), len(blocks))
+        for layer, block in enumerate(blocks):
+            added = math.prod(
                 1 + scaling.layer_weights[layer] * (scaling.scale - 1) for scaling in scalings if scaling.tokens == tokens
-            )
-            if alpha not in added:
-                added[alpha] = torch.full((1,), alpha - 1, dtype=torch.float32, device=kept.device)
-            yield Edit(block, function, (views(added[alpha]), views(kept)))
+            ) - 1
+            function = scaled if layer < joint else in_mixed
+            # No views of `start`, which is filled in within the model: torch.compile would have to keep them in step.
+            tensors = (torch.full((1,), added, dtype=torch.float32, device=kept[layer].device), kept[layer], start)
+            edits.append(Edit(block, function, tensors, matters=added != 0))
+    return edits
 
 
-def scaled(tokens: Tensor, added: Tensor, kept: Tensor) -> Tensor:
+_PATCH = CallPatch("Scale Text Variance", "text_variance", _edits)
+
+
+def scaled(tokens: Tensor, added: Tensor, kept: Tensor, start: Tensor | None, made: Made) -> Tensor:
     """z + (alpha - 1) (z - mean(z)), which is alpha (z - mean(z)) + mean(z), and z itself at alpha 1.
 
-    tokens: (B, L, D). added: (1,), alpha - 1. kept: (B, L, 1), 1 for tokens that are scaled and make the mean, 0 for the others.
+    tokens: (B, L, D). added: (1,), alpha - 1. kept: (R, L, 1), see `for_rows`, 1 for tokens that are scaled and make the mean, 0 for
+    the others. start: (1,), where the tokens of `kept` begin among those that patches put beside them; None without patches.
     """
+    if start is not None:
+        kept = placed(kept, start, tokens.shape[1])
+    if tokens.shape[1] != kept.shape[1]:
+        raise ValueError(
+            f"Scale Text Variance: {tokens.shape[1]} text tokens reach a block, but the model was given {kept.shape[1]}: another node "
+            "changes their number within the model, where nothing says which ones are the prompt's. Use only one of the two nodes."
+        )
     z = tokens.float()
+    kept = for_rows(kept, len(z), made)
     mean = (kept * z).sum(dim=1, keepdim=True) / kept.sum(dim=1, keepdim=True).clamp_min(1)
     return (z + added * kept * (z - mean)).to(tokens.dtype)
 
 
-def scaled_first(stream: Tensor, added: Tensor, kept: Tensor) -> Tensor:
-    """`scaled` on the first tokens of a stream, as many as `kept` has."""
+def scaled_first(stream: Tensor, added: Tensor, kept: Tensor, start: Tensor | None, made: Made) -> Tensor:
+    """`scaled` on the first tokens of a stream, as many as `kept` has, or on those from `start` on."""
+    if start is not None:
+        return scaled(stream, added, kept, start, made)
     text, image = stream.tensor_split([kept.shape[1]], dim=1)
-    return torch.cat((scaled(text, added, kept), image), dim=1)
+    return torch.cat((scaled(text, added, kept, None, made), image), dim=1)
 
 
-def scaled_last(stream: Tensor, added: Tensor, kept: Tensor) -> Tensor:
-    """`scaled` on the last tokens of a stream, as many as `kept` has."""
+def scaled_last(stream: Tensor, added: Tensor, kept: Tensor, start: Tensor | None, made: Made) -> Tensor:
+    """`scaled` on the last tokens of a stream, as many as `kept` has. No model with the text there runs patches that fill `start`."""
     image, text = stream.tensor_split([stream.shape[1] - kept.shape[1]], dim=1)
-    return torch.cat((image, scaled(text, added, kept)), dim=1)
+    return torch.cat((image, scaled(text, added, kept, None, made)), dim=1)

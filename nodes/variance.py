@@ -4,7 +4,7 @@ from comfy_api.latest import io
 from typing_extensions import override
 
 from ..model_patches.guidance import check_percents
-from ..model_patches.variance import TOKENS, WhichTokens, prompt_tokens, scale_variance
+from ..model_patches.variance import TOKENS, prompt_tokens, scale_variance
 from .queue_errors import checked
 from .sockets import CATEGORY, Schedule
 
@@ -13,6 +13,9 @@ class ScaleTextVariance(io.ComfyNode):
     @classmethod
     @override
     def define_schema(cls):
+        more_prompts = io.Autogrow.TemplatePrefix(
+            io.String.Input("prompt", optional=True, tooltip="The text of one more prompt."), prefix="prompt", min=0, max=16
+        )
         return io.Schema(
             node_id="ScaleTextVariance",
             display_name="Scale Text Variance",
@@ -50,8 +53,8 @@ class ScaleTextVariance(io.ComfyNode):
                 ),
                 io.Clip.Input(
                     "clip", optional=True, advanced=True,
-                    tooltip="Only for FLUX.1, SD3 and HiDream: the text encoder of your prompt, to tell its tokens from padding. Nothing "
-                    "is encoded again.",
+                    tooltip="Only for FLUX.1, SD3 and HiDream: the text encoder of your prompts, to tell their tokens from padding and from "
+                    "what Redux adds. Each text is encoded once more, to know which conditioning holds it.",
                 ),
                 io.String.Input(
                     "prompt", optional=True, force_input=True, advanced=True,
@@ -61,33 +64,40 @@ class ScaleTextVariance(io.ComfyNode):
                     "negative_prompt", optional=True, force_input=True, advanced=True,
                     tooltip="With clip: the text of the negative prompt. Unconnected: empty.",
                 ),
+                io.Autogrow.Input(
+                    "prompts", template=more_prompts, optional=True,
+                    tooltip="With clip: the texts of all further prompts that are sampled with (combined, of regions, of parts of the "
+                    "sampling); a new input appears as you connect one.",
+                ),
             ],
             outputs=[io.Model.Output("model", display_name="model", tooltip="The model with scaled text tokens.")],
         )
 
     @classmethod
     @override
-    def validate_inputs(cls, start_percent=None, end_percent=None):
+    def validate_inputs(cls, start_percent=None, end_percent=None, prompts=None):
         return checked(check_percents, start_percent, end_percent)
 
     @classmethod
     @override
     def execute(
         cls, model, scale=1.5, start_percent=0.0, end_percent=1.0, schedule=None, tokens="prompt", clip=None, prompt=None,
-        negative_prompt=None,
+        negative_prompt=None, prompts=None,
     ) -> io.NodeOutput:
-        which = _which_tokens(model, tokens, clip, prompt, negative_prompt)
-        return io.NodeOutput(scale_variance(model, scale, schedule, start_percent, end_percent, which))
+        texts = _texts(tokens, clip, prompt, negative_prompt, prompts or {})
+        counted = prompt_tokens(model, clip, texts) if texts else ()
+        return io.NodeOutput(scale_variance(model, scale, schedule, start_percent, end_percent, tokens == "all", counted))
 
 
-def _which_tokens(model, tokens, clip, prompt, negative_prompt) -> WhichTokens:
+def _texts(tokens, clip, prompt, negative_prompt, prompts) -> list[str]:
+    """The texts whose tokens are to be counted, none if nothing is connected for that."""
     if tokens not in TOKENS:
         raise ValueError(f"Scale Text Variance: tokens is {tokens!r}; choose {' or '.join(TOKENS)}.")
-    if clip is None and prompt is None and negative_prompt is None:
-        return WhichTokens(all=tokens == "all")
+    if clip is None and prompt is None and negative_prompt is None and not prompts:
+        return []
     if tokens == "all":
         raise ValueError("Scale Text Variance: tokens is all, so there is nothing to count. Disconnect clip and the prompts, or choose prompt.")
     if clip is None or prompt is None:
         missing = "clip" if clip is None else "prompt"
         raise ValueError(f"Scale Text Variance: counting the prompt's tokens takes clip and prompt, and {missing} is not connected.")
-    return WhichTokens(positive=prompt_tokens(model, clip, prompt), negative=prompt_tokens(model, clip, negative_prompt or ""))
+    return [prompt, negative_prompt or "", *prompts.values()]

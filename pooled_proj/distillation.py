@@ -22,7 +22,7 @@ from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
 from torch import Tensor, nn
 
 from ..model_patches.families import family_of
-from ..model_patches.injection import uncompiled
+from ..model_patches.host_model import HostModel
 from ..model_patches.memory import out_of_memory
 from .differentiable import differentiable
 from .lessons import Batch, Lessons, Prompt, generator, latent_shape, make_samples, sampled_prompts
@@ -77,8 +77,8 @@ class Distillation:
         self.model = model.clone(disable_dynamic=True)
         if PRECISIONS[settings.precision]:
             self.model.set_model_compute_dtype(PRECISIONS[settings.precision])
-        self.diffusion_model = uncompiled(self.model.get_model_object("diffusion_model"))
-        self.family = family_of(self.diffusion_model, type(self.model.model).__name__)
+        host = HostModel.of(self.model)
+        self.diffusion_model, self.family = host.diffusion_model, family_of(host)
         if self.family.text is not None:
             raise ValueError(f"{self.family.name} has pooled text in its modulation already and needs no projection. Guide it without one.")
         self.prompts, self.held_out = _lines(prompts, workers), [line.strip() for line in held_out if line.strip()]

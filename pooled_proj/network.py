@@ -8,9 +8,10 @@ and with sigma-FiLM h * (1 + scale) + shift instead of h, where (scale, shift) =
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 
 import comfy.ops
+import torch
 from torch import Tensor, nn
 
 
@@ -55,6 +56,17 @@ class ProjectionNetwork(nn.Module):
         if self.film is not None:
             hidden = film(hidden, self.film(time))
         return self.linear_2(nn.functional.silu(hidden))
+
+    def from_hidden(self, hidden: dict[Hashable, Tensor], time: Tensor) -> dict[Hashable, Tensor]:
+        """The rest of `forward` for several texts' linear_1(c), in one pass over the weights.
+
+        hidden: (N, H) by text; N is R for all of them where time has R rows. time: (1 or R, D), or (1 or R, T, D) -> (N, [T,] D) by text.
+        """
+        scale_and_shift = self.film(time)
+        if len(time) > 1:
+            scale_and_shift = scale_and_shift.repeat(len(hidden), *[1] * (time.ndim - 1))
+        made = self.linear_2(nn.functional.silu(film(torch.cat([*hidden.values()]), scale_and_shift)))
+        return dict(zip(hidden, made.split([len(each) for each in hidden.values()]), strict=True))
 
     def weights(self) -> dict[str, Tensor]:
         """The tensors under their canonical names."""

@@ -69,7 +69,10 @@ class PooledProjection:
         return self.patcher_on(comfy.model_management.get_torch_device())
 
     def patcher_on(self, device: torch.device) -> ModelPatcher:
-        """The network as the host moves models: loaded beside a model on that device, and offloaded when memory runs short."""
+        """The network as the host moves models: loaded beside a model on that device, and offloaded when memory runs short.
+
+        In fp32, what it computes in: casting half-precision weights at each step costs more than all it does with them.
+        """
         if device not in self._patchers:
             self._patchers[device] = _patcher(self.weights, device)
         return self._patchers[device]
@@ -100,9 +103,8 @@ class PooledProjection:
 
 def _patcher(weights: dict[str, Tensor], device: torch.device, disable_dynamic: bool = False) -> ModelPatcher:
     patcher_class = ModelPatcher if disable_dynamic else CoreModelPatcher
-    patcher = patcher_class(
-        ProjectionNetwork(weights), load_device=device, offload_device=comfy.model_management.unet_offload_device()
-    )
+    network = ProjectionNetwork({name: tensor.float() for name, tensor in weights.items()})
+    patcher = patcher_class(network, load_device=device, offload_device=comfy.model_management.unet_offload_device())
     patcher.set_attachments(_WEIGHTS, weights)
     patcher.cached_patcher_init = (_patcher, (weights, device))  # by which the host makes copies for other devices
     return patcher

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..model_patches.directions import EncodedPrompt, GuidanceDirection
-from ..model_patches.families import Call, Family, TextPath
+from ..model_patches.families import OWN_TEXT, Call, Family, TextPath
 from ..model_patches.guidance import guide
 from ..model_patches.schedules import RangeSchedule
 from .differentiable import plain_attention
@@ -41,14 +41,14 @@ class _Shift(TextPath):
     injection: str
     pooled: Tensor | None = None
 
-    has_base = True
+    base_texts = (OWN_TEXT,)
 
     def text_path(self, family, diffusion_model):
         return self
 
-    def base(self, model, call, conditional):
+    def contributions(self, model, texts, call):
         time = None if self.network.film is None else self.family.injections[TIME].y(model, call).float()
-        return self.network(self.pooled, time)
+        return {OWN_TEXT: self.network(self.pooled, time)}
 
     def takes_base(self, weight):
         return self.pools_context or weight != 0

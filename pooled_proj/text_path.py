@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from ..model_patches.conditionings import check_known
 from ..model_patches.directions import EncodedPrompt
-from ..model_patches.families import Family, OncePerPrompt, TextPath
+from ..model_patches.families import OWN_TEXT, Family, OncePerPrompt, TextPath
 from ..model_patches.schedules import RangeSchedule
-from .network import ProjectionNetwork, pool
+from .network import pool
 
 if TYPE_CHECKING:
     from .projection import PooledProjection
@@ -101,16 +101,18 @@ class ProjectedText(TextPath):
         return self.projection.injection
 
     @property
-    def network(self) -> ProjectionNetwork:
-        return self.projection.patcher.model
-
-    @property
     def pools_context(self) -> bool:
         return self.projection.pooling != "clip"
 
     @property
-    def has_base(self) -> bool:
-        return self.pools_context or self.projection.base_positive is not None or self.projection.base_negative is not None
+    def source(self):
+        return self.projection.patcher
+
+    @property
+    def base_texts(self):
+        if self.pools_context:
+            return (OWN_TEXT,)
+        return tuple(prompt for prompt in (self.projection.base_positive, self.projection.base_negative) if prompt is not None)
 
     def patchers(self, device):
         return [self.projection.patcher_on(device)]
@@ -124,23 +126,23 @@ class ProjectedText(TextPath):
                 f"{family.context.width(model)}. Encode it with the text encoder the model uses: {family.encoder}."
             )
 
-    def difference(self, model, pair, call):
-        time = self._time(model, call)
-        return self._projected(model, pair.positive, call, time) - self._projected(model, pair.negative, call, time)
+    def contributions(self, model, texts, call):
+        """proj(c) of each text."""
+        network = self.projection.network_beside(call)
+        if network.film is None:  # then a prompt's is the same at every step
+            return self._rows(call, {text: self._made_by(network, model, text, call) for text in texts})
+        time = _distinct(self.family.injections[TIME].y(model, call).float())
+        hidden = {text: self._made_by(network.linear_1, model, text, call) for text in texts}
+        if len(time) == 1:
+            return self._rows(call, network.from_hidden(hidden, time))
+        return network.from_hidden(self._rows(call, hidden), time)
 
-    def base(self, model, call, conditional):
-        time = self._time(model, call)
-        if self.pools_context:
-            return self.projection.network_beside(call)(pool(self.family.context.of_rows(model, call), self.projection.pooling), time)
-        sides = [
-            None if prompt is None else self._projected(model, prompt, call, time)
-            for prompt in (self.projection.base_negative, self.projection.base_positive)
-        ]
-        if not any(side is not None for side in sides):
-            return None
+    def base(self, of_text, conditional):
+        if self.pools_context or not self.base_texts:
+            return super().base(of_text, conditional)
         check_known(conditional, "base_positive and base_negative need that: disconnect both.")
-        nothing = torch.zeros_like(next(side for side in sides if side is not None))
-        negative, positive = (nothing if side is None else side for side in sides)
+        nothing = torch.zeros_like(of_text[self.base_texts[0]])
+        negative, positive = (of_text.get(prompt, nothing) for prompt in (self.projection.base_negative, self.projection.base_positive))
         return torch.cat([
             (positive if is_conditional else negative).chunk(len(conditional))[chunk] for chunk, is_conditional in enumerate(conditional)
         ])
@@ -164,20 +166,24 @@ class ProjectedText(TextPath):
     def cfg_rows(self, family):
         return "both" if self.pools_context else family.cfg_rows
 
-    def _time(self, model, call) -> Tensor | None:
-        if self.network.film is None:
-            return None
-        return self.family.injections[TIME].y(model, call).float()
+    def _made_by(self, layers, model, text, call) -> Tensor:
+        """layers(c): (N, ...) for a prompt, (R, ...) for the rows' own text."""
+        if text is OWN_TEXT:
+            return layers(pool(self.family.context.of_rows(model, call), self.projection.pooling))
+        return self.known.get(model, text, call, lambda: layers(self._pooled(model, text, call)))
 
-    def _projected(self, model, prompt, call, time) -> Tensor:
-        """proj(c) for every row, (R, D), or (R, T, D)."""
-        network = self.projection.network_beside(call)
-        if time is None:  # then it is the same at every step
-            return call.to_rows(self.known.get(model, prompt, call, lambda: network(self._pooled(model, prompt, call))))
-        pooled = self.known.get(model, prompt, call, lambda: self._pooled(model, prompt, call))
-        return network(call.to_rows(pooled), time)
+    def _rows(self, call, of_text):
+        return {text: made if text is OWN_TEXT else call.to_rows(made) for text, made in of_text.items()}
 
     def _pooled(self, model, prompt, call) -> Tensor:
         if self.pools_context:
             return pool(self.family.context.of_prompt(model, prompt, call), self.projection.pooling)
         return call.cast(prompt.pooled[:, :self.projection.input_width]).float()
+
+
+def _distinct(time: Tensor) -> Tensor:
+    """One row where all are the same, as they nearly always are.
+
+    Asked on a CPU only, where each row costs: elsewhere reading the answer back would drain the device's queue.
+    """
+    return time[:1] if time.device.type == "cpu" and bool((time == time[:1]).all()) else time

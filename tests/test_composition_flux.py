@@ -12,9 +12,7 @@ import comfy.controlnet
 import comfy.hooks
 import comfy.ldm.flux.controlnet
 import comfy.ops
-import comfy.samplers
 import comfy.sd
-import nodes
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
@@ -227,15 +225,3 @@ def test_a_conditioning_of_another_node_is_guided_where_rows_are_guided_alike_an
     for rows in ("cond", "opposed"):
         with pytest.raises(ValueError, match=f"a conditioning of its own.* cfg_rows {rows} needs that: set cfg_rows to both"):
             sample(perp_neg(guided(model, rows=rows)), cfg=2.0)
-
-
-@pytest.mark.skipif("DualModelGuider" not in nodes.NODE_CLASS_MAPPINGS, reason="DualModelGuider came with ComfyUI 0.24")
-def test_a_guider_that_hands_guidance_to_a_model_of_another_depth_is_refused(model):
-    guider = node(
-        "DualModelGuider", model=guided(model), model_negative=flux(double=1, single=2), positive=conditioning(1),
-        negative=conditioning(2), cfg=2.0,
-    )[0]
-    noise = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(1))
-    sigmas = torch.tensor([1.0, 0.5, 0.0])
-    with pytest.raises(ValueError, match="model of 8 layers and now runs on one of 3"):
-        guider.sample(noise, torch.zeros_like(noise), comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True)

@@ -7,6 +7,7 @@ import comfy.sd
 import pytest
 import torch
 from flux import apply, conditioning, direction, flux, node, schedule
+from torch import nn
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +30,34 @@ def test_unet_is_named():
     assert isinstance(unet.model.diffusion_model, UNetModel)
     with pytest.raises(ValueError, match=r"diffusion transformers.*FLUX\.1, SD3.*This model is a BaseModel \(class UNetModel\)"):
         apply(unet, direction())
+
+
+class LibraryModel(nn.Module):
+    """Another library's transformer: what would be its blocks is one module, compiled."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedder, self.blocks, self.head = nn.Linear(2, 2), nn.ModuleList([nn.Linear(2, 2)]), nn.Linear(2, 2)
+
+
+class Wrapper(nn.Module):
+    """As packs put such a transformer in the place of the host's diffusion model."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = LibraryModel()
+
+
+def test_a_wrapper_around_another_librarys_model_is_called_that():
+    wrapped, own = flux(), flux()
+    wrapped.model.diffusion_model, own.model.diffusion_model = Wrapper(), LibraryModel()
+    words = "This model is a Flux, but its class Wrapper is not the host's: it wraps another library's LibraryModel.*safetensors.*GGUF"
+    with pytest.raises(ValueError, match=words):
+        apply(wrapped, direction())
+    with pytest.raises(ValueError, match=words):
+        node("ScaleTextVariance", model=wrapped, scale=1.5)
+    with pytest.raises(ValueError, match=r"This model is a Flux \(class LibraryModel\), which is not among them"):
+        apply(own, direction())
 
 
 def test_pooled_output_missing_says_which_encoder(model):

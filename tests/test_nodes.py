@@ -27,7 +27,7 @@ OURS = {
     "LoadPooledProjection": (["projection_name"], ["projection"]),
     "SavePooledProjection": (["projection", "filename_prefix"], []),
     "ScaleTextVariance": (
-        ["model", "scale", "start_percent", "end_percent", "schedule", "tokens", "clip", "prompt", "negative_prompt"], ["model"],
+        ["model", "scale", "start_percent", "end_percent", "schedule", "tokens", "clip", "prompt", "negative_prompt", "prompts"], ["model"],
     ),
     "InspectGuidance": (["model", "directions", "labels", "w", "schedule", "projection"], ["image", "report"]),
     "SweepModulationGuidance": (
@@ -68,7 +68,7 @@ def test_types():
         "CONDITIONING", "CONDITIONING", "MODEL",
     ]
     assert types("ScaleTextVariance") == [
-        "MODEL", "FLOAT", "FLOAT", "FLOAT", "LAYER_SCHEDULE", "COMBO", "CLIP", "STRING", "STRING", "MODEL",
+        "MODEL", "FLOAT", "FLOAT", "FLOAT", "LAYER_SCHEDULE", "COMBO", "CLIP", "STRING", "STRING", "COMFY_AUTOGROW_V3", "MODEL",
     ]
     assert types("GuidanceGrid") == ["IMAGE", "STRING", "STRING", "IMAGE"]
     assert types("LoadPooledProjection") == ["COMBO", "POOLED_PROJECTION"]
@@ -80,6 +80,8 @@ def test_ranges_and_choices():
     assert (inputs["w"].min, inputs["w"].max) == (-50, 50)
     assert inputs["cfg_rows"].options == ["auto", "both", "cond", "opposed"]
     assert inputs["schedule"].optional and not inputs["direction"].optional
+    prompts = host_nodes.NODE_CLASS_MAPPINGS["ScaleTextVariance"].GET_SCHEMA().inputs[-1]
+    assert prompts.optional and (prompts.template.prefix, prompts.template.min, prompts.template.max) == ("prompt", 0, 16)
     directions, _ = host_nodes.NODE_CLASS_MAPPINGS["CombineGuidanceDirections"].GET_SCHEMA().inputs
     assert (directions.template.prefix, directions.template.min, directions.template.max) == ("direction", 1, 16)
 

@@ -2,6 +2,7 @@
 
 from contextlib import contextmanager
 from functools import partial
+from types import MethodType
 from unittest.mock import patch
 
 import comfy.hooks
@@ -10,7 +11,7 @@ import comfy.sd
 import pytest
 import torch
 from benchmarks.in_process import node
-from blind import ANIMA, COSMOS, Projected, form_a, form_b, loaded, reference, weights_from, write
+from blind import ANIMA, COSMOS, DIMS, Projected, form_a, form_b, loaded, reference, weights_from, write
 from comfy.patcher_extension import WrappersMP
 from flux import apply, schedule
 from torch._dynamo.utils import counters
@@ -117,6 +118,49 @@ def test_other_node_before_and_after(small, model, projections, form, other):
     assert (expected - small.sample(guided(small, projections, form, model))).abs().max() > 1e-2
     for patched in (guided(small, projections, form, other(small, model)), other(small, guided(small, projections, form, model))):
         torch.testing.assert_close(small.sample(patched), expected, **TOLERANCE)
+
+
+def test_film_reads_the_time_alone_whoever_adds_text_to_it(small, model, projections):
+    """As packs that add their own pooled text by a hook on the norm's output."""
+    shift = torch.randn(DIMS["model_channels"], generator=torch.Generator().manual_seed(4))
+
+    def add(apply_model, args):
+        hook = model.model.diffusion_model.t_embedding_norm.register_forward_hook(lambda module, args, output: output + shift)
+        try:
+            return apply_model(args["input"], args["timestep"], **args["c"])
+        finally:
+            hook.remove()
+
+    other = on_clone(lambda model: model.set_model_unet_function_wrapper(add))
+    expected = equation(small, projections, "B", model)
+    for module, _ in small.inputs_of(expected.model.diffusion_model):
+        module.register_forward_pre_hook(lambda module, args: (args[0], args[1] + shift, *args[2:]))
+    expected = small.sample(expected)
+    assert (expected - small.sample(guided(small, projections, "B", model))).abs().max() > 1e-2
+    for made in (other(small, guided(small, projections, "B", model)), guided(small, projections, "B", other(small, model))):
+        torch.testing.assert_close(small.sample(made), expected, **TOLERANCE)
+
+
+@pytest.mark.parametrize("cfg", [1.0, 2.5])
+def test_rows_that_another_pack_adds_have_no_text_of_their_own(small, model, projections, cfg):
+    """As NAG does, whose rows attend to another prompt."""
+
+    def forward(self, x, timesteps, context, **inputs):
+        more = [*range(len(x)), len(x) - 1]
+        inputs = {name: value[more] if torch.is_tensor(value) and len(value) == len(x) else value for name, value in inputs.items()}
+        return type(self).forward(self, x[more], timesteps[more], context[more], **inputs)[:-1]
+
+    def call(apply_model, args):
+        diffusion_model = model.model.diffusion_model
+        diffusion_model.forward = MethodType(forward, diffusion_model)
+        try:
+            return apply_model(args["input"], args["timestep"], **args["c"])
+        finally:
+            del diffusion_model.forward
+
+    other = on_clone(lambda model: model.set_model_unet_function_wrapper(call))
+    with pytest.raises(ValueError, match="Another node runs the model's blocks on .*a max-pool projection"):
+        small.sample(guided(small, projections, "B", other(small, model)), cfg=cfg)
 
 
 def test_lora_hook_on_the_positive(small, model, projections):

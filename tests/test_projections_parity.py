@@ -180,6 +180,45 @@ def test_frames_with_a_time_of_their_own(projections, form):
     assert_equals_equations(video, model, made, Projected(file, weights_from(1), base=(1, 2)), noise_mask=given)
 
 
+def test_rows_with_times_of_their_own(projections):
+    """A batch of two videos; of the second one the first frame is given."""
+    video = type(COSMOS)(**{**COSMOS.__dict__, "latent": (16, 3, 8, 8)})
+    model = video.load()
+    projection, file = projections["B with FiLM"]
+    given = torch.ones(2, 1, 3, 8, 8)
+    given[1, :, 0] = 0
+    made = guided(video, model, projection, schedule=schedule(1), cfg_rows="opposed")
+    assert_equals_equations(video, model, made, Projected(file, weights_from(1), rows="opposed"), noise_mask=given, batch=2)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_guidances_that_share_a_projection_run_each_of_its_layers_once_a_step(small, model, projections, batch):
+    """base, p+ and p- of both are rows of one batch, and FiLM, which reads the time alone, sees it once."""
+    projection, file = projections["B with FiLM"]
+    made = guided(small, guided(small, model, projection), projection, seed=20, w=-1.5, cfg_rows="cond", schedule=schedule(1, final_layer=1.0))
+    terms = Projected(file, PROFILE_B), Projected(file, weights_from(1, head=1.0), seed=20, w=-1.5, rows="cond")
+    small.sample(made, steps=1, batch=batch)  # what is made once per prompt is known from here on
+    rows = {}
+    hooks = [
+        layer.register_forward_hook(lambda layer, args, result, name=name: rows.setdefault(name, []).append(len(args[0])))
+        for name, layer in projection.patcher.model.named_children()
+    ]
+    small.sample(made, steps=3, batch=batch)
+    for hook in hooks:
+        hook.remove()
+    own = 2 * batch  # of the batch, with CFG
+    assert rows == {"linear_1": 3 * [own], "film": 3 * [1], "linear_2": 3 * [own + 4]}
+    assert_equals_equations(small, model, made, *terms, batch=batch)
+
+
+def test_half_precision_file_is_cast_once_and_not_at_every_step(tmp_path, small, model):
+    file = {name: tensor.bfloat16() for name, tensor in form_b(film=True).items()}
+    projection = loaded(write(tmp_path / "half.safetensors", file))
+    made = guided(small, model, projection)
+    assert {tensor.dtype for tensor in projection.patcher.model.parameters()} == {torch.float32}
+    assert_equals_equations(small, model, made, Projected({name: tensor.float() for name, tensor in file.items()}, PROFILE_B))
+
+
 @pytest.mark.parametrize("pooling", ["max", "mean"])
 def test_own_file_that_pools_the_context(tmp_path, small, model, pooling):
     file = form_b(film=True)

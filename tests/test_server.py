@@ -250,6 +250,21 @@ def test_lists_that_cannot_be_swept_are_refused_when_queued(client):
         client.queue(with_sweep(w_values="0, x"))
 
 
+def with_scaled_text(**texts):
+    """The schnell workflow with counted text tokens scaled in place of guidance; texts: by input."""
+    prompt = workflow("flux_schnell_aesthetics", CLIPTextEncode={"text": "a cat"})
+    (scale,) = nodes(prompt, "ApplyModulationGuidance")
+    links = {"model": scale["inputs"]["model"], "clip": nodes(prompt, "CLIPTextEncode")[0]["inputs"]["clip"]}
+    scale.update(class_type="ScaleTextVariance", inputs={"scale": 3.0, "start_percent": 0.0, "end_percent": 1.0} | links | texts)
+    return prompt
+
+
+def test_any_text_may_be_the_one_that_is_sampled_with(client):
+    first = pictures(client, with_scaled_text(prompt="a cat"))
+    assert same(first["Guided"], pictures(client, with_scaled_text(**{"prompt": "", "prompts.prompt1": "a cat"}))["Guided"])
+    assert not same(first["Guided"], first["Plain"])
+
+
 def test_directions_are_inspected_without_sampling(client):
     prompt = with_combined_directions("")
     inputs = {"model": nodes(prompt, "ApplyModulationGuidance")[0]["inputs"]["model"], "labels": "one, the same", "w": 3.0}

@@ -1,11 +1,6 @@
 """Scaled text tokens equal z~ = alpha (z - mean(z)) + mean(z), written before each block of a second load of the model."""
 
-from inspect import signature
-
-import comfy.ops
 import comfy.sd
-import comfy.text_encoders.flux
-import comfy.text_encoders.sd3_clip
 import flux
 import pytest
 import torch
@@ -16,121 +11,10 @@ from families.hunyuan_video import REPLACE, TEXT_TO_VIDEO
 from families.kandinsky5 import KANDINSKY5_VIDEO
 from families.mochi import MOCHI
 from families.sd3 import SD3, SD35_MEDIUM
+from text_variance import Counting, FluxSmall, assert_equal_and_moved, equation, flux_equation, joint_alphas, layers, scale, with_formula
 from torch._dynamo.utils import counters
-from transformers import T5TokenizerFast
-
-TOLERANCE = dict(rtol=0, atol=1e-5)
-
-# Where each class's text tokens are: (list of blocks, argument, which part of it), joint blocks first; "last" is behind the image.
-PLACES = {
-    "Flux": [("double_blocks", "txt", "all"), ("single_blocks", "x", "first")],
-    "OpenAISignatureMMDITWrapper": [("joint_blocks", "context", "all")],
-    "HiDreamImageTransformer2DModel": [("double_stream_blocks", "text_tokens", "all"), ("single_stream_blocks", "image_tokens", "last")],
-    "HunyuanVideo": [("double_blocks", "txt", "all"), ("single_blocks", "x", "first")],
-    "QwenImageTransformer2DModel": [("transformer_blocks", "encoder_hidden_states", "all")],
-    "AsymmDiTJoint": [("blocks", "y", "all")],
-    "Chroma": [("double_blocks", "txt", "all"), ("single_blocks", "x", "first")],
-}
-
-
-class FluxSmall:
-    """FLUX.1 of tests/flux.py under the names of tests/families."""
-
-    name = "FLUX.1"
-    depth = 8
-
-    load = staticmethod(lambda: flux.flux())
-    conditioning = staticmethod(flux.conditioning)
-    encoded = staticmethod(flux.conditioning)
-    direction = staticmethod(flux.direction)
-
-    @staticmethod
-    def reload(patcher):
-        return patcher.clone(model_override=flux._loaded(*patcher.model.made_from).get_clone_model_override())
-
-    @staticmethod
-    def sample(model, cfg=2.5, **options):
-        return flux.sample(model, cfg=cfg, **options)
-
 
 FAMILIES = (FluxSmall, SD35_MEDIUM, HIDREAM_I1, TEXT_TO_VIDEO, QWEN_IMAGE, MOCHI, FLUX2, CHROMA, HUNYUAN_VIDEO15)
-
-
-def scale(model, scale=1.5, **inputs):
-    return node("ScaleTextVariance", model=model, scale=scale, **inputs)[0]
-
-
-def layers(text):
-    return node("GuidanceLayerScheduleText", layers=text, final_layer=0.0)[0]
-
-
-def places(model):
-    """[(block, argument, part)] in global order."""
-    kind = next(base.__name__ for base in type(model).__mro__ if base.__name__ in PLACES)
-    return [(block, *where) for name, *where in PLACES[kind] for block in model.get_submodule(name)]
-
-
-def equation(small, patcher, alphas, prompt=None, tokens=None):
-    """A second load with the formula before each block; alphas: one per block.
-
-    prompt: (call's kwargs) -> (rows, tokens) of bools, the tokens of the prompt, None for all of them; tokens: how many there are,
-    for blocks of mixed streams.
-    """
-    patcher = small.reload(patcher)
-    return _with_formula(patcher, alphas, prompt, tokens)
-
-
-def _with_formula(patcher, alphas, prompt=None, tokens=None):
-    model = patcher.model.diffusion_model
-    now = {}
-
-    def at_call(module, args, kwargs):
-        now["mask"] = prompt(kwargs) if prompt else None
-
-    def formula(z, alpha):
-        out = z.clone()
-        for row in range(len(z)):
-            chosen = slice(None) if now["mask"] is None else now["mask"][row]
-            mean = z[row, chosen].mean(dim=0)
-            out[row, chosen] = alpha * (z[row, chosen] - mean) + mean
-        return out
-
-    def at_block(argument, part, alpha):
-        def hook(module, args, kwargs):
-            position = None if argument in kwargs else list(parameters(module)).index(argument)
-            z = kwargs[argument] if position is None else args[position]
-            if part == "all":
-                z = formula(z, alpha)
-            elif part == "first":
-                z = torch.cat((formula(z[:, :tokens], alpha), z[:, tokens:]), dim=1)
-            else:
-                z = torch.cat((z[:, :-tokens], formula(z[:, -tokens:], alpha)), dim=1)
-            if position is None:
-                return args, kwargs | {argument: z}
-            return (*args[:position], z, *args[position + 1:]), kwargs
-
-        return hook
-
-    model.register_forward_pre_hook(at_call, with_kwargs=True)
-    for (block, argument, part), alpha in zip(places(model), alphas, strict=True):
-        if alpha != 1:
-            block.register_forward_pre_hook(at_block(argument, part, alpha), with_kwargs=True)
-    return patcher
-
-
-def parameters(block):
-    names = list(signature(block.forward).parameters)
-    return ["context", "x"] if names[0] == "args" else names  # SD3's block takes them as they come
-
-
-def joint_alphas(model, alpha):
-    """alpha at joint blocks, 1 at those of mixed streams."""
-    return [alpha if part == "all" else 1 for _, _, part in places(model.model.diffusion_model)]
-
-
-def assert_equal_and_moved(actual, expected, plain):
-    assert (expected - plain).abs().max() > 1e-2, "the formula itself must move the picture"
-    torch.testing.assert_close(actual, expected, **TOLERANCE)
 
 
 @pytest.fixture(scope="module", params=FAMILIES, ids=lambda small: small.name)
@@ -189,114 +73,11 @@ def schnell():
     return flux.flux()
 
 
-def flux_equation(model, alpha, **options):
-    return equation(FluxSmall, model, joint_alphas(model, alpha), **options)
-
-
 def test_wrong_equations_would_be_noticed(schnell):
     actual = flux.sample(scale(schnell, 1.5))
     alphas = joint_alphas(schnell, 1.5)
     for wrong in ([1.6] + alphas[1:], [1] + alphas[1:], [*alphas[:-1], 1.5]):
         assert (flux.sample(equation(FluxSmall, schnell, wrong, tokens=8)) - actual).abs().max() > 1e-3
-
-
-@pytest.mark.parametrize("small", [TEXT_TO_VIDEO, QWEN_IMAGE], ids=lambda small: small.name)
-def test_masked_padding_neither_shifts_the_mean_nor_is_scaled(small):
-    model = small.load()
-    # HunyuanVideo's own mask is for one row, so rows go one by one.
-    for seed, count in enumerate((5, 2)):
-        mask = (torch.arange(small.encoded(seed)[0][0].shape[1]) < count).long()[None]
-        sampling = dict(cfg=1.0, positive=small.conditioning(seed, attention_mask=mask))
-        expected = small.sample(equation(small, model, joint_alphas(model, 2.0), prompt=lambda kwargs: mask.bool()), **sampling)
-        assert_equal_and_moved(small.sample(scale(model, 2.0), **sampling), expected, small.sample(model, **sampling))
-        of_all = small.sample(scale(model, 2.0, tokens="all"), **sampling)
-        expected = small.sample(equation(small, model, joint_alphas(model, 2.0)), **sampling)
-        assert_equal_and_moved(of_all, expected, small.sample(model, **sampling))
-
-
-def test_rows_of_zeros_are_padding(schnell):
-    """Each row of the batch has its own."""
-    prompts = [flux.conditioning(seed) for seed in (1, 2)]
-    for prompt, count in zip(prompts, (5, 3)):
-        prompt[0][0][:, count:] = 0
-    mask = {0: torch.arange(8) < 5, 1: torch.arange(8) < 3}
-
-    def rows(kwargs):
-        return torch.stack([mask[chunk] for chunk in kwargs["transformer_options"]["cond_or_uncond"]])
-
-    sampling = dict(zip(("positive", "negative"), prompts), cfg=2.0)
-    expected = flux.sample(flux_equation(schnell, 2.0, prompt=rows), **sampling)
-    assert_equal_and_moved(flux.sample(scale(schnell, 2.0), **sampling), expected, flux.sample(schnell, **sampling))
-    expected = flux.sample(flux_equation(schnell, 2.0), **sampling)
-    torch.testing.assert_close(flux.sample(scale(schnell, 2.0, tokens="all"), **sampling), expected, **TOLERANCE)
-
-
-def test_a_prompt_of_zeros_stays_one(schnell):
-    """As ConditioningZeroOut makes it."""
-    nothing = [[torch.zeros(1, 8, flux.CONTEXT), {"pooled_output": torch.zeros(1, flux.POOLED)}]]
-    sampling = dict(positive=nothing, cfg=1.0)
-    assert torch.equal(flux.sample(scale(schnell, 2.0), **sampling), flux.sample(schnell, **sampling))
-
-
-T5 = dict(num_layers=1, d_model=flux.CONTEXT, d_kv=4, num_heads=2, d_ff=16)
-CLIP = dict(num_hidden_layers=2, hidden_size=flux.POOLED, num_attention_heads=2, intermediate_size=32)
-
-
-def flux_clip():
-    """The host's own FLUX text encoder, tokenizers included, with small random weights."""
-    clip = comfy.sd.CLIP(no_init=True)
-    clip.tokenizer = comfy.text_encoders.flux.FluxTokenizer()
-    small = {"t5xxl_model_config": T5, "clip_l_model_config": CLIP, "custom_operations": comfy.ops.disable_weight_init}
-    clip.cond_stage_model = comfy.text_encoders.flux.FluxClipModel(dtype=torch.float32, dtype_t5=torch.float32, model_options=small)
-    draw = torch.Generator().manual_seed(0)
-    for name, parameter in clip.cond_stage_model.named_parameters():
-        parameter.copy_(torch.randn(parameter.shape, generator=draw) / (parameter.shape[-1] ** 0.5 if parameter.ndim > 1 else 1))
-    clip.tokenizer_options, clip.layer_idx = {}, None
-    return clip
-
-
-def encoded(clip, text):
-    """As CLIPTextEncode does, without moving models about."""
-    tokens, pooled = clip.cond_stage_model.encode_token_weights(clip.tokenize(text))
-    return [[tokens, {"pooled_output": pooled}]]
-
-
-def test_the_tokens_of_a_prompt_can_be_counted(schnell):
-    """FLUX's T5 pads to 256 tokens and gives no mask."""
-    clip = flux_clip()
-    texts = {0: "a (teal:1.2) lighthouse wearing a knitted scarf", 1: "blurred"}
-    count = T5TokenizerFast.from_pretrained(clip.tokenizer.t5xxl.tokenizer.name_or_path)
-    counts = {chunk: len(count(text.replace("(", "").replace(":1.2)", ""))["input_ids"]) for chunk, text in texts.items()}
-    assert 1 < counts[1] < counts[0] < 30
-    positive, negative = (encoded(clip, text) for text in texts.values())
-    assert positive[0][0].shape[1] == 256
-
-    def rows(kwargs):
-        return torch.stack([torch.arange(256) < counts[chunk] for chunk in kwargs["transformer_options"]["cond_or_uncond"]])
-
-    sampling = dict(positive=positive, negative=negative, cfg=2.0, steps=2)
-    expected = flux.sample(flux_equation(schnell, 2.0, prompt=rows), **sampling)
-    actual = flux.sample(scale(schnell, 2.0, clip=clip, prompt=texts[0], negative_prompt=texts[1]), **sampling)
-    assert_equal_and_moved(actual, expected, flux.sample(schnell, **sampling))
-    uncounted = flux.sample(scale(schnell, 2.0), **sampling)
-    torch.testing.assert_close(uncounted, flux.sample(flux_equation(schnell, 2.0), **sampling), **TOLERANCE)
-    assert (uncounted - actual).abs().max() > 1e-3
-
-    with pytest.raises(ValueError, match="make 256 text tokens, but a conditioning that is sampled with has 8"):
-        flux.sample(scale(schnell, 2.0, clip=clip, prompt=texts[0]), cfg=1.0)
-    with pytest.raises(ValueError, match="clip and prompt, and clip is not connected"):
-        scale(schnell, prompt="a")
-    with pytest.raises(ValueError, match="clip and prompt, and prompt is not connected"):
-        scale(schnell, clip=clip)
-    with pytest.raises(ValueError, match="nothing to count"):
-        scale(schnell, clip=clip, prompt="a", tokens="all")
-    perp_neg = node("PerpNeg", model=scale(schnell, 2.0, clip=clip, prompt=texts[0]), empty_conditioning=negative, neg_scale=0.5)[0]
-    with pytest.raises(ValueError, match="a conditioning of its own.* reads their tokens off the prompts connected to it: disconnect these"):
-        flux.sample(perp_neg, **sampling)
-    other = comfy.sd.CLIP(no_init=True)
-    other.tokenizer, other.cond_stage_model, other.tokenizer_options = comfy.sd1_clip.SD1Tokenizer(clip_name="h"), clip.cond_stage_model, {}
-    with pytest.raises(ValueError, match="makes tokens for h, but FLUX.1 reads those of t5xxl or l.*DualCLIPLoader and type flux"):
-        scale(schnell, clip=other, prompt="a")
 
 
 def test_percent_window(schnell):
@@ -328,7 +109,7 @@ def test_beside_guidance(schnell, first):
         return flux.apply(model, flux.direction(), schedule=flux.schedule(1), cfg_rows="opposed")
 
     both = scale(guided(schnell)) if first == "guidance" else guided(scale(schnell))
-    reference = _with_formula(flux.reference(schnell, flux.terms_of(start=1, rows="opposed")), [1.5, 1.5, 1.5, 1, 1, 1, 1, 1])
+    reference = with_formula(flux.reference(schnell, flux.terms_of(start=1, rows="opposed")), [1.5, 1.5, 1.5, 1, 1, 1, 1, 1])
     expected = flux.sample(reference, cfg=2.0)
     for other in (guided(schnell), scale(schnell)):
         assert_equal_and_moved(flux.sample(both, cfg=2.0), expected, flux.sample(other, cfg=2.0))
@@ -359,16 +140,6 @@ def test_nothing_is_left_behind(schnell):
     flux.sample(flux.apply(scale(schnell), flux.direction()))
     assert torch.equal(flux.sample(schnell), before)
     assert {name: set(module.__dict__) for name, module in schnell.model.named_modules()} == attributes
-
-
-class Counting:
-    """A torch.compile backend that counts graphs and runs them as they are."""
-
-    graphs = 0
-
-    def __call__(self, graph, inputs):
-        self.graphs += 1
-        return graph.forward
 
 
 def test_no_number_compiles_again():

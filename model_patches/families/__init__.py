@@ -1,9 +1,10 @@
 """The model families: one file each, listed here."""
 
-from torch import nn
-
+from ..host_model import HostModel
 from .anima import ANIMA
-from .base import RESULT, BlockInput, Call, Family, Injection, OncePerPrompt, Sampling, TextContext, TextPath, TextTokens
+from .base import (
+    OWN_TEXT, RESULT, BlockInput, Call, Counting, Family, Injection, OncePerPrompt, Sampling, TextContext, TextPath, TextTokens,
+)
 from .chroma import CHROMA
 from .cosmos1 import COSMOS1
 from .cosmos_predict2 import COSMOS_PREDICT2
@@ -28,17 +29,33 @@ FAMILIES: tuple[Family, ...] = (
     ANIMA, COSMOS_PREDICT2, COSMOS1, WAN, QWEN_IMAGE, FLUX2, LUMINA2, CHROMA, LTXV, HUNYUAN_VIDEO15,
 )
 
-__all__ = ["FAMILIES", "RESULT", "BlockInput", "Call", "Family", "Injection", "OncePerPrompt", "Sampling", "TextContext", "TextPath", "TextTokens", "family_of"]
+__all__ = [
+    "FAMILIES", "OWN_TEXT", "RESULT", "BlockInput", "Call", "Counting", "Family", "Injection", "OncePerPrompt", "Sampling", "TextContext",
+    "TextPath", "TextTokens", "family_of", "refuse_wrapped",
+]
 
 
-def family_of(diffusion_model: nn.Module, model_name: str) -> Family:
-    """The family of a host model; model_name is the host's name for it. Raises ValueError with both names if there is none."""
+def family_of(host: HostModel) -> Family:
+    """The family of a host model. Raises ValueError with its names if there is none."""
     for family in FAMILIES:
-        if family.matches(diffusion_model):
+        if family.matches(host.diffusion_model, host.cls):
             return family
+    refuse_wrapped(host)
     reading, blind = (", ".join(family.name for family in FAMILIES if (family.text is None) == is_blind) for is_blind in (False, True))
     raise ValueError(
         f"Modulation guidance works on diffusion transformers that have pooled text in their modulation ({reading}), and with a pooled "
-        f"projection on text-blind ones ({blind}). This model is a {model_name} (class {type(diffusion_model).__name__}), which is "
+        f"projection on text-blind ones ({blind}). This model is a {host.name} (class {host.cls.__name__}), which is "
         "not among them. Connect a model of a supported family."
     )
+
+
+def refuse_wrapped(host: HostModel) -> None:
+    """Raises ValueError, with what to load instead, for a class that only wraps another library's model in one module (Nunchaku's FLUX)."""
+    inside = list(host.diffusion_model.children())
+    is_the_hosts = any(base.__module__.startswith("comfy.") for base in host.cls.__mro__)
+    if len(inside) == 1 and not is_the_hosts:
+        raise ValueError(
+            f"This model is a {host.name}, but its class {host.cls.__name__} is not the host's: it wraps another library's "
+            f"{type(inside[0]).__name__}, whose blocks cannot be reached one by one. Load the same model in a form that the host runs "
+            "itself: as safetensors (fp8 too) or GGUF."
+        )

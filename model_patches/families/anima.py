@@ -34,7 +34,7 @@ def _of_rows(model, call):
 
 ANIMA = Family(
     name="Anima",
-    matches=lambda model: isinstance(model, Anima),
+    matches=lambda model, cls: issubclass(cls, Anima),
     injections=INJECTIONS,
     text=None,
     context=TextContext(context_width, _of_prompt, _of_rows),

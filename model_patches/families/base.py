@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import comfy.model_management
 import comfy.utils
@@ -17,23 +17,25 @@ from ..directions import EncodedPrompt, PromptPair
 from ..schedules import LayerSchedule, RangeSchedule
 
 RESULT = "(result)"
+OWN_TEXT = "(the text of the rows themselves)"
 
 
-@dataclass(frozen=True)
-class BlockInput:
+class BlockInput(NamedTuple):
     """A module and one argument of its forward, by name and by position among the positional ones.
 
     Named RESULT: not an argument but a part of the tuple that the module returns, by position.
     carry: for an argument that is made from y by a layer before the block: (model, call, y's two shifts, see `shifted`) ->
     what is added to the argument at this call, a tensor or a structure of them like the argument's; None where the argument is y.
-    part: takes a block's part out of what `carry` makes, where one layer makes the arguments of all blocks at once.
+    repeats: whether the argument holds the rows of the batch several times over where reference pictures have a time of their own.
+    part: (model, what `carry` makes) -> a block's part of it, where one layer makes the arguments of all blocks at once.
     """
 
     module: nn.Module
     name: str
     position: int
     carry: Callable[[nn.Module, Call, Tensor | None, Tensor | None], Any] | None = None
-    part: Callable[[Any], Any] | None = None
+    part: Callable[[nn.Module, Any], Any] | None = None
+    repeats: bool = False
 
 
 class Sampling:
@@ -49,7 +51,9 @@ class Call:
 
     sigma: (R,) noise levels, R the rows of the batch, which is made of `chunks` equal parts (one per conditioning).
     context: (R, L, C) the rows' own text tokens. conds: the model's other inputs, by the host's names.
-    sample_sigmas: all noise levels of this sampling, where the host tells. sampling: the one that the call belongs to, None outside of any.
+    sample_sigmas: all noise levels of this sampling, where the host tells.
+    options: the transformer options that the model gets in this call and no other; whoever edits the call may put patches there.
+    sampling: the one that the call belongs to; None outside of any.
     """
 
     base_model: Any
@@ -59,6 +63,7 @@ class Call:
     context: Tensor | None
     conds: dict[str, Any]
     sample_sigmas: Tensor | None = None
+    options: dict[str, Any] = field(default_factory=dict)
     sampling: Sampling | None = None
 
     @property
@@ -93,6 +98,25 @@ class Call:
         return per_chunk.repeat(self.chunks, *[1] * (tensor.ndim - 1))
 
 
+def in_width(layer: nn.Module) -> int:
+    """How many features a linear layer reads, whatever its class."""
+    return _features(layer, "in_features", 1)
+
+
+def out_width(layer: nn.Module) -> int:
+    """How many features a linear layer makes, whatever its class."""
+    return _features(layer, "out_features", 0)
+
+
+def _features(layer: nn.Module, name: str, dimension: int) -> int:
+    if hasattr(layer, name):
+        return getattr(layer, name)
+    # Layers of loaders that quantise with bitsandbytes hold a weight and nothing else, and its own shape is that of packed bytes. The
+    # true one is kept beside it; on the layer too, since the weight loses it where the host makes a new parameter of it.
+    states = (getattr(holder, "quant_state", None) for holder in (layer, layer.weight))
+    return next((state for state in states if state is not None), layer.weight).shape[dimension]
+
+
 class OncePerPrompt:
     """What layers make of a prompt whatever the step, made once in a sampling.
 
@@ -113,14 +137,21 @@ class OncePerPrompt:
 
 
 class TextPath:
-    """How the prompts of a direction become a shift of y.
+    """How texts become shifts of y.
 
     injection: the name of the family's injection that takes the shift.
-    has_base: whether `base` gives anything.
+    base_texts: what the base is made of, prompts or OWN_TEXT; empty where there is none.
+    same_for_rows: whether the contributions of a single prompt are known to be the same for every row.
     """
 
     injection = "modulation"
-    has_base = False
+    base_texts: tuple[EncodedPrompt | str, ...] = ()
+    same_for_rows = False
+
+    @property
+    def source(self) -> Hashable:
+        """What makes the contributions; those of one source are made together, whichever guidances they are for."""
+        return self
 
     def check(self, family: Family, model: nn.Module, prompt: EncodedPrompt) -> None:
         """Raises ValueError, with what to do, if the prompt can't be read."""
@@ -131,13 +162,14 @@ class TextPath:
         for prompt in (pair.positive, pair.negative):
             self.check(family, model, prompt)
 
-    def difference(self, model: nn.Module, pair: PromptPair, call: Call) -> Tensor:
-        """y(p+) - y(p-) at this call, (R, D) in fp32; (R, T, D) where frames have a time of their own."""
+    def contributions(self, model: nn.Module, texts: list[EncodedPrompt | str], call: Call) -> dict[EncodedPrompt | str, Tensor]:
+        """What each of the texts contributes to y at this call, up to what all contribute: (R, D) in fp32, (R, T, D) where frames have
+        a time of their own."""
         raise NotImplementedError
 
-    def base(self, model: nn.Module, call: Call, conditional: list[bool]) -> Tensor | None:
-        """What goes into y at every step, whatever w: the rows' own pooled text, of the shape of `difference`; None for nothing."""
-        return None
+    def base(self, of_text: dict[EncodedPrompt | str, Tensor], conditional: list[bool | None]) -> Tensor | None:
+        """What goes into y at every step, whatever w, made of the contributions of `base_texts`; None for nothing."""
+        return of_text.get(OWN_TEXT)
 
     def takes_base(self, weight: float) -> bool:
         """Whether a layer with this weight in the schedule takes the base."""
@@ -167,6 +199,8 @@ class PooledText(TextPath):
     width: how many features the model reads. modulation: (N, P) -> (N, D).
     """
 
+    same_for_rows = True
+
     width: Callable[[nn.Module], int]
     modulation: Callable[[nn.Module, Tensor], Tensor]
 
@@ -192,15 +226,11 @@ class PooledText(TextPath):
                 f"without the part that makes them. Encode it with the text encoder the model uses: {family.encoder}."
             )
 
-    def difference(self, model, pair, call):
-        toward, away = self._pooled(model, pair, call)
-        shift = self.modulation(model, torch.cat((toward, away))).float()
-        toward, away = shift.tensor_split([len(toward)])
-        return call.to_rows(toward - away)
-
-    def _pooled(self, model, pair, call) -> list[Tensor]:
+    def contributions(self, model, texts, call):
         width = self.width(model)  # a wider pooled output is cut to it, as the host cuts it
-        return [call.cast(prompt.pooled[:, :width]) for prompt in (pair.positive, pair.negative)]
+        pooled = [call.cast(prompt.pooled[:, :width]) for prompt in texts]
+        made = self.modulation(model, torch.cat(pooled)).float().split([len(each) for each in pooled])
+        return {prompt: call.to_rows(each) for prompt, each in zip(texts, made, strict=True)}
 
 
 @dataclass(frozen=True)
@@ -237,9 +267,28 @@ def unmasked(call: Call) -> Tensor:
     mask = call.conds.get("attention_mask")
     if mask is None:
         return present
-    # As the host reads it: numbers that are added to the attention, or 1 for a token and 0 for padding.
-    kept = mask >= 0 if mask.is_floating_point() else mask.bool()
+    if mask.ndim == 3:
+        # (R, L + image tokens, the same): what each token sees. What no image token sees is as good as padding.
+        count = present.shape[1]
+        mask = mask[:, count:, :count].amax(dim=1)
+    # As the host reads it: numbers that are added to the attention, or 1 for a token and 0 for padding. exp(-100) is 0 in fp32.
+    kept = mask > -100 if mask.is_floating_point() else mask.bool()
     return present & kept.to(present.device)
+
+
+@dataclass(frozen=True)
+class Counting:
+    """How text tokens are told from padding where encoders pad without a mask: by counting those of the prompt.
+
+    encoders: which ones, by the host's names; of names in one string any will do.
+    in_order: {name of an encoder that is loaded: True for each token of the prompt, False for padding} -> the same for all L tokens
+    as they follow each other in the blocks, those that stand for encoders which are not loaded included.
+    given: (tokens (N, L', C), extras), as the encoders give them -> (N, L, C'), in that order: what prompts are told apart by.
+    """
+
+    encoders: tuple[str, ...]
+    in_order: Callable[[dict[str, list[bool]]], list[bool]]
+    given: Callable[[Tensor, dict[str, Any]], Tensor] = lambda tokens, extras: tokens
 
 
 @dataclass(frozen=True)
@@ -250,22 +299,21 @@ class TextTokens:
     mixed: the blocks after them, and the argument that holds text and image tokens in one, (R, L + image tokens, D).
     mixed_text_first: whether the text comes before the image there.
     present: (call) -> (R, L), True for the prompt's tokens and False for padding, as far as the model's inputs tell; L as in the blocks.
-    encoders: the encoders, by the host's names, whose tokens follow each other in L, where their padding can't be told from the
-    inputs but only by counting the tokens of the prompt; of names in one string the first that the host has loaded.
+    counting: for padding that the inputs do not tell; None where they do.
     """
 
     joint: Callable[[nn.Module], list[BlockInput]]
     mixed: Callable[[nn.Module], list[BlockInput]] = lambda model: []
     mixed_text_first: bool = True
     present: Callable[[Call], Tensor] = unmasked
-    encoders: tuple[str, ...] = ()
+    counting: Counting | None = None
 
 
 @dataclass(frozen=True)
 class Family:
     """A family of diffusion transformers that share a class of the host.
 
-    matches: is this host model mine.
+    matches: (model, its class) -> is this host model mine.
     injections: where shifts may enter, by name; each has the same number of blocks.
     text: how the model itself takes text into y; None for text-blind models, which need a projection.
     start_layer (None: a tenth of the depth), final_layer, cfg_rows: the reference's settings, used where the user gives none.
@@ -276,7 +324,7 @@ class Family:
     """
 
     name: str
-    matches: Callable[[nn.Module], bool]
+    matches: Callable[[nn.Module, type], bool]
     injections: dict[str, Injection]
     text: TextPath | None
     encoder: str

@@ -12,7 +12,7 @@ from comfy.ldm.chroma.model import Chroma
 from comfy.ldm.flux.layers import timestep_embedding
 
 from ..shifts import shifted
-from .base import BlockInput, Family, Injection, TextContext, TextTokens
+from .base import BlockInput, Family, Injection, TextContext, TextTokens, in_width, out_width
 
 _ROWS = 344  # of modulations that the host asks the approximator for
 
@@ -39,11 +39,11 @@ def _carry(model, call, added, norm_kept):
     return _modulations(model, shifted(hidden, added, norm_kept)) - _modulations(model, hidden)
 
 
-def _double(model, i, modulations):
+def _double(model, modulations, i):
     return tuple(model.get_modulations(modulations, stream, idx=i) for stream in ("double_img", "double_txt"))
 
 
-def _single(model, i, modulations):
+def _single(model, modulations, i):
     return model.get_modulations(modulations, "single", idx=i)
 
 
@@ -54,18 +54,18 @@ def _final(model, modulations):
 CHROMA = Family(
     name="Chroma",
     # Radiance, a subclass, ends in another head.
-    matches=lambda model: type(model) is Chroma,
+    matches=lambda model, cls: cls is Chroma,
     injections={"time embedding": Injection(
         blocks=lambda model: [
-            *(BlockInput(block, "vec", 2, _carry, partial(_double, model, i)) for i, block in enumerate(model.double_blocks)),
-            *(BlockInput(block, "vec", 1, _carry, partial(_single, model, i)) for i, block in enumerate(model.single_blocks)),
+            *(BlockInput(block, "vec", 2, _carry, partial(_double, i=i)) for i, block in enumerate(model.double_blocks)),
+            *(BlockInput(block, "vec", 1, _carry, partial(_single, i=i)) for i, block in enumerate(model.single_blocks)),
         ],
-        head=lambda model: BlockInput(model.final_layer, "vec", 1, _carry, partial(_final, model)),
+        head=lambda model: BlockInput(model.final_layer, "vec", 1, _carry, _final),
         y=_hidden,
-        width=lambda model: model.distilled_guidance_layer.in_proj.out_features,
+        width=lambda model: out_width(model.distilled_guidance_layer.in_proj),
     )},
     text=None,
-    context=TextContext(lambda model: model.txt_in.in_features),
+    context=TextContext(lambda model: in_width(model.txt_in)),
     encoder="T5-XXL, with CLIPLoader and type chroma",
     # The host does not pad the tokens.
     text_tokens=TextTokens(

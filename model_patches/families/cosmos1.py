@@ -7,23 +7,25 @@ Settings as COSMOS's reference has them (github.com/quickjkee/modulation-guidanc
 
 from comfy.ldm.cosmos.model import GeneralDIT
 
-from .base import BlockInput, Family, Injection, TextContext
+from .base import BlockInput, Family, Injection, TextContext, in_width
 
 
 def _time_embedding(model, call):
     """(R, D)"""
-    frequencies = model.t_embedder[0](call.timestep.flatten()).to(call.dtype)
-    return model.affline_norm(model.t_embedder[1](frequencies)[0])
+    embedding = model.t_embedder[0](call.timestep.flatten()).to(call.dtype)
+    if not model.t_embedder[1].use_adaln_lora:  # with it those layers make adaln_lora alone
+        embedding = model.t_embedder[1](embedding)[0]
+    return model.affline_norm(embedding)
 
 
 def _context_width(model):
     attentions = (layer.block.attn for layer in model.blocks["block0"].blocks if layer.block_type in ("cross_attn", "ca"))
-    return next(attentions).to_k[0].in_features
+    return in_width(next(attentions).to_k[0])
 
 
 COSMOS1 = Family(
     name="Cosmos 1",
-    matches=lambda model: isinstance(model, GeneralDIT),
+    matches=lambda model, cls: issubclass(cls, GeneralDIT),
     injections={
         "time embedding": Injection(
             blocks=lambda model: [BlockInput(block, "emb_B_D", 1) for block in model.blocks.values()],

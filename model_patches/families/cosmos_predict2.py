@@ -11,7 +11,7 @@ from .minitrain import INJECTIONS, context_width
 
 COSMOS_PREDICT2 = Family(
     name="Cosmos-Predict2",
-    matches=lambda model: isinstance(model, MiniTrainDIT),
+    matches=lambda model, cls: issubclass(cls, MiniTrainDIT),
     injections=INJECTIONS,
     text=None,
     context=TextContext(context_width),

@@ -6,25 +6,26 @@ Reference settings: github.com/quickjkee/modulation-guidance, FLUX schnell and d
 
 from comfy.ldm.flux.model import Flux
 
-from .base import BlockInput, Family, Injection, PooledText, TextTokens
+from .base import BlockInput, Counting, Family, Injection, PooledText, TextTokens
 
 
-def _matches(model):
+def _matches(model, cls):
     # FLUX.2 is the same class without a pooled text path.
-    return isinstance(model, Flux) and model.vector_in is not None
+    return issubclass(cls, Flux) and model.vector_in is not None
 
 
 def _blocks(model):
     return [
-        *(BlockInput(block, "vec", 2) for block in model.double_blocks),
-        *(BlockInput(block, "vec", 1) for block in model.single_blocks),
+        *(BlockInput(block, "vec", 2, repeats=True) for block in model.double_blocks),
+        *(BlockInput(block, "vec", 1, repeats=True) for block in model.single_blocks),
     ]
 
 
 FLUX = Family(
     name="FLUX.1",
     matches=_matches,
-    injections={"modulation": Injection(_blocks, head=lambda model: BlockInput(model.final_layer, "vec", 1))},
+    # Where the head reads y, and not the head itself: some packs run its parts one by one.
+    injections={"modulation": Injection(_blocks, head=lambda model: BlockInput(model.final_layer.adaLN_modulation, "input", 0, repeats=True))},
     text=PooledText(
         width=lambda model: model.params.vec_in_dim,
         modulation=lambda model, pooled: model.vector_in(pooled),
@@ -35,6 +36,6 @@ FLUX = Family(
     text_tokens=TextTokens(
         joint=lambda model: [BlockInput(block, "txt", 1) for block in model.double_blocks],
         mixed=lambda model: [BlockInput(block, "x", 0) for block in model.single_blocks],
-        encoders=("t5xxl l",),
+        counting=Counting(("t5xxl l",), in_order=lambda masks: masks.get("t5xxl", masks.get("l", []))),
     ),
 )

@@ -11,7 +11,7 @@ from comfy.ldm.flux.model import Flux
 from torch.nn import functional
 
 from ..shifts import difference, shifted
-from .base import BlockInput, Family, Injection, TextContext, TextTokens
+from .base import BlockInput, Family, Injection, TextContext, TextTokens, in_width
 
 
 def _at(model, call, timestep):
@@ -59,18 +59,18 @@ def _padded(model, prompt, call):
 
 FLUX2 = Family(
     name="FLUX.2",
-    matches=lambda model: isinstance(model, Flux) and model.params.global_modulation,
+    matches=lambda model, cls: issubclass(cls, Flux) and model.params.global_modulation,
     injections={"time embedding": Injection(
         blocks=lambda model: [
-            *(BlockInput(block, "vec", 2, _carry_double) for block in model.double_blocks),
-            *(BlockInput(block, "vec", 1, _carry_single) for block in model.single_blocks),
+            *(BlockInput(block, "vec", 2, _carry_double, repeats=True) for block in model.double_blocks),
+            *(BlockInput(block, "vec", 1, _carry_single, repeats=True) for block in model.single_blocks),
         ],
-        head=lambda model: BlockInput(model.final_layer, "vec", 1),
+        head=lambda model: BlockInput(model.final_layer, "vec", 1, repeats=True),
         y=_time_embedding,
         width=lambda model: model.hidden_size,
     )},
     text=None,
-    context=TextContext(lambda model: model.txt_in.in_features, of_prompt=_padded),
+    context=TextContext(lambda model: in_width(model.txt_in), of_prompt=_padded),
     encoder="Mistral 3 (dev) or Qwen3 (Klein), with CLIPLoader and type flux2",
     # The host pads with zeros; the padding of the encoder itself, before that, can't be told.
     text_tokens=TextTokens(

@@ -7,7 +7,7 @@ Reference settings: github.com/quickjkee/modulation-guidance, HiDream: w 3, star
 import torch
 from comfy.ldm.hidream.model import HiDreamImageTransformer2DModel
 
-from .base import BlockInput, Family, Injection, PooledText, TextTokens
+from .base import BlockInput, Counting, Family, Injection, PooledText, TextTokens, in_width
 
 
 def _blocks(model):
@@ -21,12 +21,26 @@ def _present(call):
     return torch.cat((t5, llama, llama), dim=1)
 
 
+def _in_order(masks):
+    """The host gives 128 zeros for a T5 that is not loaded, and one for Llama."""
+    llama = masks.get("llama", [False])
+    return [*masks.get("t5xxl", [False] * 128), *llama, *llama]
+
+
+def _given(tokens, extras):
+    """Of Llama's layers one tells prompts apart as well as all, and of the wider tokens as many features as the others have."""
+    llama = extras["conditioning_llama3"][:, 0]
+    width = min(tokens.shape[-1], llama.shape[-1])
+    return torch.cat([part[..., :width] for part in (tokens, llama, llama)], dim=1)
+
+
 HIDREAM = Family(
     name="HiDream-I1",
-    matches=lambda model: isinstance(model, HiDreamImageTransformer2DModel),
-    injections={"modulation": Injection(_blocks, head=lambda model: BlockInput(model.final_layer, "vec", 1))},
+    matches=lambda model, cls: issubclass(cls, HiDreamImageTransformer2DModel),
+    # Where the head reads y, and not the head itself: some packs run its parts one by one.
+    injections={"modulation": Injection(_blocks, head=lambda model: BlockInput(model.final_layer.adaLN_modulation, "input", 0))},
     text=PooledText(
-        width=lambda model: model.p_embedder.pooled_embedder.linear_1.in_features,
+        width=lambda model: in_width(model.p_embedder.pooled_embedder.linear_1),
         modulation=lambda model, pooled: model.p_embedder(pooled),
     ),
     encoder="CLIP-L and CLIP-G, with QuadrupleCLIPLoader",
@@ -39,6 +53,6 @@ HIDREAM = Family(
         mixed=lambda model: [BlockInput(block, "image_tokens", 0) for block in model.single_stream_blocks],
         mixed_text_first=False,
         present=_present,
-        encoders=("t5xxl", "llama", "llama"),
+        counting=Counting(("t5xxl", "llama"), _in_order, _given),
     ),
 )

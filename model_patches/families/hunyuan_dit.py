@@ -32,7 +32,7 @@ class _PooledTokens(TextPath):
                 f"{expected}. Encode it with the text encoder the model uses: {family.encoder}."
             )
 
-    def difference(self, model, pair, call):
+    def contributions(self, model, texts, call):
         beside_text = []
         if model.size_cond:
             sizes = call.cast(call.conds["image_meta_size"])
@@ -40,11 +40,10 @@ class _PooledTokens(TextPath):
         if model.use_style_cond:
             style = torch.zeros(call.rows, device=call.x.device, dtype=torch.int)
             beside_text.append(model.style_embedder(style, out_dtype=call.dtype))
-        toward, away = (
-            model.extra_embedder(torch.cat((call.to_rows(self._pooled(model, prompt, call)), *beside_text), dim=1)).float()
-            for prompt in (pair.positive, pair.negative)
-        )
-        return toward - away
+        return {
+            prompt: model.extra_embedder(torch.cat((call.to_rows(self._pooled(model, prompt, call)), *beside_text), dim=1)).float()
+            for prompt in texts
+        }
 
     def _pooled(self, model, prompt, call):
         return self.pooled.get(model, prompt, call, lambda: model.pooler(call.cast(prompt.extras[TOKENS])))
@@ -52,7 +51,7 @@ class _PooledTokens(TextPath):
 
 HUNYUAN_DIT = Family(
     name="Hunyuan-DiT",
-    matches=lambda model: isinstance(model, HunYuanDiT),
+    matches=lambda model, cls: issubclass(cls, HunYuanDiT),
     injections={"modulation": Injection(
         blocks=lambda model: [BlockInput(block, "c", 1) for block in model.blocks],
         head=lambda model: BlockInput(model.final_layer, "c", 1),

@@ -10,9 +10,9 @@ from comfy.ldm.hunyuan_video.model import HunyuanVideo
 from .base import BlockInput, Family, Injection, PooledText, TextTokens
 
 
-def _matches(model):
+def _matches(model, cls):
     # HunyuanVideo 1.5 and HunyuanImage 2.1 are the same class without a pooled text path.
-    return isinstance(model, HunyuanVideo) and model.vector_in is not None
+    return issubclass(cls, HunyuanVideo) and model.vector_in is not None
 
 
 def _blocks(model):

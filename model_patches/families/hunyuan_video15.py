@@ -9,7 +9,7 @@ import torch
 from comfy.ldm.flux.layers import timestep_embedding
 from comfy.ldm.hunyuan_video.model import HunyuanVideo
 
-from .base import BlockInput, Family, Injection, TextContext, TextTokens, unmasked
+from .base import BlockInput, Family, Injection, TextContext, TextTokens, in_width, unmasked
 
 
 def _present(call):
@@ -52,7 +52,7 @@ def _time_embedding(model, call):
 
 HUNYUAN_VIDEO15 = Family(
     name="HunyuanVideo 1.5",
-    matches=lambda model: isinstance(model, HunyuanVideo) and model.vector_in is None,
+    matches=lambda model, cls: issubclass(cls, HunyuanVideo) and model.vector_in is None,
     injections={"time embedding": Injection(
         blocks=lambda model: [
             *(BlockInput(block, "vec", 2) for block in model.double_blocks),
@@ -63,7 +63,7 @@ HUNYUAN_VIDEO15 = Family(
         width=lambda model: model.hidden_size,
     )},
     text=None,
-    context=TextContext(lambda model: model.txt_in.input_embedder.in_features),
+    context=TextContext(lambda model: in_width(model.txt_in.input_embedder)),
     encoder="Qwen2.5-VL 7B, with DualCLIPLoader and type hunyuan_video_15 or hunyuan_image",
     # The host does not pad the tokens, and gives their mask where a prompt holds padding all the same.
     text_tokens=TextTokens(

@@ -6,17 +6,17 @@ There is no reference implementation of modulation guidance for it: start layer 
 
 from comfy.ldm.kandinsky5.model import Kandinsky5
 
-from .base import BlockInput, Family, Injection, PooledText
+from .base import BlockInput, Family, Injection, PooledText, in_width
 
 KANDINSKY5 = Family(
     name="Kandinsky 5",
-    matches=lambda model: isinstance(model, Kandinsky5),
+    matches=lambda model, cls: issubclass(cls, Kandinsky5),
     injections={"modulation": Injection(
         blocks=lambda model: [BlockInput(block, "time_embed", 2) for block in model.visual_transformer_blocks],
         head=lambda model: BlockInput(model.out_layer, "time_embed", 1),
     )},
     text=PooledText(
-        width=lambda model: model.pooled_text_embeddings.in_layer.in_features,
+        width=lambda model: in_width(model.pooled_text_embeddings.in_layer),
         modulation=lambda model, pooled: model.pooled_text_embeddings(pooled),
     ),
     encoder="CLIP-L, with DualCLIPLoader and type kandinsky5 or kandinsky5_image",

@@ -7,19 +7,19 @@ There is no reference for its settings: start layer a tenth of the depth, both r
 
 from comfy.ldm.lumina.model import NextDiT
 
-from .base import BlockInput, Family, Injection, TextContext
+from .base import BlockInput, Family, Injection, TextContext, in_width
 
 LUMINA2 = Family(
     name="Lumina 2 / Z-Image",
     # Its subclass for pixel space has another head.
-    matches=lambda model: type(model) is NextDiT and model.clip_text_pooled_proj is None,
+    matches=lambda model, cls: cls is NextDiT and model.clip_text_pooled_proj is None,
     injections={"time embedding": Injection(
-        blocks=lambda model: [BlockInput(block, "adaln_input", 3) for block in model.layers],
-        head=lambda model: BlockInput(model.final_layer, "c", 1),
+        blocks=lambda model: [BlockInput(block, "adaln_input", 3, repeats=True) for block in model.layers],
+        head=lambda model: BlockInput(model.final_layer, "c", 1, repeats=True),
         y=lambda model, call: model.t_embedder((1.0 - call.timestep) * model.time_scale, dtype=call.dtype),
-        width=lambda model: model.layers[0].adaLN_modulation[-1].in_features,
+        width=lambda model: in_width(model.layers[0].adaLN_modulation[-1]),
     )},
     text=None,
-    context=TextContext(lambda model: model.cap_embedder[1].in_features),
+    context=TextContext(lambda model: in_width(model.cap_embedder[1])),
     encoder="Gemma 2 2B (Lumina 2) or Qwen3 4B (Z-Image), with CLIPLoader and type lumina2",
 )

@@ -10,8 +10,11 @@ from .base import BlockInput, Injection
 def _time_embedding(model, call):
     """(R, D), or (R, T, D) where frames have a time of their own."""
     timestep = call.timestep
-    frequencies = model.t_embedder[0](timestep.reshape(call.rows, -1)).to(call.dtype)
-    embedding = model.t_embedding_norm(model.t_embedder[1](frequencies)[0])
+    embedding = model.t_embedder[0](timestep.reshape(call.rows, -1)).to(call.dtype)
+    if not model.t_embedder[1].use_adaln_lora:  # with it those layers make adaln_lora alone
+        embedding = model.t_embedder[1](embedding)[0]
+    # Past hooks: other packs add text to the norm's output by one, and this is the time alone.
+    embedding = model.t_embedding_norm.forward(embedding)
     return embedding if timestep.ndim == 2 else embedding.squeeze(1)
 
 

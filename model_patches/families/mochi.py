@@ -11,6 +11,8 @@ from .base import BlockInput, Family, Injection, OncePerPrompt, TextPath, TextTo
 
 
 class _PooledTokens(TextPath):
+    same_for_rows = True
+
     def __init__(self):
         self.pooled = OncePerPrompt()
 
@@ -22,11 +24,10 @@ class _PooledTokens(TextPath):
                 f"Encode it with the text encoder the model uses: {family.encoder}."
             )
 
-    def difference(self, model, pair, call):
-        toward, away = (
-            self.pooled.get(model, prompt, call, lambda: self._pooled(model, prompt, call)) for prompt in (pair.positive, pair.negative)
-        )
-        return call.to_rows(toward - away)
+    def contributions(self, model, texts, call):
+        return {
+            prompt: call.to_rows(self.pooled.get(model, prompt, call, lambda: self._pooled(model, prompt, call))) for prompt in texts
+        }
 
     def _pooled(self, model, prompt, call):
         mask = prompt.extras.get("attention_mask")
@@ -36,7 +37,7 @@ class _PooledTokens(TextPath):
 
 MOCHI = Family(
     name="Mochi",
-    matches=lambda model: isinstance(model, AsymmDiTJoint),
+    matches=lambda model, cls: issubclass(cls, AsymmDiTJoint),
     injections={"modulation": Injection(
         blocks=lambda model: [BlockInput(block, "c", 1) for block in model.blocks],
         head=lambda model: BlockInput(model.final_layer, "c", 1),

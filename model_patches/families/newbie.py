@@ -8,21 +8,21 @@ There is no reference implementation of modulation guidance for it: start layer 
 from comfy.ldm.lumina.model import NextDiT
 from torch.nn import functional
 
-from .base import BlockInput, Family, Injection, PooledText
+from .base import BlockInput, Family, Injection, PooledText, in_width
 
 
 def _modulation(model, pooled):
     text = model.clip_text_pooled_proj(pooled)
-    time_and_text = model.time_text_embed[-1].in_features
+    time_and_text = in_width(model.time_text_embed[-1])
     return model.time_text_embed(functional.pad(text, (time_and_text - text.shape[-1], 0)))
 
 
 NEWBIE = Family(
     name="NewBie",
-    matches=lambda model: isinstance(model, NextDiT) and model.clip_text_pooled_proj is not None,
+    matches=lambda model, cls: issubclass(cls, NextDiT) and model.clip_text_pooled_proj is not None,
     injections={"modulation": Injection(
-        blocks=lambda model: [BlockInput(block, "adaln_input", 3) for block in model.layers],
-        head=lambda model: BlockInput(model.final_layer, "c", 1),
+        blocks=lambda model: [BlockInput(block, "adaln_input", 3, repeats=True) for block in model.layers],
+        head=lambda model: BlockInput(model.final_layer, "c", 1, repeats=True),
     )},
     text=PooledText(width=lambda model: model.clip_text_dim, modulation=_modulation),
     encoder="Gemma 3 4B and Jina CLIP v2, with DualCLIPLoader and type newbie",

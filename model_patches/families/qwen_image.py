@@ -6,7 +6,7 @@ There is no reference implementation of modulation guidance for it: start layer 
 
 from comfy.ldm.qwen_image.model import QwenImageTransformer2DModel
 
-from .base import BlockInput, Family, Injection, TextContext, TextTokens
+from .base import BlockInput, Family, Injection, TextContext, TextTokens, in_width
 
 
 def _time_embedding(model, call):
@@ -16,15 +16,15 @@ def _time_embedding(model, call):
 
 QWEN_IMAGE = Family(
     name="Qwen-Image",
-    matches=lambda model: isinstance(model, QwenImageTransformer2DModel),
+    matches=lambda model, cls: issubclass(cls, QwenImageTransformer2DModel),
     injections={"time embedding": Injection(
-        blocks=lambda model: [BlockInput(block, "temb", 3) for block in model.transformer_blocks],
-        head=lambda model: BlockInput(model.norm_out, "conditioning_embedding", 1),
+        blocks=lambda model: [BlockInput(block, "temb", 3, repeats=True) for block in model.transformer_blocks],
+        head=lambda model: BlockInput(model.norm_out, "conditioning_embedding", 1, repeats=True),
         y=_time_embedding,
         width=lambda model: model.inner_dim,
     )},
     text=None,
-    context=TextContext(lambda model: model.txt_in.in_features),
+    context=TextContext(lambda model: in_width(model.txt_in)),
     encoder="Qwen2.5-VL 7B, with CLIPLoader and type qwen_image",
     # The host does not pad the tokens, and gives their mask where a prompt holds padding all the same.
     text_tokens=TextTokens(joint=lambda model: [BlockInput(block, "encoder_hidden_states", 1) for block in model.transformer_blocks]),

@@ -6,17 +6,24 @@ Reference settings: github.com/quickjkee/modulation-guidance, SD3.5 Large, with 
 
 from comfy.ldm.modules.diffusionmodules.mmdit import MMDiT
 
-from .base import BlockInput, Family, Injection, PooledText, TextTokens
+from .base import BlockInput, Counting, Family, Injection, PooledText, TextTokens, in_width
+
+
+def _in_order(masks):
+    """CLIP-L's and CLIP-G's tokens beside each other, as many as both have, then T5's."""
+    clip = zip(*(masks[name] for name in ("l", "g") if name in masks))
+    return [*map(any, clip), *masks.get("t5xxl", ())]
+
 
 SD3 = Family(
     name="SD3",
-    matches=lambda model: isinstance(model, MMDiT) and model.y_embedder is not None,
+    matches=lambda model, cls: issubclass(cls, MMDiT) and model.y_embedder is not None,
     injections={"modulation": Injection(
         blocks=lambda model: [BlockInput(block, "c", 2) for block in model.joint_blocks],
         head=lambda model: BlockInput(model.final_layer, "c", 1),
     )},
     text=PooledText(
-        width=lambda model: model.y_embedder.mlp[0].in_features,
+        width=lambda model: in_width(model.y_embedder.mlp[0]),
         modulation=lambda model, pooled: model.y_embedder(pooled),
     ),
     encoder="CLIP-L and CLIP-G, with DualCLIPLoader and type sd3, or TripleCLIPLoader",
@@ -24,6 +31,6 @@ SD3 = Family(
     # CLIP's tokens, 77 at a time, then T5's, 77 at least; the host pads both and gives no mask.
     text_tokens=TextTokens(
         joint=lambda model: [BlockInput(block, "context", 0) for block in model.joint_blocks],
-        encoders=("l g", "t5xxl"),
+        counting=Counting(("l g", "t5xxl"), _in_order),
     ),
 )

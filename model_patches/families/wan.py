@@ -8,7 +8,7 @@ There is no reference for its settings: start layer a tenth of the depth, both r
 from comfy.ldm.wan.model import CameraWanModel, VaceWanModel, WanModel, sinusoidal_embedding_1d
 
 from ..shifts import shifted
-from .base import BlockInput, Family, Injection, TextContext
+from .base import BlockInput, Family, Injection, TextContext, in_width
 
 # By name, as older hosts lack some. Left out: S2V gives its reference frames a time of their own, WanDancer has a second head.
 _CLASSES = (
@@ -32,7 +32,7 @@ def _carry(model, call, added, norm_kept):
 
 WAN = Family(
     name="Wan",
-    matches=lambda model: isinstance(model, WanModel) and type(model).__name__ in _CLASSES,
+    matches=lambda model, cls: issubclass(cls, WanModel) and cls.__name__ in _CLASSES,
     injections={"time embedding": Injection(
         blocks=lambda model: [BlockInput(block, "e", 1, _carry) for block in model.blocks],
         head=lambda model: BlockInput(model.head, "e", 1),
@@ -40,6 +40,6 @@ WAN = Family(
         width=lambda model: model.dim,
     )},
     text=None,
-    context=TextContext(lambda model: model.text_embedding[0].in_features),
+    context=TextContext(lambda model: in_width(model.text_embedding[0])),
     encoder="UMT5-XXL, with CLIPLoader and type wan",
 )

@@ -26,6 +26,7 @@ class Small:
     text: the inputs of the model that hold the prompt.
     layers, head: in the reference's order, each the name of a module (or list of modules) and of its argument y.
     depth, start_layer, final_layer, cfg_rows: method.md's defaults for a model of this depth.
+    operations: the classes of the layers, where they are not the host's.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Small:
     steps: int = 2
     settings: tuple = ()
     config: Callable | None = None
+    operations: type | None = None
 
     def load(self, dtype=torch.float32, seed=0):
         """A ModelPatcher with seeded random weights, loaded by the host."""
@@ -57,8 +59,9 @@ class Small:
 
     def _loaded(self, state, dtype):
         insist = patch("comfy.model_detection.model_config_from_unet", lambda *args, **kwargs: self.config())
+        options = {"dtype": dtype} | ({"custom_operations": self.operations} if self.operations else {})
         with insist if self.config else nullcontext():
-            patcher = comfy.sd.load_diffusion_model_state_dict(dict(state), model_options={"dtype": dtype})
+            patcher = comfy.sd.load_diffusion_model_state_dict(dict(state), model_options=options)
         patcher.model.made_from = (state, dtype)
         return patcher
 

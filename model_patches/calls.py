@@ -1,0 +1,101 @@
+"""What guidance and the scaling of text have in common: values on a ModelPatcher that make edits for each call of the model."""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from threading import RLock
+from typing import Any
+
+from comfy.patcher_extension import WrappersMP
+
+from .conditionings import conditional_chunks, tell_conditionings_apart
+from .families import Call, Sampling
+from .host_model import HostModel
+from .injection import Edit, Watch, run_edited
+
+_TURNS: weakref.WeakKeyDictionary[Any, RLock] = weakref.WeakKeyDictionary()  # of diffusion models
+
+
+@dataclass(frozen=True)
+class CallPatch:
+    """name: as the user knows it. key: one constant; a wrapper key per node would give torch.compile a new frame per node.
+
+    edits: (values, model, call, conditional) -> the edits of this call, none where nothing is to be done. Runs outside any compiled
+    region, the only place of a call where numbers and layers are read.
+    """
+
+    name: str
+    key: str
+    edits: Callable[[tuple, HostModel, Call, list[bool | None]], Sequence[Edit]]
+
+    def put_on(self, model, value):
+        """A clone of the ModelPatcher `model` with one more value."""
+        model = model.clone()
+        options = model.model_options["transformer_options"]
+        options[self.key] = (*options.get(self.key, ()), value)
+        if not model.get_wrappers(WrappersMP.APPLY_MODEL, self.key):
+            model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, self.key, self._sample)
+            model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, self.key, self._call)
+            tell_conditionings_apart(model, self.key, self._numbers)
+        return model
+
+    @property
+    def _numbers(self) -> str:
+        return f"{self.key}_numbers"
+
+    @property
+    def _watch(self) -> str:
+        return f"{self.key}_watch"
+
+    @property
+    def _sampling(self) -> str:
+        return f"{self.key}_sampling"
+
+    def _sample(self, executor, *args, **kwargs):
+        """OUTER_SAMPLE wrapper: gives all calls of a sampling what they share, and says so where other nodes keep them from layers."""
+        watch = Watch()
+        # The guider's options are copies made for this sampling.
+        executor.class_obj.model_options["transformer_options"] |= {self._watch: watch, self._sampling: Sampling()}
+        result = executor(*args, **kwargs)
+        missed, due = len(watch.due - watch.made), len(watch.due)
+        if missed:
+            what = "did nothing" if missed == due else f"left out {missed} of the {due} layers it acts on"
+            logging.warning(
+                "%s %s in this sampling of %d calls: there the model's own layers were never run. Another node runs copies of them, or "
+                "code of its own in their place: a loader that moves layers piece by piece, a cache, a sampler, a node that skips layers. "
+                "Take these out one by one.", self.name, what, watch.calls,
+            )
+        return result
+
+    def _call(self, executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **kwargs):
+        """APPLY_MODEL wrapper."""
+        after = executor.wrappers[executor.idx + 1:]
+        if not all(isinstance(getattr(wrapper, "__self__", None), CallPatch) for wrapper in after):
+            # Ours come last, where rows, times and blocks are as the model gets them.
+            inside = type(executor).new_class_executor(executor.original, executor.class_obj, [*after, self._call])
+            return inside.execute(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
+        values = transformer_options.get(self.key)
+        # Taken out, so that a wrapper list merged twice by somebody does not act twice, and that torch.compile sees no new object.
+        own = (self.key, self._numbers, self._watch, self._sampling)
+        options = {name: value for name, value in transformer_options.items() if name not in own}
+        # Inputs of its own, by their names, are not the model's.
+        inputs = {name: value for name, value in kwargs.items() if not name.startswith(self.key)}
+        run = partial(executor, x, t, c_concat, c_crossattn, control, options, **inputs)
+        if values is None:  # within a call of ours
+            return run()
+        host = HostModel.called(executor.class_obj)
+        with _TURNS.setdefault(host.diffusion_model, RLock()):
+            conditional = conditional_chunks(transformer_options, self._numbers, len(x))
+            call = Call(
+                executor.class_obj, x, t, len(conditional), c_crossattn, kwargs, transformer_options.get("sample_sigmas"), options,
+                transformer_options.get(self._sampling),
+            )
+            with host.naming_a_stand_in():
+                edits = self.edits(values, host, call, conditional)
+            if not edits:
+                return run()
+            return run_edited(host.diffusion_model, edits, run, transformer_options.get(self._watch, Watch()))

@@ -1,0 +1,131 @@
+"""The formula z~ = alpha (z - mean(z)) + mean(z), written before each block of a second load of a small model."""
+
+from inspect import signature
+
+import flux
+import torch
+from benchmarks.in_process import node
+
+TOLERANCE = dict(rtol=0, atol=1e-5)
+
+# Where each class's text tokens are: (list of blocks, argument, which part of it), joint blocks first; "last" is behind the image.
+PLACES = {
+    "Flux": [("double_blocks", "txt", "all"), ("single_blocks", "x", "first")],
+    "OpenAISignatureMMDITWrapper": [("joint_blocks", "context", "all")],
+    "HiDreamImageTransformer2DModel": [("double_stream_blocks", "text_tokens", "all"), ("single_stream_blocks", "image_tokens", "last")],
+    "HunyuanVideo": [("double_blocks", "txt", "all"), ("single_blocks", "x", "first")],
+    "QwenImageTransformer2DModel": [("transformer_blocks", "encoder_hidden_states", "all")],
+    "AsymmDiTJoint": [("blocks", "y", "all")],
+    "Chroma": [("double_blocks", "txt", "all"), ("single_blocks", "x", "first")],
+}
+
+
+class FluxSmall:
+    """FLUX.1 of tests/flux.py under the names of tests/families."""
+
+    name = "FLUX.1"
+    depth = 8
+
+    load = staticmethod(lambda: flux.flux())
+    conditioning = staticmethod(flux.conditioning)
+    encoded = staticmethod(flux.conditioning)
+    direction = staticmethod(flux.direction)
+
+    @staticmethod
+    def reload(patcher):
+        return patcher.clone(model_override=flux._loaded(*patcher.model.made_from).get_clone_model_override())
+
+    @staticmethod
+    def sample(model, cfg=2.5, **options):
+        return flux.sample(model, cfg=cfg, **options)
+
+
+def scale(model, scale=1.5, **inputs):
+    return node("ScaleTextVariance", model=model, scale=scale, **inputs)[0]
+
+
+def layers(text):
+    return node("GuidanceLayerScheduleText", layers=text, final_layer=0.0)[0]
+
+
+def places(model):
+    """[(block, argument, part)] in global order."""
+    kind = next(base.__name__ for base in type(model).__mro__ if base.__name__ in PLACES)
+    return [(block, *where) for name, *where in PLACES[kind] for block in model.get_submodule(name)]
+
+
+def equation(small, patcher, alphas, prompt=None, tokens=None):
+    """A second load with the formula before each block; alphas: one per block.
+
+    prompt: (call's kwargs) -> (rows, tokens) of bools, the tokens of the prompt, None for all of them; tokens: how many there are,
+    for blocks of mixed streams.
+    """
+    patcher = small.reload(patcher)
+    return with_formula(patcher, alphas, prompt, tokens)
+
+
+def with_formula(patcher, alphas, prompt=None, tokens=None):
+    model = patcher.model.diffusion_model
+    now = {}
+
+    def at_call(module, args, kwargs):
+        now["mask"] = prompt(kwargs) if prompt else None
+
+    def formula(z, alpha):
+        out = z.clone()
+        for row in range(len(z)):
+            chosen = slice(None) if now["mask"] is None else now["mask"][row]
+            mean = z[row, chosen].mean(dim=0)
+            out[row, chosen] = alpha * (z[row, chosen] - mean) + mean
+        return out
+
+    def at_block(argument, part, alpha):
+        def hook(module, args, kwargs):
+            position = None if argument in kwargs else list(parameters(module)).index(argument)
+            z = kwargs[argument] if position is None else args[position]
+            if part == "all":
+                z = formula(z, alpha)
+            elif part == "first":
+                z = torch.cat((formula(z[:, :tokens], alpha), z[:, tokens:]), dim=1)
+            else:
+                z = torch.cat((z[:, :-tokens], formula(z[:, -tokens:], alpha)), dim=1)
+            if position is None:
+                return args, kwargs | {argument: z}
+            return (*args[:position], z, *args[position + 1:]), kwargs
+
+        return hook
+
+    model.register_forward_pre_hook(at_call, with_kwargs=True)
+    for (block, argument, part), alpha in zip(places(model), alphas, strict=True):
+        if alpha != 1:
+            block.register_forward_pre_hook(at_block(argument, part, alpha), with_kwargs=True)
+    return patcher
+
+
+def parameters(block):
+    names = list(signature(block.forward).parameters)
+    return ["context", "x"] if names[0] == "args" else names  # SD3's block takes them as they come
+
+
+def joint_alphas(model, alpha):
+    """alpha at joint blocks, 1 at those of mixed streams."""
+    return [alpha if part == "all" else 1 for _, _, part in places(model.model.diffusion_model)]
+
+
+def assert_equal_and_moved(actual, expected, plain):
+    assert (expected - plain).abs().max() > 1e-2, "the formula itself must move the picture"
+    torch.testing.assert_close(actual, expected, **TOLERANCE)
+
+
+def flux_equation(model, alpha, **options):
+    return equation(FluxSmall, model, joint_alphas(model, alpha), **options)
+
+
+class Counting:
+    """A torch.compile backend that counts graphs and runs them as they are."""
+
+    graphs = 0
+
+    def __call__(self, graph, inputs):
+        self.graphs += 1
+        return graph.forward
