@@ -98,14 +98,15 @@ class CallPatch:
         """CALC_COND_BATCH wrapper: what a function wrapper runs of the model by itself, as caches do with the head, is edited too."""
         wrapper = model_options.get("model_function_wrapper")
         if wrapper is not None:
-            model_options = model_options | {"model_function_wrapper": partial(self._function, wrapper)}
+            model_options = model_options | {"model_function_wrapper": partial(self._function, wrapper, model)}
         return executor(model, conds, x_in, timestep, model_options)
 
-    def _function(self, wrapper, apply_model, args):
+    def _function(self, wrapper, model, apply_model, args):
         run = partial(wrapper, apply_model, args)
         conds = dict(args["c"])
         options, context = conds.pop("transformer_options"), conds.pop("c_crossattn", None)
-        values, base_model, x = options.get(self.key), apply_model.__self__, args["input"]
+        values, x = options.get(self.key), args["input"]
+        base_model = getattr(apply_model, "__self__", model)  # another device's where the host spreads the model
         if not values or not self.around(values):
             return run()
         host = HostModel.called(base_model)

@@ -21,8 +21,11 @@ load_host()
 torch.set_num_threads(1)
 
 
+MATRIX = "## The matrix"
+
+
 def pytest_addoption(parser):
-    parser.addoption("--matrix", type=Path, help="write what test_matrix.py found there, as a table")
+    parser.addoption("--matrix", type=Path, help="write what test_matrix.py found into that file, as a table under its last heading")
 
 
 def pytest_configure(config):
@@ -34,8 +37,9 @@ def pytest_configure(config):
 def pytest_sessionfinish(session):
     from test_matrix import TABLE, table
 
-    if session.config.option.matrix:
-        write_whole(session.config.option.matrix, table(session.config.stash[TABLE]))
+    if path := session.config.option.matrix:
+        above = path.read_text(encoding="utf-8").partition(MATRIX)[0]
+        write_whole(path, f"{above}{MATRIX}\n\n{table(session.config.stash[TABLE])}")
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,7 @@
 
 A pair passes when the guided graph, with the other node before guidance and after it, equals the paper's equation applied by hand
 to that pair's plain graph. Guidance is "opposed", so that conditional and unconditional rows must be told apart; which is which the
-equation knows from the rows' own prompts. `--matrix FILE` writes the table.
+equation knows from the rows' own prompts. `--matrix FILE` writes the table under the heading "The matrix" of that file.
 """
 
 from dataclasses import dataclass, replace
@@ -162,7 +162,6 @@ def table(found):
     """The results as Markdown: what each cell says was seen in this run of the tests."""
     names = [subject.small.name for subject in SUBJECTS.values()]
     lines = [
-        "# Guidance beside everything else", "",
         "Each pair on the real host with small models: the picture with both equals the paper's equation applied by hand to the graph",
         "with the other node alone, with the other node before guidance and after it; in brackets the largest difference seen, in fp32.",
         "Made by `python3 tools/test.py tests/test_matrix.py --matrix docs/composition.md`.", "",
