@@ -28,7 +28,10 @@ FAMILIES: tuple[Family, ...] = (
     ANIMA, COSMOS_PREDICT2, COSMOS1, WAN, QWEN_IMAGE, FLUX2, LUMINA2, CHROMA, LTXV, HUNYUAN_VIDEO15,
 )
 
-__all__ = ["FAMILIES", "OWN_TEXT", "RESULT", "BlockInput", "Call", "Family", "Injection", "OncePerPrompt", "TextContext", "TextPath", "TextTokens", "family_of"]
+__all__ = [
+    "FAMILIES", "OWN_TEXT", "RESULT", "BlockInput", "Call", "Family", "Injection", "OncePerPrompt", "TextContext", "TextPath", "TextTokens",
+    "family_of",
+]
 
 
 def family_of(diffusion_model: nn.Module, model_name: str) -> Family:
