@@ -195,7 +195,8 @@ def test_rows_with_times_of_their_own(projections):
 def test_guidances_that_share_a_projection_run_each_of_its_layers_once_a_step(small, model, projections, batch):
     """base, p+ and p- of both are rows of one batch, and FiLM, which reads the time alone, sees it once."""
     projection, file = projections["B with FiLM"]
-    made = guided(small, guided(small, model, projection), projection, seed=20, w=-1.5, cfg_rows="cond", schedule=schedule(1, final_layer=1.0))
+    made = guided(small, model, projection)
+    made = guided(small, made, projection, seed=20, w=-1.5, cfg_rows="cond", schedule=schedule(1, final_layer=1.0))
     terms = Projected(file, PROFILE_B), Projected(file, weights_from(1, head=1.0), seed=20, w=-1.5, rows="cond")
     rows = {}
     hooks = [
