@@ -4,9 +4,10 @@ from comfy_api.latest import io
 from typing_extensions import override
 
 from ..model_patches.guidance import check_percents
+from ..model_patches.quoting import quoted
 from ..model_patches.variance import TOKENS, WhichTokens, prompt_tokens, scale_variance
 from .queue_errors import checked
-from .sockets import CATEGORY, Schedule
+from .sockets import CATEGORY, Schedule, check_sockets
 
 
 class ScaleTextVariance(io.ComfyNode):
@@ -68,7 +69,7 @@ class ScaleTextVariance(io.ComfyNode):
     @classmethod
     @override
     def validate_inputs(cls, start_percent=None, end_percent=None):
-        return checked(check_percents, start_percent, end_percent)
+        return checked(check_percents, start_percent, end_percent, kind=float)
 
     @classmethod
     @override
@@ -76,13 +77,14 @@ class ScaleTextVariance(io.ComfyNode):
         cls, model, scale=1.5, start_percent=0.0, end_percent=1.0, schedule=None, tokens="prompt", clip=None, prompt=None,
         negative_prompt=None,
     ) -> io.NodeOutput:
+        check_sockets(cls, model=model, schedule=schedule, clip=clip)
         which = _which_tokens(model, tokens, clip, prompt, negative_prompt)
         return io.NodeOutput(scale_variance(model, scale, schedule, start_percent, end_percent, which))
 
 
 def _which_tokens(model, tokens, clip, prompt, negative_prompt) -> WhichTokens:
     if tokens not in TOKENS:
-        raise ValueError(f"Scale Text Variance: tokens is {tokens!r}; choose {' or '.join(TOKENS)}.")
+        raise ValueError(f"Scale Text Variance: tokens is {quoted(tokens)}; choose {' or '.join(TOKENS)}.")
     if clip is None and prompt is None and negative_prompt is None:
         return WhichTokens(all=tokens == "all")
     if tokens == "all":
