@@ -19,12 +19,17 @@ from .families import Call, Family, Injection, TextPath, family_of
 from .host_model import HostModel
 from .injection import Edit
 from .layers import as_applied, remember
+from .quoting import quoted
 from .schedules import LayerSchedule, starting_at
 from .shifts import shifted, views
 
 KEY = "modulation_guidance"
 
 CFG_ROWS = ("both", "cond", "opposed")
+
+LARGEST_W = 50.0  # of the nodes' inputs
+# Of w, the layer weights and the direction's weights together: from some millions on, models in fp32 and bf16 give NaN.
+LARGEST_STRENGTH = 10_000.0
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,7 @@ def guide(
     if not math.isfinite(w):
         raise ValueError(f"Modulation guidance: w is {w}; it must be a finite number.")
     if cfg_rows not in ("auto", *CFG_ROWS):
-        raise ValueError(f"Modulation guidance: cfg_rows is {cfg_rows!r}; choose auto, {', '.join(CFG_ROWS)}.")
+        raise ValueError(f"Modulation guidance: cfg_rows is {quoted(cfg_rows)}; choose auto, {', '.join(CFG_ROWS)}.")
     host = HostModel.of(model)
     family, diffusion_model = family_of(host), host.diffusion_model
     text = _text_path(family, diffusion_model, projection)
@@ -92,8 +97,7 @@ def guide(
     if start_layer is not None:
         schedule = starting_at(schedule, start_layer)
     layer_weights = (*schedule.resolve(depth), schedule.final_layer)
-    if not all(map(math.isfinite, layer_weights)):
-        raise ValueError("Layer schedule: it holds a weight that is not a finite number; look at taper_scale, final_layer or the curve.")
+    _check_strength(w, layer_weights, direction)
     if schedule.final_layer and not family.injections[text.injection].head:
         raise ValueError(
             f"Layer schedule: final_layer is {schedule.final_layer}, but this projection adds nothing at the output head. Set it to 0."
@@ -162,6 +166,15 @@ def _check_direction(direction: GuidanceDirection, family: Family, text: TextPat
         raise ValueError(
             f"The guidance direction holds batches of {' and '.join(map(str, sorted(counts)))} prompts; "
             "batches in one direction must be of one size."
+        )
+
+
+def _check_strength(w: float, layer_weights: tuple[float, ...], direction: GuidanceDirection) -> None:
+    layers, pairs = max(map(abs, layer_weights)), sum(abs(pair.weight) for pair in direction.pairs)
+    if not abs(w) * layers * pairs <= LARGEST_STRENGTH:
+        raise ValueError(
+            f"Modulation guidance: w {w:g} times the schedule's largest weight, {layers:g}, times the direction's weights, together {pairs:g}, "
+            f"is beyond {LARGEST_STRENGTH:g}, where numbers overflow and the picture becomes NaN. Lower w or the weights."
         )
 
 

@@ -7,10 +7,16 @@ Why layers: guiding the first ones too weakens prompt adherence (Starodubcev et 
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+
+from .quoting import quoted
+
+LAST_LAYER = 1000  # far beyond any model's; what is drawn and checked layer by layer must end somewhere
+LARGEST_WEIGHT = 100.0  # ten times what the sliders give; numbers without a bound end as a picture of NaN
+
+_LONGEST_TEXT = 100_000  # characters
 
 
 @dataclass(frozen=True)
@@ -27,18 +33,20 @@ class RangeSchedule:
     final_layer: float = 0.0
 
     def __post_init__(self):
-        if self.start_layer < 0 or self.end_layer < -1:
+        if not (0 <= self.start_layer <= LAST_LAYER and -1 <= self.end_layer <= LAST_LAYER):
             raise ValueError(
-                f"Layer schedule: layers count from 0, but start_layer is {self.start_layer} and end_layer {self.end_layer}. "
-                "Only end_layer may be -1, for the last layer."
+                f"Layer schedule: layers count from 0 and go up to {LAST_LAYER}, but start_layer is {quoted(self.start_layer)} and end_layer "
+                f"{quoted(self.end_layer)}. Only end_layer may be -1, for the last layer."
             )
         if self.taper_layers < 0:
-            raise ValueError(f"Layer schedule: taper_layers is {self.taper_layers}; it counts layers, so 0 or more.")
+            raise ValueError(f"Layer schedule: taper_layers is {quoted(self.taper_layers)}; it counts layers, so 0 or more.")
         if 0 <= self.end_layer < self.start_layer:
             raise ValueError(
                 f"Layer schedule: start_layer {self.start_layer} is past end_layer {self.end_layer}. "
                 "Lower start_layer, or set end_layer to -1 for the last layer."
             )
+        _check_weight(self.taper_scale, "taper_scale")
+        _check_weight(self.final_layer, "final_layer")
 
     def resolve(self, depth: int) -> tuple[float, ...]:
         _check_depth(max(self.start_layer, self.end_layer), depth)
@@ -57,8 +65,14 @@ class CurveSchedule:
     curve: Callable[[float], float]
     final_layer: float = 0.0
 
+    def __post_init__(self):
+        _check_weight(self.final_layer, "final_layer")
+
     def resolve(self, depth: int) -> tuple[float, ...]:
-        return tuple(float(self.curve(layer / max(depth - 1, 1))) for layer in range(depth))
+        weights = tuple(float(self.curve(layer / max(depth - 1, 1))) for layer in range(depth))
+        for layer, weight in enumerate(weights):
+            _check_weight(weight, f"the curve at layer {layer}")
+        return weights
 
 
 @dataclass(frozen=True)
@@ -67,6 +81,9 @@ class TextSchedule:
 
     ranges: tuple[tuple[int, int, float], ...]
     final_layer: float = 0.0
+
+    def __post_init__(self):
+        _check_weight(self.final_layer, "final_layer")
 
     def resolve(self, depth: int) -> tuple[float, ...]:
         _check_depth(max(last for _, last, _ in self.ranges), depth)
@@ -108,36 +125,61 @@ _ENTRY = re.compile(r"(\d+)\s*(?:-\s*(\d+)\s*)?:\s*(\S+)")
 def parse_ranges(text: str) -> tuple[tuple[int, int, float], ...]:
     """Read "5-18: 1, 19-55: 0.5, 56: 0" as ((5, 18, 1.0), (19, 55, 0.5), (56, 56, 0.0)).
 
-    Raises ValueError naming the part that does not parse, a range that runs backwards, or a layer named twice.
+    Raises ValueError naming the part that does not parse, a range that runs backwards, a layer beyond LAST_LAYER or one named twice.
     """
-    ranges = []
+    if len(text) > _LONGEST_TEXT:
+        raise ValueError(
+            f"Layer schedule: the text {quoted(text)} is {len(text)} characters long, and {_LONGEST_TEXT} are more than any model's layers "
+            "take. Shorten it."
+        )
+    ranges, named = [], set()
     for part in filter(None, (part.strip() for part in re.split(r"[,;\n]", text))):
-        entry = _ENTRY.fullmatch(part)
-        weight = _finite(entry[3]) if entry else None
-        if weight is None:
-            raise ValueError(
-                f"Layer schedule: cannot read {part!r}. Write layers, a colon and a weight, "
-                "separated by commas, e.g. 5-18: 1, 19-55: 0.5, 56: 0"
-            )
-        first, last = int(entry[1]), int(entry[2] or entry[1])
-        if last < first:
-            raise ValueError(f"Layer schedule: the range in {part!r} runs backwards; write {last}-{first}.")
-        for other_first, other_last, _ in ranges:
-            if first <= other_last and other_first <= last:
-                twice = max(first, other_first)
-                raise ValueError(f"Layer schedule: layer {twice} in {part!r} already has a weight; name each layer once.")
+        first, last, weight = _range(part)
+        layers = range(first, last + 1)
+        twice = next((layer for layer in layers if layer in named), None)
+        if twice is not None:
+            raise ValueError(f"Layer schedule: layer {twice} in {quoted(part)} already has a weight; name each layer once.")
+        named.update(layers)
         ranges.append((first, last, weight))
     if not ranges:
         raise ValueError("Layer schedule: the text is empty. Write e.g. 5-56: 1")
     return tuple(ranges)
 
 
-def _finite(text: str) -> float | None:
+def _range(part: str) -> tuple[int, int, float]:
+    entry = _ENTRY.fullmatch(part)
+    weight = _number(entry[3]) if entry else None
+    if weight is None:
+        raise ValueError(
+            f"Layer schedule: cannot read {quoted(part)}. Write layers, a colon and a weight, "
+            "separated by commas, e.g. 5-18: 1, 19-55: 0.5, 56: 0"
+        )
+    _check_weight(weight, f"the weight in {quoted(part)}")
+    first, last = _layer(entry[1]), _layer(entry[2] or entry[1])
+    if max(first, last) > LAST_LAYER:
+        raise ValueError(f"Layer schedule: {quoted(part)} names layers beyond {LAST_LAYER}, and no model has as many. Lower them.")
+    if last < first:
+        raise ValueError(f"Layer schedule: the range in {quoted(part)} runs backwards; write {last}-{first}.")
+    return first, last, weight
+
+
+def _layer(digits: str) -> int:
+    """The number, or one beyond LAST_LAYER: more digits than some thousand are refused by int()."""
+    return int(digits.lstrip("0")[:9] or 0)
+
+
+def _number(text: str) -> float | None:
     try:
-        value = float(text)
+        return float(text)
     except ValueError:
         return None
-    return value if math.isfinite(value) else None
+
+
+def _check_weight(weight: float, what: str) -> None:
+    if not abs(weight) <= LARGEST_WEIGHT:
+        raise ValueError(
+            f"Layer schedule: {what} is {weight:g}; it must be a finite number from {-LARGEST_WEIGHT:g} to {LARGEST_WEIGHT:g}."
+        )
 
 
 def _check_depth(layer: int, depth: int) -> None:

@@ -5,7 +5,7 @@ import math
 from PIL import Image, ImageDraw
 
 from ..model_patches.inspection import BURNING, Inspection
-from .pictures import ALARM, COLORS, FAINT, INK, PAPER, fitted, font, line_height, wrapped
+from .pictures import ALARM, COLORS, FAINT, INK, PAPER, fitted, font, line_height, shortened, wrapped
 
 WIDTH, MARGIN = 1280, 32
 TEXT, SMALL = font(22), font(18)
@@ -13,6 +13,7 @@ TEXT, SMALL = font(22), font(18)
 
 def inspection_picture(inspection: Inspection, labels: list[str], w: float) -> Image.Image:
     """(PIL) 1280 wide, as tall as it needs."""
+    labels = [shortened(label) for label in labels]
     heading = f"{inspection.family}, {inspection.depth} layers, w {w:g}"
     matrices = [("cosines of pooled outputs", inspection.pooled), ("cosines of shifts of y", inspection.modulation)]
     side = (WIDTH - 3 * MARGIN) // 2

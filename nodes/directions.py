@@ -7,9 +7,10 @@ from comfy_api.latest import io
 from typing_extensions import override
 
 from ..model_patches.directions import EncodedPrompt, GuidanceDirection, PromptPair, combine
+from ..model_patches.quoting import quoted
 from .presets import USER_FILE, presets, presets_that_can_be_read
 from .queue_errors import checked
-from .sockets import CATEGORY, Direction
+from .sockets import CATEGORY, Direction, check_sockets
 
 
 class EncodeGuidanceDirection(io.ComfyNode):
@@ -45,6 +46,7 @@ class EncodeGuidanceDirection(io.ComfyNode):
                 "Encode Guidance Direction: there is no text encoder on the clip input. If it comes from a checkpoint loader, "
                 "the checkpoint holds none; load it with a CLIP loader."
             )
+        check_sockets(cls, clip=clip)
         return io.NodeOutput(GuidanceDirection((PromptPair(_encoded(clip, positive), _encoded(clip, negative)),)))
 
 
@@ -68,6 +70,7 @@ class GuidanceDirectionFromConditioning(io.ComfyNode):
     @classmethod
     @override
     def execute(cls, positive, negative) -> io.NodeOutput:
+        check_sockets(cls, positive=positive, negative=negative)
         pair = PromptPair(*(
             from_conditioning(conditioning, f"Guidance Direction from Conditioning: {side}")
             for side, conditioning in (("positive", positive), ("negative", negative))
@@ -107,6 +110,7 @@ class CombineGuidanceDirections(io.ComfyNode):
     @classmethod
     @override
     def execute(cls, directions, weights="") -> io.NodeOutput:
+        check_sockets(cls, **directions)
         connected = [directions[name] for name in sorted(directions, key=lambda name: int(name.removeprefix("direction")))]
         return io.NodeOutput(combine(connected, _weights(weights, directions)))
 
@@ -180,6 +184,12 @@ def _weights(text: str, directions: dict) -> list[float]:
     """One number per direction; 1 each for an empty text."""
     if not text.strip():
         return [1.0] * len(directions)
+    count = text.count(",") + 1
+    if count != len(directions):
+        raise ValueError(
+            f"Combine Guidance Directions: {count} weights ({quoted(text)}) for {len(directions)} directions. "
+            "Give one per direction, or leave weights empty."
+        )
     numbers = []
     for part in text.split(","):
         try:
@@ -187,25 +197,20 @@ def _weights(text: str, directions: dict) -> list[float]:
         except ValueError:
             number = math.nan
         if not math.isfinite(number):
-            raise ValueError(f"Combine Guidance Directions: the weight {part.strip()!r} is not a number. Write e.g. 1, 0.5")
+            raise ValueError(f"Combine Guidance Directions: the weight {quoted(part.strip())} is not a number. Write e.g. 1, 0.5")
         numbers.append(number)
-    if len(numbers) != len(directions):
-        raise ValueError(
-            f"Combine Guidance Directions: {len(numbers)} weights ({text}) for {len(directions)} directions. "
-            "Give one per direction, or leave weights empty."
-        )
     return numbers
 
 
 def _preset_positive(preset: str, subject: str) -> str:
     known = presets()
-    if preset not in known:
-        raise ValueError(f"Guidance Preset: there is no preset {preset!r}; choose one of {', '.join(known)}.")
+    if preset not in list(known):
+        raise ValueError(f"Guidance Preset: there is no preset {quoted(preset)}; choose one of {quoted(list(known))}.")
     settings = known[preset]
     subject = subject.strip()
     if subject and "positive_with_subject" in settings:
         return settings["positive_with_subject"].format(subject=subject)
     if "positive" not in settings:
-        example = f", e.g. {settings['example']!r}" if "example" in settings else ""
+        example = f", e.g. {quoted(settings['example'])}" if "example" in settings else ""
         raise ValueError(f"Guidance Preset: {preset} needs a subject{example}.")
     return settings["positive"]

@@ -3,10 +3,10 @@
 from comfy_api.latest import io
 from typing_extensions import override
 
-from ..model_patches.guidance import CFG_ROWS, check_percents, guide, guided_depth
+from ..model_patches.guidance import CFG_ROWS, LARGEST_W, check_percents, guide, guided_depth
 from .projections import with_base
 from .queue_errors import checked
-from .sockets import CATEGORY, Direction, Projection, Schedule
+from .sockets import CATEGORY, Direction, Projection, Schedule, check_sockets
 
 
 def settings_inputs(schedule: str) -> list[io.Input]:
@@ -64,7 +64,7 @@ class ApplyModulationGuidance(io.ComfyNode):
                 io.Model.Input("model", tooltip="The diffusion transformer to guide."),
                 Direction.Input("direction", tooltip="What is wanted and not wanted, from Encode Guidance Direction."),
                 io.Float.Input(
-                    "w", default=3.0, min=-50.0, max=50.0, step=0.1,
+                    "w", default=3.0, min=-LARGEST_W, max=LARGEST_W, step=0.1,
                     tooltip="Guidance scale. 0 changes nothing, 3 is the paper's value for FLUX, a negative one steers away; "
                     "too much burns the picture or leaves your prompt.",
                 ),
@@ -79,7 +79,7 @@ class ApplyModulationGuidance(io.ComfyNode):
     @classmethod
     @override
     def validate_inputs(cls, start_percent=None, end_percent=None):
-        return checked(check_percents, start_percent, end_percent)
+        return checked(check_percents, start_percent, end_percent, kind=float)
 
     @classmethod
     @override
@@ -87,6 +87,10 @@ class ApplyModulationGuidance(io.ComfyNode):
         cls, model, direction, w=3.0, start_percent=0.0, end_percent=1.0, cfg_rows="auto", keep_norm=False, schedule=None,
         projection=None, base_positive=None, base_negative=None,
     ) -> io.NodeOutput:
+        check_sockets(
+            cls, model=model, direction=direction, schedule=schedule, projection=projection, base_positive=base_positive,
+            base_negative=base_negative,
+        )
         projection = with_base(projection, base_positive, base_negative)
         model = guide(model, direction, w, schedule, cfg_rows, keep_norm, start_percent, end_percent, projection)
         return io.NodeOutput(model, ui={"model_depth": [guided_depth(model)]})  # for the schedule's drawing in the editor

@@ -6,12 +6,13 @@ import math
 from comfy_api.latest import io
 from typing_extensions import override
 
+from ..model_patches.guidance import LARGEST_W
 from ..model_patches.inspection import Inspection, inspect
 from .diagrams import inspection_picture
 from .lists import names
-from .pictures import to_image
+from .pictures import shortened, to_image
 from .queue_errors import checked
-from .sockets import CATEGORY, Direction, Projection, Schedule
+from .sockets import CATEGORY, Direction, Projection, Schedule, check_sockets
 
 
 class InspectGuidance(io.ComfyNode):
@@ -35,7 +36,7 @@ class InspectGuidance(io.ComfyNode):
                     "labels", default="", tooltip="A name for each direction, in order, separated by commas. Empty: direction 1, direction 2 ...",
                 ),
                 io.Float.Input(
-                    "w", default=3.0, min=-50.0, max=50.0, step=0.1,
+                    "w", default=3.0, min=-LARGEST_W, max=LARGEST_W, step=0.1,
                     tooltip="The guidance scale to look at. The strength grows in proportion to it.",
                 ),
                 Schedule.Input("schedule", optional=True, tooltip="How strongly each layer is guided; as in Apply Modulation Guidance."),
@@ -63,9 +64,10 @@ class InspectGuidance(io.ComfyNode):
     @classmethod
     @override
     def execute(cls, model, directions, labels="", w=3.0, schedule=None, projection=None) -> io.NodeOutput:
+        check_sockets(cls, model=model, schedule=schedule, projection=projection, **directions)
         connected = [directions[name] for name in sorted(directions, key=lambda name: int(name.removeprefix("direction")))]
         labels = _labels(labels, directions)
-        inspection = inspect(model, connected, labels, w, schedule, projection)
+        inspection = inspect(model, connected, [shortened(label) for label in labels], w, schedule, projection)
         return io.NodeOutput(to_image(inspection_picture(inspection, labels, w)), _report(inspection, labels, w))
 
 

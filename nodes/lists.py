@@ -3,18 +3,24 @@
 import math
 from collections.abc import Callable
 
+from ..model_patches.quoting import quoted
+
+MOST = 1000
+
 
 def numbers(text: str, node: str, name: str, example: str, kind: Callable[[str], float] = float) -> list:
     """The finite numbers of a comma-separated text, each once. Raises ValueError naming the part that is none."""
+    if text.count(",") >= MOST:
+        raise ValueError(f"{node}: {name} holds {text.count(',') + 1} numbers, {quoted(text)}, and {MOST} is the most.")
     found = []
     for part in text.split(","):
         try:
             number = kind(part)
         except ValueError:
             number = math.nan
-        if not math.isfinite(number):
+        if not -math.inf < number < math.inf:
             what = "a whole number" if kind is int else "a number"
-            raise ValueError(f"{node}: {part.strip()!r} in {name} is not {what}. Write e.g. {example}")
+            raise ValueError(f"{node}: {quoted(part.strip())} in {name} is not {what}. Write e.g. {example}")
         found.append(number)
     return list(dict.fromkeys(found))
 
@@ -23,7 +29,7 @@ def names(text: str, count: int, node: str, default: str) -> list[str]:
     """`count` names of a comma-separated text; for an empty one default 1, default 2 ... Raises ValueError for another count."""
     if not text.strip():
         return [f"{default} {i}" for i in range(1, count + 1)]
-    found = [part.strip() for part in text.split(",")]
-    if len(found) != count:
-        raise ValueError(f"{node}: {len(found)} labels ({text}) for {count} {default}s. Give one for each, or leave labels empty.")
-    return found
+    found = text.count(",") + 1
+    if found != count:
+        raise ValueError(f"{node}: {found} labels ({quoted(text)}) for {count} {default}s. Give one for each, or leave labels empty.")
+    return [part.strip() for part in text.split(",")]

@@ -1,5 +1,7 @@
 """Drawn pictures: grids of pictures, and diagrams. All sizes follow from the pictures' own, so that text stays readable."""
 
+import bisect
+import itertools
 import re
 
 import numpy as np
@@ -12,6 +14,7 @@ INK, FAINT, PAPER, ALARM = (24, 24, 28), (208, 208, 214), (255, 255, 255), (196,
 COLORS = ((0, 114, 178), (213, 94, 0), (0, 158, 115), (204, 121, 167), (230, 159, 0), (86, 180, 233), (120, 120, 120))
 
 SMALLEST_CELL = 224  # pixels; smaller pictures are enlarged, or nothing could be written above them
+TALLEST_ENLARGED = 4 * SMALLEST_CELL
 LARGEST_SIDE = 8192
 
 _LABEL = re.compile(r"w (\S+?)(?:, start (\d+))?")
@@ -23,8 +26,8 @@ def to_image(picture: Image.Image) -> Tensor:
 
 
 def from_image(images: Tensor) -> Image.Image:
-    """A picture of an IMAGE batch (B, H, W, C); several side by side in rows."""
-    pixels = (images[..., :3].clamp(0, 1) * 255).round().byte().cpu()
+    """A picture of an IMAGE batch (B, H, W, C), C 1, or 3 and more; several side by side in rows."""
+    pixels = (images[..., :3].float().clamp(0, 1) * 255).round().byte().cpu()
     pixels = pixels.expand(*pixels.shape[:3], 3)  # masks and the like have one channel
     count, height, width, _ = pixels.shape
     columns = _columns(count, height / width)
@@ -42,22 +45,33 @@ def font(size: float):
 
 def grid(pictures: list[Image.Image], labels: list[str], title: str = "") -> Image.Image:
     """All pictures in one: w across and start layers down where the labels of a sweep say so, else each under its label."""
-    cell = tuple(max(picture.size[axis] for picture in pictures) for axis in (0, 1))
-    factor = max(1.0, SMALLEST_CELL / cell[0])
-    cell = tuple(round(side * factor) for side in cell)
-    pictures = [picture.resize(tuple(round(side * factor) for side in picture.size), Image.LANCZOS) for picture in pictures]
+    largest = tuple(max(picture.size[axis] for picture in pictures) for axis in (0, 1))
     axes = _axes(labels)
     if axes is None:
-        columns = _columns(len(pictures), cell[1] / cell[0])
-        cells = {(i % columns, i // columns): (picture, label) for i, (picture, label) in enumerate(zip(pictures, labels, strict=True))}
-        drawn = _table(cells, cell, [""] * columns, [""] * -(-len(pictures) // columns), title)
+        across = _columns(len(pictures), largest[1] / largest[0])
+        columns, rows = [""] * across, [""] * -(-len(pictures) // across)
+        places, captions = [[(i % across, i // across)] for i in range(len(pictures))], labels
     else:
         scales, starts, places = axes
-        cells = {place: (picture, "") for picture, its in zip(pictures, places, strict=True) for place in its}
-        drawn = _table(cells, cell, [f"w {w}" for w in scales], [f"start layer {start}" for start in starts], title)
+        columns, rows = [shortened(f"w {w}") for w in scales], [shortened(f"start layer {start}") for start in starts]
+        captions = [""] * len(pictures)
+    factor = _factor(largest, len(columns), len(rows))
+    pictures = [picture.resize(tuple(max(round(side * factor), 1) for side in picture.size), Image.LANCZOS) for picture in pictures]
+    width = max(round(largest[0] * factor), min(SMALLEST_CELL, LARGEST_SIDE // len(columns)), 1)
+    cells = {
+        place: (picture, caption) for picture, caption, its in zip(pictures, captions, places, strict=True) for place in its
+    }
+    drawn = _table(cells, (width, max(round(largest[1] * factor), 1)), columns, rows, title)
     if max(drawn.size) > LARGEST_SIDE:
         drawn.thumbnail((LARGEST_SIDE, LARGEST_SIDE), Image.LANCZOS)
     return drawn
+
+
+def _factor(largest: tuple[int, int], columns: int, rows: int) -> float:
+    """Enlarges small pictures, unless they would become towers; keeps all together from being larger than the grid may be."""
+    width, height = largest
+    enlarged = max(1.0, min(SMALLEST_CELL / width, TALLEST_ENLARGED / height))
+    return min(enlarged, LARGEST_SIDE / (columns * width), LARGEST_SIDE / (rows * height))
 
 
 def _axes(labels: list[str]):
@@ -124,25 +138,42 @@ def fitted(line: str, size: float, width: float):
     return font(size if length <= width else size * width / length)
 
 
+def shortened(line: str, most: int = 40) -> str:
+    """The line, or its beginning and dots: what is written small rather than in several lines."""
+    return line if len(line) <= most else line[:most] + " ..."
+
+
 def wrapped(text: str, letters, width: float, most: int = 6) -> list[str]:
     """Lines no wider than `width`, cut between words or, in longer ones, anywhere; past `most` lines, dots."""
-    lines = []
+    lines = list(itertools.islice(_lines(text, letters, width), most + 1))
+    if len(lines) > most:
+        lines = [*lines[:most - 1], lines[most - 1].rstrip(".") + " ..."]
+    return lines
+
+
+def _lines(text: str, letters, width: float):
     for paragraph in text.strip().splitlines():
         line = ""
         for word in paragraph.split():
             joined = f"{line} {word}" if line else word
-            if letters.getlength(joined) <= width:
+            if _fits(joined, letters, width):
                 line = joined
                 continue
             if line:
-                lines.append(line)
-            while letters.getlength(word) > width and len(word) > 1:
-                cut = next(n for n in range(len(word) - 1, 0, -1) if n == 1 or letters.getlength(word[:n]) <= width)
-                lines.append(word[:cut])
+                yield line
+            while not _fits(word, letters, width) and len(word) > 1:
+                cut = bisect.bisect(range(2, _most_letters(width) + 1), False, key=lambda n: not _fits(word[:n], letters, width)) + 1
+                yield word[:cut]
                 word = word[cut:]
             line = word
         if line:
-            lines.append(line)
-    if len(lines) > most:
-        lines = [*lines[:most - 1], lines[most - 1].rstrip(".") + " ..."]
-    return lines
+            yield line
+
+
+def _fits(line: str, letters, width: float) -> bool:
+    # Measuring takes as long as the line is, whose letters are a pixel wide or more.
+    return len(line) <= _most_letters(width) and letters.getlength(line) <= width
+
+
+def _most_letters(width: float) -> int:
+    return max(round(width), 1)

@@ -7,15 +7,20 @@ example, a subject.
 
 import json
 import logging
-import math
 import os
 from pathlib import Path
 
 import folder_paths
 
+from ..model_patches.guidance import LARGEST_W
+from ..model_patches.quoting import quoted
+from ..model_patches.schedules import LAST_LAYER
+
 USER_FILE = "modulation_guidance_presets.json"
 
 _OWN = json.loads((Path(__file__).parent / "presets.json").read_text(encoding="utf-8"))
+_LARGEST_FILE = 1_000_000  # bytes
+
 _TEXTS = ("positive", "positive_with_subject", "negative", "source", "example")
 _FORM = (
     '{"my preset": {"positive": "...", "negative": "...", "w": 3.0, "start_layer": 5, "source": "..."}}, with "positive_with_subject" '
@@ -33,7 +38,7 @@ def presets_that_can_be_read() -> dict[str, dict]:
     try:
         return presets()
     except ValueError as error:
-        logging.warning("%s", error)
+        logging.warning("%s Until then there are the pack's own presets, without yours.", error)
         return _OWN
 
 
@@ -41,27 +46,29 @@ def _users(path: Path) -> dict[str, dict]:
     if not os.path.exists(path):
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        if not path.is_file() or path.stat().st_size > _LARGEST_FILE:  # reading a pipe would wait for ever
+            raise ValueError(f"it is no file, or one larger than {_LARGEST_FILE} bytes")
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, RecursionError, ValueError) as error:
         raise ValueError(f"Guidance Preset: {path} cannot be read as JSON ({error}). Write {_FORM}.") from None
     if not isinstance(found, dict):
         raise ValueError(f"Guidance Preset: {path} holds no presets by name. Write {_FORM}.")
     for name, preset in found.items():
         wrong = _what_is_wrong(preset)
         if wrong:
-            raise ValueError(f"Guidance Preset: {name!r} in {path} {wrong}. Write {_FORM}.")
+            raise ValueError(f"Guidance Preset: {quoted(name)} in {path} {wrong}. Write {_FORM}.")
     return found
 
 
 def _what_is_wrong(preset) -> str | None:
     if not isinstance(preset, dict):
-        return f"is {preset!r}"
+        return f"is {quoted(preset)}"
     unknown = set(preset) - {*_TEXTS, "w", "start_layer"}
     if unknown:
-        return f"has {', '.join(sorted(unknown))}, which is not known"
+        return f"has {quoted(sorted(unknown)[0])}, which is not known"
     for key in _TEXTS:
         if key in preset and not isinstance(preset[key], str):
-            return f"has {key} {preset[key]!r}, which is no text"
+            return f"has {key} {quoted(preset[key])}, which is no text"
     if "positive" not in preset and "positive_with_subject" not in preset:
         return "has neither positive nor positive_with_subject"
     for key in ("negative", "w", "start_layer"):
@@ -69,10 +76,10 @@ def _what_is_wrong(preset) -> str | None:
             return f"has no {key}"
     with_subject = preset.get("positive_with_subject", "{subject}")
     if "{" in with_subject.replace("{subject}", "") or "}" in with_subject.replace("{subject}", ""):
-        return f"has positive_with_subject {with_subject!r}; braces stand only around subject"
+        return f"has positive_with_subject {quoted(with_subject)}; braces stand only around subject"
     w, start = preset["w"], preset["start_layer"]
-    if isinstance(w, bool) or not isinstance(w, (int, float)) or not math.isfinite(w):
-        return f"has w {w!r}, which is no number"
-    if isinstance(start, bool) or not isinstance(start, int) or start < 0:
-        return f"has start_layer {start!r}; it is a whole number from 0 on"
+    if isinstance(w, bool) or not isinstance(w, (int, float)) or not abs(w) <= LARGEST_W:
+        return f"has w {quoted(w)}, which is no number from {-LARGEST_W:g} to {LARGEST_W:g}"
+    if isinstance(start, bool) or not isinstance(start, int) or not 0 <= start <= LAST_LAYER:
+        return f"has start_layer {quoted(start)}; it is a whole number from 0 to {LAST_LAYER}"
     return None

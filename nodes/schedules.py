@@ -1,12 +1,15 @@
 """Nodes that say how strongly each layer is guided."""
 
+import itertools
 import json
+import math
 
 from comfy_api.input import CurveInput
 from comfy_api.latest import io
 from typing_extensions import override
 
-from ..model_patches.schedules import CurveSchedule, RangeSchedule, TextSchedule, parse_ranges
+from ..model_patches.quoting import quoted
+from ..model_patches.schedules import LAST_LAYER, CurveSchedule, RangeSchedule, TextSchedule, parse_ranges
 from .queue_errors import checked
 from .sockets import CATEGORY, Schedule
 
@@ -44,12 +47,12 @@ class GuidanceLayerSchedule(io.ComfyNode):
             has_intermediate_output=True,
             inputs=[
                 io.Int.Input(
-                    "start_layer", default=5, min=0, max=1000,
+                    "start_layer", default=5, min=0, max=LAST_LAYER,
                     tooltip="The first guided layer. Guiding the first layers too (0) is stronger but follows your prompt less.",
                 ),
-                io.Int.Input("end_layer", default=-1, min=-1, max=1000, tooltip="The last guided layer, itself included; -1 is the model's last."),
+                io.Int.Input("end_layer", default=-1, min=-1, max=LAST_LAYER, tooltip="The last guided layer, itself included; -1 is the model's last."),
                 io.Int.Input(
-                    "taper_layers", default=0, min=0, max=1000, advanced=True,
+                    "taper_layers", default=0, min=0, max=LAST_LAYER, advanced=True,
                     tooltip="That many of the last guided layers get taper_scale instead of 1, against burnt contrast.",
                 ),
                 io.Float.Input(
@@ -64,7 +67,7 @@ class GuidanceLayerSchedule(io.ComfyNode):
     @classmethod
     @override
     def validate_inputs(cls, start_layer=None, end_layer=None):
-        return checked(RangeSchedule, start_layer, end_layer)
+        return checked(RangeSchedule, start_layer, end_layer, kind=int)
 
     @classmethod
     @override
@@ -99,9 +102,7 @@ class GuidanceLayerScheduleCurve(io.ComfyNode):
     @classmethod
     @override
     def execute(cls, curve, final_layer=0.0) -> io.NodeOutput:
-        curve = CurveInput.from_raw(curve)
-        if not curve.points:
-            raise ValueError("Layer Schedule (Curve): the curve has no points. Draw at least one.")
+        curve = _curve(curve)
         return _drawn(CurveSchedule(curve.interp, final_layer), final_layer=final_layer)
 
 
@@ -135,3 +136,19 @@ class GuidanceLayerScheduleText(io.ComfyNode):
     @override
     def execute(cls, layers, final_layer=0.0) -> io.NodeOutput:
         return _drawn(TextSchedule(parse_ranges(layers), final_layer), layers=layers, final_layer=final_layer)
+
+
+def _curve(raw) -> CurveInput:
+    """The curve of the editor, or of another node. Raises ValueError where it is none, as what comes over HTTP may be."""
+    try:
+        curve = CurveInput.from_raw(raw)
+    except (LookupError, OverflowError, TypeError, ValueError):
+        curve = None
+    if curve is None or not all(map(math.isfinite, itertools.chain(*curve.points))):
+        raise ValueError(
+            f"Layer Schedule (Curve): {quoted(raw)} is no curve. Draw one, or write points: "
+            '{"points": [[0, 0], [1, 1]], "interpolation": "linear"}'
+        )
+    if not curve.points:
+        raise ValueError("Layer Schedule (Curve): the curve has no points. Draw at least one.")
+    return curve

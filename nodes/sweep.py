@@ -3,15 +3,20 @@
 import itertools
 
 from comfy_api.latest import io
+from torch import Tensor
 from typing_extensions import override
 
-from ..model_patches.guidance import check_percents, guide
+from ..model_patches.guidance import LARGEST_W, check_percents, guide
+from ..model_patches.quoting import quoted
+from ..model_patches.schedules import LAST_LAYER
 from .guidance import settings_inputs
 from .lists import numbers
 from .pictures import from_image, grid, to_image
 from .projections import with_base
 from .queue_errors import checked
-from .sockets import CATEGORY, Direction
+from .sockets import CATEGORY, Direction, check_sockets
+
+MOST_MODELS = 1000  # each is a sampling
 
 SWEEP, GRID = "Sweep Modulation Guidance", "Guidance Grid"
 
@@ -53,7 +58,8 @@ class SweepModulationGuidance(io.ComfyNode):
     @override
     def validate_inputs(cls, w_values=None, start_layers=None, start_percent=None, end_percent=None):
         for answer in (
-            checked(_scales, w_values), checked(_layers, start_layers), checked(check_percents, start_percent, end_percent),
+            checked(_scales, w_values), checked(_layers, start_layers), checked(_settings, w_values, start_layers),
+            checked(check_percents, start_percent, end_percent, kind=float),
         ):
             if answer is not True:
                 return answer
@@ -65,19 +71,21 @@ class SweepModulationGuidance(io.ComfyNode):
         cls, model, direction, w_values="0, 1.5, 3, 6", start_layers="0, 5, 10", start_percent=0.0, end_percent=1.0, cfg_rows="auto",
         keep_norm=False, schedule=None, projection=None, base_positive=None, base_negative=None,
     ) -> io.NodeOutput:
+        check_sockets(
+            cls, model=model, direction=direction, schedule=schedule, projection=projection, base_positive=base_positive,
+            base_negative=base_negative,
+        )
         # The base of a projection goes in at w 0 too, and only where the schedule guides: then start layers differ at w 0.
         alike_at_0 = base_positive is None and base_negative is None
         projection = with_base(projection, base_positive, base_negative)
-        models, labels = [], []
-        for w, start in itertools.product(_scales(w_values), _layers(start_layers)):
-            w += 0.0  # -0 too
-            label = f"w {w:g}" if w == 0 and alike_at_0 else f"w {w:g}, start {start}"
-            if label not in labels:
-                models.append(guide(
+        models = {}
+        for w, start in _settings(w_values, start_layers):
+            label = f"w {_written(w)}" if w == 0 and alike_at_0 else f"w {_written(w)}, start {start}"
+            if label not in models:
+                models[label] = guide(
                     model, direction, w, schedule, cfg_rows, keep_norm, start_percent, end_percent, projection, start_layer=start
-                ))
-                labels.append(label)
-        return io.NodeOutput(models, labels)
+                )
+        return io.NodeOutput(list(models.values()), list(models))
 
 
 class GuidanceGrid(io.ComfyNode):
@@ -103,26 +111,52 @@ class GuidanceGrid(io.ComfyNode):
     @classmethod
     @override
     def execute(cls, images, labels, title=("",)) -> io.NodeOutput:
+        _check_pictures(images)
         if len(images) == 1 and len(images[0]) == len(labels):
             images = list(images[0].split(1))  # a list that something has made a batch of
-        if len(images) != len(labels):
+        if not images or len(images) != len(labels):
             raise ValueError(
                 f"{GRID}: {len(images)} pictures for {len(labels)} labels. Connect the pictures that the sweep's models made, and its labels."
             )
         return io.NodeOutput(to_image(grid([from_image(image) for image in images], labels, title[0])))
 
 
+def _check_pictures(images: list) -> None:
+    for number, image in enumerate(images, 1):
+        shape = tuple(image.shape) if isinstance(image, Tensor) else ()
+        if len(shape) != 4 or 0 in shape or shape[3] == 2:
+            raise ValueError(
+                f"{GRID}: picture {number} is {f'of shape {shape}' if shape else quoted(image)}; pictures are of shape (count, height, width, "
+                "channels), none of them 0, with 1, 3 or 4 channels. Connect an IMAGE, as from VAE Decode."
+            )
+
+
+def _settings(w_values: str, start_layers: str) -> list[tuple[float, int]]:
+    scales, layers = _scales(w_values), _layers(start_layers)
+    if len(scales) * len(layers) > MOST_MODELS:
+        raise ValueError(
+            f"{SWEEP}: {len(scales)} numbers in w_values and {len(layers)} in start_layers make {len(scales) * len(layers)} models to sample; "
+            f"{MOST_MODELS} is the most. Sweep in parts."
+        )
+    return list(itertools.product(scales, layers))
+
+
+def _written(w: float) -> str:
+    """Short, but never the same for two numbers."""
+    return f"{w:g}" if float(f"{w:g}") == w else repr(w)
+
+
 def _scales(text: str) -> list[float]:
     found = numbers(text, SWEEP, "w_values", "0, 1.5, 3, 6")
     for w in found:
-        if not -50 <= w <= 50:
-            raise ValueError(f"{SWEEP}: w_values holds {w:g}; w goes from -50 to 50.")
-    return found
+        if abs(w) > LARGEST_W:
+            raise ValueError(f"{SWEEP}: w_values holds {w:g}; w goes from {-LARGEST_W:g} to {LARGEST_W:g}.")
+    return [w + 0.0 for w in found]  # -0 as 0
 
 
 def _layers(text: str) -> list[int]:
     found = numbers(text, SWEEP, "start_layers", "0, 5, 10", int)
     for layer in found:
-        if layer < 0:
-            raise ValueError(f"{SWEEP}: start_layers holds {layer}; layers count from 0.")
+        if not 0 <= layer <= LAST_LAYER:
+            raise ValueError(f"{SWEEP}: start_layers holds {quoted(layer)}; layers count from 0 and go up to {LAST_LAYER}.")
     return found

@@ -4,9 +4,10 @@ from comfy_api.latest import io
 from typing_extensions import override
 
 from ..model_patches.guidance import check_percents
+from ..model_patches.quoting import quoted
 from ..model_patches.variance import TOKENS, prompt_tokens, scale_variance
 from .queue_errors import checked
-from .sockets import CATEGORY, Schedule
+from .sockets import CATEGORY, Schedule, check_sockets
 
 
 class ScaleTextVariance(io.ComfyNode):
@@ -76,7 +77,7 @@ class ScaleTextVariance(io.ComfyNode):
     @classmethod
     @override
     def validate_inputs(cls, start_percent=None, end_percent=None, prompts=None):
-        return checked(check_percents, start_percent, end_percent)
+        return checked(check_percents, start_percent, end_percent, kind=float)
 
     @classmethod
     @override
@@ -84,6 +85,7 @@ class ScaleTextVariance(io.ComfyNode):
         cls, model, scale=1.5, start_percent=0.0, end_percent=1.0, schedule=None, tokens="prompt", clip=None, prompt=None,
         negative_prompt=None, prompts=None,
     ) -> io.NodeOutput:
+        check_sockets(cls, model=model, schedule=schedule, clip=clip)
         texts = _texts(tokens, clip, prompt, negative_prompt, prompts or {})
         counted = prompt_tokens(model, clip, texts) if texts else ()
         return io.NodeOutput(scale_variance(model, scale, schedule, start_percent, end_percent, tokens == "all", counted))
@@ -92,7 +94,7 @@ class ScaleTextVariance(io.ComfyNode):
 def _texts(tokens, clip, prompt, negative_prompt, prompts) -> list[str]:
     """The texts whose tokens are to be counted, none if nothing is connected for that."""
     if tokens not in TOKENS:
-        raise ValueError(f"Scale Text Variance: tokens is {tokens!r}; choose {' or '.join(TOKENS)}.")
+        raise ValueError(f"Scale Text Variance: tokens is {quoted(tokens)}; choose {' or '.join(TOKENS)}.")
     if clip is None and prompt is None and negative_prompt is None and not prompts:
         return []
     if tokens == "all":

@@ -6,7 +6,7 @@ import comfy.ops
 import comfy.sd
 import pytest
 import torch
-from flux import apply, conditioning, direction, flux, node, schedule
+from flux import apply, conditioning, direction, flux, node, sample, schedule
 from torch import nn
 
 
@@ -93,8 +93,35 @@ def test_batches_of_prompts_must_be_of_one_size(model):
 
 @pytest.mark.parametrize("layers", [{"taper_layers": 1, "taper_scale": math.nan}, {"final_layer": math.inf}])
 def test_schedule_weights_must_be_finite(model, layers):
-    with pytest.raises(ValueError, match="not a finite number"):
+    with pytest.raises(ValueError, match="must be a finite number from -100 to 100"):
         apply(model, direction(), schedule=schedule(0, **layers))
+
+
+@pytest.mark.parametrize("w, weights, layers", [(3.0, "1e30", 1.0), (50.0, "-201", 1.0), (50.0, "3", 100.0), (1e30, "1", 1.0)])
+def test_strengths_whose_pictures_are_nan_are_refused(model, w, weights, layers):
+    strong = node("CombineGuidanceDirections", directions={"direction0": direction()}, weights=weights)[0]
+    late = node("GuidanceLayerScheduleText", layers=f"5: {layers}", final_layer=0.0)[0]
+    words = r"w \S+ times the schedule's largest weight, \S+, times the direction's weights, together \S+, is beyond 10000"
+    with pytest.raises(ValueError, match=words):
+        apply(model, strong, w=w, schedule=late)
+    with pytest.raises(ValueError, match=words):
+        node("InspectGuidance", model=model, directions={"direction0": strong}, w=w, schedule=late)
+
+
+def test_the_largest_strength_still_gives_numbers(model):
+    strong = node("CombineGuidanceDirections", directions={"direction0": direction()}, weights="2")[0]
+    everywhere = node("GuidanceLayerScheduleText", layers="0-7: 100", final_layer=100.0)[0]
+    assert sample(apply(model, strong, w=50.0, schedule=everywhere)).isfinite().all()
+
+
+@pytest.mark.parametrize("make", [
+    lambda: schedule(0, taper_scale=1e30), lambda: schedule(0, final_layer=-1e30),
+    lambda: node("GuidanceLayerScheduleText", layers="0: 1", final_layer=math.nan),
+    lambda: node("GuidanceLayerScheduleCurve", curve={"points": [[0, 0], [1, 1]]}, final_layer=1e30),
+])
+def test_schedules_hold_no_weights_beyond_the_sensible(make):
+    with pytest.raises(ValueError, match="must be a finite number from -100 to 100"):
+        make()
 
 
 def test_direction_takes_one_prompt_per_side():

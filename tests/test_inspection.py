@@ -1,6 +1,7 @@
 """What Inspect Guidance says of directions is what the model itself makes of them."""
 
 import json
+import time
 
 import blind_families
 import comfy.hooks
@@ -143,9 +144,19 @@ def test_sixteen_directions_and_long_labels_are_drawn(schnell):
     assert dark[:, :8].sum() == 0 and dark[:, -8:].sum() == 0, "nothing is cut off at the sides"
 
 
+@pytest.mark.parametrize("label", ["\u6c49\u5b57" * 50_000, "a" * 3_000_000, "a " * 1_500_000], ids=lambda label: label[:3])
+def test_labels_of_any_length_are_drawn_at_once_and_cut_in_warnings(schnell, label):
+    directions = [flux.direction(10)] * 4
+    started = time.perf_counter()
+    image, report = inspect(schnell, *directions, labels=", ".join(f"{i}{label}" for i in range(4)))
+    assert time.perf_counter() - started < 5
+    assert len(report["warnings"]) >= 6 and all(len(warning) < 400 for warning in report["warnings"])
+    assert max(image.shape) < 4000 and report["labels"][0] == f"0{label}".strip()
+
+
 @pytest.mark.parametrize("labels", ["a", "a, b, c"])
 def test_another_count_of_labels_is_an_error(schnell, labels):
-    with pytest.raises(ValueError, match=rf"Inspect Guidance: {len(labels.split(','))} labels \({labels}\) for 2 directions"):
+    with pytest.raises(ValueError, match=rf"Inspect Guidance: {len(labels.split(','))} labels \('{labels}'\) for 2 directions"):
         inspect(schnell, flux.direction(10), flux.direction(20), labels=labels)
 
 

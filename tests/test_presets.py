@@ -1,6 +1,11 @@
 """The user's own presets, in a file in the host's user folder, win over ours."""
 
 import json
+import math
+import os
+import random
+import re
+import threading
 
 import folder_paths
 import nodes as host_nodes
@@ -63,14 +68,84 @@ def test_every_preset_of_ours_says_where_it_comes_from():
     ({"a": 3}, "'a' in .* is 3"),
     ({"a": {"negative": "x", "w": 1, "start_layer": 0}}, "'a' in .* has neither positive nor positive_with_subject"),
     ({"a": {"positive": "x", "negative": "x", "w": 1}}, "'a' in .* has no start_layer"),
-    ({"a": MINE | {"w": "3"}}, "'a' in .* has w '3', which is no number"),
-    ({"a": MINE | {"start_layer": 2.5}}, "'a' in .* has start_layer 2.5; it is a whole number from 0 on"),
+    ({"a": MINE | {"w": "3"}}, "'a' in .* has w '3', which is no number from -50 to 50"),
+    ({"a": MINE | {"start_layer": 2.5}}, "'a' in .* has start_layer 2.5; it is a whole number from 0 to 1000"),
     ({"a": MINE | {"negative": None}}, "'a' in .* has negative None, which is no text"),
     ({"a": MINE | {"positive_with_subject": "{0.__class__}"}}, "braces stand only around subject"),
-    ({"a": MINE | {"negativ": "x"}}, "'a' in .* has negativ, which is not known"),
-])
-def test_a_file_that_is_wrong_is_named_and_ours_go_on_being_offered(write, content, sentence):
+    ({"a": MINE | {"w": 10**400}}, "'a' in .* has w 1000*\\.\\.\\.0*, which is no number from -50 to 50"),
+    ({"a": MINE | {"start_layer": 10**400}}, "'a' in .* has start_layer 1000*\\.\\.\\.0*; it is a whole number from 0 to 1000"),
+    ({"a": MINE | {"w": "1" * 900_000}}, "'a' in .* has w '111*\\.\\.\\.1*', which is no number"),
+    ({"a": [[[["x" * 900_000]]]]}, "'a' in .* is "),
+    ('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}", "cannot be read as JSON .*recursion"),
+    ('{"a": ' + "[" * 900 + "]" * 900 + "}", "'a' in .* is "),
+    ('{"a": ' + "1" * 10_000 + "}", "cannot be read as JSON"),
+    (" " * 1_000_001, "cannot be read as JSON .*larger than 1000000 bytes"),
+    ({"a": MINE | {"negativ": "x"}}, "'a' in .* has 'negativ', which is not known"),
+], ids=lambda value: value[:40] if isinstance(value, str) else "")
+def test_a_file_that_is_wrong_is_named_and_ours_go_on_being_offered(write, caplog, content, sentence):
     write(content)
     assert combo().options[0] == "complexity" and "a" not in combo().options
-    with pytest.raises(ValueError, match=f"Guidance Preset: .*{sentence}.*Write {{\"my preset\""):
+    assert re.search(f"Guidance Preset: .*{sentence}.*there are the pack's own presets, without yours", caplog.text)
+    with pytest.raises(ValueError, match=f"Guidance Preset: .*{sentence}.*Write {{\"my preset\"") as refused:
         preset("aesthetics")
+    assert len(str(refused.value)) < 1000
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no pipes of that kind")
+def test_a_pipe_of_that_name_is_not_waited_for(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(folder_paths, "user_directory", str(tmp_path))
+    os.mkfifo(tmp_path / "modulation_guidance_presets.json")
+    offered = []
+    waiting = threading.Thread(target=lambda: offered.extend(combo().options), daemon=True)
+    waiting.start()
+    waiting.join(10)
+    assert offered[0] == "complexity" and "is no file" in caplog.text
+
+
+def test_a_folder_of_that_name_is_said_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(folder_paths, "user_directory", str(tmp_path))
+    (tmp_path / "modulation_guidance_presets.json").mkdir()
+    assert combo().options[0] == "complexity"
+    with pytest.raises(ValueError, match="is no file"):
+        preset("aesthetics")
+
+
+def test_a_byte_order_mark_is_read_over(write):
+    write("\ufeff" + json.dumps({"painting": MINE}))
+    assert preset("painting") == ("oil on canvas", "photograph", 2.0, 7)
+
+
+def odd_value(draw, depth=0):
+    """A piece of JSON as it may come out of any program."""
+    kinds = ["text", "number", "other", "preset", "preset"] + ["list", "object"] * (depth < 4)
+    match draw.choice(kinds):
+        case "text":
+            return draw.choice(["", "a", "{", "{subject}", "{0}", "\ud800", "\0", "x" * 5000, "{subject", "NaN"])
+        case "number":
+            return draw.choice([0, -1, 1, 2.5, 1e308, -1e-308, 10**30, 10**400, math.nan, math.inf, -0.0])
+        case "other":
+            return draw.choice([None, True, False])
+        case "list":
+            return [odd_value(draw, depth + 1) for _ in range(draw.randrange(4))]
+        case "object":
+            return {str(odd_value(draw, 4)): odd_value(draw, depth + 1) for _ in range(draw.randrange(4))}
+    preset = dict(MINE)
+    for key in draw.sample([*preset, "positive_with_subject", "example"], draw.randrange(3)):
+        preset[key] = odd_value(draw, depth + 1)
+    return preset
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_whatever_the_file_holds_ours_are_offered(write, tmp_path, seed):
+    draw = random.Random(seed)
+    for _ in range(20):
+        content = json.dumps({draw.choice(["a", "hands", "", "\ud800"]): odd_value(draw) for _ in range(2)}).encode()
+        for _ in range(draw.choice([0, 0, 1, 5])):
+            place = draw.randrange(len(content))
+            content = content[:place] + bytes([draw.randrange(256)]) + content[place + draw.randrange(2):]
+        (tmp_path / "modulation_guidance_presets.json").write_bytes(content)
+        assert {"complexity", "hands"} <= set(combo().options)
+        try:
+            preset(draw.choice(combo().options), "a subject")
+        except ValueError as error:
+            assert str(error).startswith("Guidance Preset: ") and len(str(error)) < 1000

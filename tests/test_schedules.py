@@ -1,5 +1,7 @@
 """Layer schedules resolve to the weights their inputs say, and refuse what cannot be meant."""
 
+import time
+
 import pytest
 from flux import apply, direction, flux, node, schedule
 
@@ -44,9 +46,14 @@ def test_curve_is_the_one_the_editor_draws():
     ("-3: 1", "'-3: 1'"),
     ("8-2: 1", "runs backwards"),
     ("0-5: 1, 4: 0", "layer 4"),
-    ("3: 1, 0-99999999999: 1", "layer 3"),
+    ("3: 1, 0-1000: 1", "layer 3"),
+    ("0-99999: 1", "'0-99999: 1' names layers beyond 1000, and no model has as many"),
+    ("1001: 1", "layers beyond 1000"),
+    ("9" * 5000 + ": 1", "layers beyond 1000"),
+    ("5: 100.1", "the weight in '5: 100.1' is 100.1; it must be a finite number from -100 to 100"),
+    ("5: -1e300", "a finite number from -100 to 100"),
     (" ", "empty"),
-])
+], ids=lambda value: value[:40])
 def test_text_that_cannot_be_read_names_the_part(text, part):
     import nodes
 
@@ -55,7 +62,25 @@ def test_text_that_cannot_be_read_names_the_part(text, part):
     assert part in nodes.NODE_CLASS_MAPPINGS["GuidanceLayerScheduleText"].validate_inputs(layers=text)
 
 
-@pytest.mark.parametrize("start, end, words", [(7, 3, "start_layer 7 is past end_layer 3"), (-2, -1, "start_layer is -2"), (0, -5, "end_layer -5")])
+@pytest.mark.parametrize("text", [
+    ", ".join(f"{layer}: 1" for layer in range(24_000)), "x" * 1_000_000, "9" * 99_000 + ": 1", "0: " + "1" * 99_000, "1" + " " * 99_000,
+], ids=lambda text: text[:9])
+def test_a_text_of_any_length_is_answered_at_once_and_shortly(text):
+    import nodes
+
+    started = time.perf_counter()
+    answer = nodes.NODE_CLASS_MAPPINGS["GuidanceLayerScheduleText"].validate_inputs(layers=text)
+    assert time.perf_counter() - started < 1
+    assert answer.startswith("Layer schedule: ") and len(answer) < 500
+
+
+def test_the_most_layers_are_named_one_by_one():
+    text = "\n".join(f"{layer}: {layer % 7 / 7:.17f}" for layer in range(1001))
+    weights = node("GuidanceLayerScheduleText", layers=text, final_layer=0.0)[0].resolve(1001)
+    assert weights == pytest.approx([layer % 7 / 7 for layer in range(1001)])
+
+
+@pytest.mark.parametrize("start, end, words", [(7, 3, "start_layer 7 is past end_layer 3"), (-2, -1, "start_layer is -2"), (0, -5, "end_layer -5"), (10**9, -1, "go up to 1000, but start_layer is 1000000000")])
 def test_range_that_cannot_be_meant(start, end, words):
     with pytest.raises(ValueError, match=words):
         schedule(start, end_layer=end)

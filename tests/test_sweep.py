@@ -1,11 +1,20 @@
 """A sweep is so many guided models and nothing else; a grid shows each picture where its label says."""
 
+import importlib
+import re
+import threading
+import time
+
 import comfy.model_management
 import comfy.sd
 import flux
+import nodes as host_nodes
+import psutil
 import pytest
 import torch
 from benchmarks.in_process import node
+
+drawing = importlib.import_module(host_nodes.NODE_CLASS_MAPPINGS["GuidanceGrid"].__module__.rpartition(".")[0] + ".pictures")
 
 
 @pytest.fixture(scope="module")
@@ -93,10 +102,14 @@ def test_nothing_is_loaded_again(schnell):
     ({"w_values": "1, inf"}, "'inf' in w_values is not a number"),
     ({"w_values": "60"}, "w_values holds 60; w goes from -50 to 50"),
     ({"start_layers": "0, 2.5"}, "'2.5' in start_layers is not a whole number"),
-    ({"start_layers": "-1"}, "start_layers holds -1; layers count from 0"),
+    ({"start_layers": "-1"}, "start_layers holds -1; layers count from 0 and go up to 1000"),
+    ({"start_layers": "1" + "0" * 400}, r"start_layers holds 1000*\.\.\.0*; layers count from 0 and go up to 1000"),
+    ({"w_values": ", ".join(map(str, range(2000)))}, r"w_values holds 2000 numbers, '0, 1, 2.*\.\.\..*1999', and 1000 is the most"),
+    ({"w_values": ", ".join(f"{w / 20}" for w in range(900)), "start_layers": "0, 1"},
+     "900 numbers in w_values and 2 in start_layers make 1800 models to sample; 1000 is the most"),
     ({"start_layers": "0, 8"}, r"layer 8 is beyond this model, which has 8 layers \(0 to 7\)"),
     ({"start_percent": 0.5, "end_percent": 0.1}, "start_percent 0.5 is past end_percent 0.1"),
-])
+], ids=lambda value: value[:40] if isinstance(value, str) else "")
 def test_bad_lists_are_refused(schnell, inputs, sentence):
     with pytest.raises(ValueError, match=sentence):
         sweep(schnell, **inputs)
@@ -107,6 +120,13 @@ def test_a_number_named_twice_counts_once(schnell):
 
 
 RED, GREEN, BLUE, GREY = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (0.5, 0.5, 0.5)
+
+
+def test_numbers_that_differ_in_a_late_digit_are_told_apart(schnell):
+    models, labels = sweep(schnell, w_values="1.0000001, 1.0000002, 3e-7, 1.5", start_layers="5")
+    assert labels == ["w 1.0000001, start 5", "w 1.0000002, start 5", "w 3e-07, start 5", "w 1.5, start 5"] and len(models) == 4
+    columns = grid([plain(GREY), plain(RED), plain(GREEN), plain(BLUE)], labels)
+    assert len(centers(columns, RED, 320, 240)) == len(centers(columns, GREEN, 320, 240)) == 1
 
 
 def centers(image, color, width, height):
@@ -159,6 +179,78 @@ def test_pictures_of_different_sizes_and_batches_fit():
 def test_a_batch_counts_as_a_list():
     batch = torch.cat([plain(RED), plain(GREEN)])
     assert torch.equal(grid([batch], ["w 0", "w 2, start 5"]), grid([plain(RED), plain(GREEN)], ["w 0", "w 2, start 5"]))
+
+
+SLIVERS = [(1, 4000), (4000, 1), (1, 1), (3, 500)]
+
+
+@pytest.mark.parametrize("sizes", [*([size] * 2 for size in SLIVERS), SLIVERS * 10], ids=lambda sizes: f"{len(sizes)} {sizes[0]}")
+@pytest.mark.parametrize("label", ["{}", "w {}, start 0"])
+def test_slivers_are_not_enlarged_to_towers(sizes, label):
+    pictures = [drawing.from_image(plain(RED, *size)) for size in sizes]
+    made, wanted = peak(lambda: drawing.grid(pictures, [label.format(i) for i in range(len(sizes))]))
+    assert max(made.size) <= 8192
+    if len(sizes) == 2:
+        assert made.width >= sizes[0][0] and made.height >= sizes[0][1]
+    assert wanted < 1e9, "bytes"
+
+
+def peak(make):
+    """What is made, and by how many bytes the process grew at most."""
+    process, most, done = psutil.Process(), [], threading.Event()
+    before = process.memory_info().rss
+
+    def watch():
+        while not done.wait(0.005):
+            most.append(process.memory_info().rss - before)
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    try:
+        return make(), max(most, default=0)
+    finally:
+        done.set()
+        watching.join()
+
+
+@pytest.mark.parametrize("shape", [(0, 8, 8, 3), (1, 0, 8, 3), (1, 8, 0, 3), (1, 8, 8, 0), (1, 8, 8, 2), (1, 1, 8, 8, 3), (8, 8, 3), (8,)], ids=str)
+def test_odd_pictures_are_refused_by_their_shape(shape):
+    words = rf"Guidance Grid: picture 2 is of shape {re.escape(str(shape))}; pictures are of shape \(count, height, width, channels\)"
+    with pytest.raises(ValueError, match=words):
+        grid([plain(RED), torch.zeros(shape)], ["a", "b"])
+
+
+def test_no_pictures_are_refused():
+    with pytest.raises(ValueError, match="Guidance Grid: 0 pictures for 0 labels"):
+        grid([], [])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.bool], ids=str)
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_pictures_of_other_kinds_of_numbers_are_drawn(dtype, channels):
+    image = grid([torch.ones(1, 240, 320, channels, dtype=dtype)], ["a"])
+    assert centers(image, (1.0, 1.0, 1.0), 320, 240)
+
+
+@pytest.mark.parametrize(
+    "text", ["\u6c49\u5b57" * 50_000, "a" * 3_000_000, "a " * 1_500_000, "\n" * 1_000_000 + "a", "w " + "5" * 1_000_000 + ", start 0"],
+    ids=lambda text: text[:3],
+)
+def test_titles_and_labels_of_any_length_are_drawn_at_once(text):
+    started = time.perf_counter()
+    image = grid([plain(RED), plain(BLUE)], [text, text[:-1] + "9"], text)
+    assert time.perf_counter() - started < 3
+    assert len(centers(image, RED, 320, 240)) == len(centers(image, BLUE, 320, 240)) == 1
+    assert max(image.shape) < 2000
+
+
+def test_words_longer_than_a_line_fill_their_lines():
+    letters = drawing.font(20)
+    text = "".join(chr(0x61 + i % 26) for i in range(60)) + " and words"
+    lines = drawing.wrapped(text, letters, 200)
+    assert "".join(lines).replace(" ", "") == text.replace(" ", "")
+    assert all(letters.getlength(line) <= 200 for line in lines)
+    assert all(letters.getlength(line + after[0]) > 200 for line, after in zip(lines, lines[1:]) if " " not in line + after)
 
 
 def test_many_large_pictures_stay_of_a_size_that_can_be_posted():

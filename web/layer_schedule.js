@@ -7,7 +7,7 @@
 
 import { app } from '../../scripts/app.js'
 import { BOX_HEIGHT, ScheduleBars } from './schedule_bars.js'
-import { ScheduleError, largestLayer, weightsOf } from './schedule_weights.js'
+import { ScheduleError, isDepth, largestLayer, weightsOf } from './schedule_weights.js'
 import { texts } from './texts.js'
 
 const SCHEDULE_NODES = ['GuidanceLayerSchedule', 'GuidanceLayerScheduleText', 'GuidanceLayerScheduleCurve']
@@ -67,7 +67,8 @@ async function draw(node) {
   const text = await words
   const bars = node.modulationGuidanceBars
   const inputs = inputsOf(node)
-  const known = node.properties[DEPTH_PROPERTY]
+  const saved = node.properties[DEPTH_PROPERTY]
+  const known = isDepth(saved) ? saved : undefined
   try {
     const depth = known ?? Math.max(TYPICAL_DEPTH, largestLayer(node.comfyClass, inputs) + 1)
     const weights = weightsOf(node.comfyClass, inputs, depth)

@@ -1,5 +1,10 @@
 /** What each layer of a model weighs under a schedule, for the drawing on the node; the run itself uses model_patches/schedules.py. */
 
+// As model_patches/schedules.py has them. What is drawn layer by layer must end somewhere, whatever a saved workflow says.
+const LAST_LAYER = 1000
+const LARGEST_WEIGHT = 100
+const LONGEST_TEXT = 100_000 // characters
+
 /** A schedule that cannot be drawn: `key` is a text of texts.js, `values` go into it. */
 export class ScheduleError extends Error {
   constructor(key, values = {}) {
@@ -17,12 +22,21 @@ export class ScheduleError extends Error {
  * @throws {ScheduleError} where the schedule cannot be
  */
 export function weightsOf(type, inputs, depth) {
-  return [...SCHEDULES[type].weights(inputs, depth), Number(inputs.final_layer)]
+  const weights = [...SCHEDULES[type].weights(inputs, depth), Number(inputs.final_layer)]
+  if (weights.some((weight) => !(Math.abs(weight) <= LARGEST_WEIGHT))) throw new ScheduleError('weight', { most: LARGEST_WEIGHT })
+  return weights
 }
 
-/** The highest layer a node's inputs name, -1 if they name none. */
+/** The highest layer a node's inputs name, -1 if they name none. Throws a ScheduleError where no model has as many. */
 export function largestLayer(type, inputs) {
-  return SCHEDULES[type].largest(inputs)
+  const layer = SCHEDULES[type].largest(inputs)
+  checkPossible(layer)
+  return layer
+}
+
+/** Whether a saved number can be that of a model's layers. */
+export function isDepth(depth) {
+  return Number.isInteger(depth) && depth >= 1 && depth <= LAST_LAYER + 1
 }
 
 const SCHEDULES = {
@@ -58,24 +72,33 @@ function layers(depth, weight) {
   return Array.from({ length: depth }, (_, layer) => weight(layer))
 }
 
+function checkPossible(layer) {
+  if (!(layer <= LAST_LAYER)) throw new ScheduleError('tooHigh', { last: LAST_LAYER })
+}
+
 function checkDepth(layer, depth) {
   if (layer >= depth) throw new ScheduleError('beyond', { layer, depth })
 }
 
 /** "5-18: 1, 56: 0" as [{ first: 5, last: 18, weight: 1 }, { first: 56, last: 56, weight: 0 }]. */
 function parseRanges(text) {
+  if (text.length > LONGEST_TEXT) throw new ScheduleError('tooLong', { most: LONGEST_TEXT })
   const ranges = []
   for (const part of text.split(/[,;\n]/).map((each) => each.trim()).filter(Boolean)) {
-    const entry = /^(\d+)\s*(?:-\s*(\d+)\s*)?:\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)$/i.exec(part)
-    if (!entry) throw new ScheduleError('unreadable', { part })
+    const entry = /^(\d+)\s*(?:-\s*(\d+)\s*)?:\s*([-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:e[-+]?\d+)?)$/i.exec(part)
+    if (!entry) throw new ScheduleError('unreadable', { part: shortened(part) })
     const [first, last] = [Number(entry[1]), Number(entry[2] ?? entry[1])]
-    if (last < first) throw new ScheduleError('unreadable', { part })
-    if (!Number.isFinite(Number(entry[3]))) throw new ScheduleError('unreadable', { part })
-    if (ranges.some((other) => first <= other.last && other.first <= last)) throw new ScheduleError('twice', { part })
+    checkPossible(Math.max(first, last))
+    if (last < first) throw new ScheduleError('unreadable', { part: shortened(part) })
+    if (ranges.some((other) => first <= other.last && other.first <= last)) throw new ScheduleError('twice', { part: shortened(part) })
     ranges.push({ first, last, weight: Number(entry[3]) })
   }
   if (!ranges.length) throw new ScheduleError('noLayers')
   return ranges
+}
+
+function shortened(part) {
+  return part.length > 60 ? `${part.slice(0, 60)}…` : part
 }
 
 /** Both curves hold their first and last value outside their points, as the host's (comfy_api's curve_types.py). */

@@ -2,6 +2,7 @@
 
 import io
 import random
+import time
 
 import pytest
 from benchmarks.in_process import node as run_node
@@ -53,7 +54,10 @@ def test_the_weights_drawn_are_those_of_a_run(editor, make):
         assert weights == pytest.approx([*schedule.resolve(depth), schedule.final_layer], abs=1e-9)
 
 
-@pytest.mark.parametrize("layers", ["", "5-x: 1", "9-5: 1", "1-3: 1, 3: 2", "4: nan", "4: 1e999", "4"])
+@pytest.mark.parametrize("layers", [
+    "", "5-x: 1", "9-5: 1", "1-3: 1, 3: 2", "4: nan", "4: 1e999", "4", "4: 100.5", "1001: 1", "0-99999: 1", "0-99999999: 1",
+    "9" * 400 + ": 1", "4: 1" + " " * 100_000, "0: " + "1" * 90_000 + "x", ", ".join(f"{layer}: 1" for layer in range(9_000)),
+], ids=lambda layers: layers[:12])
 def test_what_a_run_refuses_is_not_drawn(editor, layers):
     with pytest.raises(ValueError):
         run_node("GuidanceLayerScheduleText", layers=layers)
@@ -63,6 +67,38 @@ def test_what_a_run_refuses_is_not_drawn(editor, layers):
         [MODULE, layers],
     )
     assert refused
+
+
+RANGE = {"start_layer": 5, "end_layer": -1, "taper_layers": 0, "taper_scale": 0.25}
+HUGE = {
+    "text, many": ("GuidanceLayerScheduleText", {"layers": "0-99999: 1"}, {}, "layers go up to 1000"),
+    "text, far more": ("GuidanceLayerScheduleText", {"layers": "0-99999999: 1"}, {}, "layers go up to 1000"),
+    "text, at a known depth": ("GuidanceLayerScheduleText", {"layers": "0-99999999: 1"}, {"model_depth": 57}, "layers go up to 1000"),
+    "text, too long": ("GuidanceLayerScheduleText", {"layers": "0: 1, " * 200_000}, {}, "the text is longer than 100000 characters"),
+    "text, one long part": ("GuidanceLayerScheduleText", {"layers": "x" * 90_000}, {}, "cannot read “xxx"),
+    "range": ("GuidanceLayerSchedule", RANGE | {"start_layer": 10**8}, {}, "layers go up to 1000"),
+    "weight": ("GuidanceLayerSchedule", RANGE | {"taper_layers": 1, "taper_scale": 1e300}, {}, "weights go from -100 to 100"),
+    "saved depth": ("GuidanceLayerSchedule", RANGE, {"model_depth": 10**8}, "52 of 57 layers guided"),
+    "saved depth, no number": ("GuidanceLayerSchedule", RANGE, {"model_depth": "many"}, "52 of 57 layers guided"),
+    "saved depth, negative": ("GuidanceLayerScheduleCurve", {"curve": CURVE}, {"model_depth": -1}, "of 57 layers guided"),
+    "the most": ("GuidanceLayerScheduleText", {"layers": "0-1000: 1"}, {}, "1001 of 1001 layers guided"),
+}
+
+
+@pytest.mark.parametrize("case", HUGE)
+def test_a_saved_workflow_with_huge_numbers_opens_at_once_and_says_so(editor, case):
+    node_type, inputs, properties, words = HUGE[case]
+    node = editor.add(node_type, **inputs)
+    saved = editor.page.evaluate(
+        "([id, properties]) => { Object.assign(app.graph.getNodeById(id).properties, properties); return app.graph.serialize() }",
+        [node, properties],
+    )
+    editor.clear()
+    started = time.perf_counter()
+    editor.load(saved)
+    editor.page.locator(BARS).get_by_text(words).wait_for(timeout=5000)
+    assert time.perf_counter() - started < 5
+    assert len(editor.page.locator(BARS).inner_text()) < 200
 
 
 def picture(editor):
