@@ -115,7 +115,7 @@ def test_files_are_numbered_whatever_the_way_to_write_the_name(projection, outpu
 
 def test_several_at_once_replace_nothing(tmp_path, output):
     """Each is given the same number by the host, as where letters that differ in case are the same name."""
-    many = [loaded(write(tmp_path / f"{seed}.safetensors", form_b(seed=seed))) for seed in range(8)]
+    many = [loaded(write(tmp_path / f"{seed}.safetensors", form_b(width=60_000, seed=seed))) for seed in range(8)]
     with ThreadPoolExecutor(len(many)) as threads:
         list(threads.map(lambda projection: save(projection, "mine"), many))
     assert files(output) == [f"mine_{number:05}_.safetensors" for number in range(1, 9)]
