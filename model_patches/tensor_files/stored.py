@@ -9,8 +9,8 @@ import torch
 
 DESCRIPTION = 4 * 1024**2  # bytes, that a file may describe itself with
 NAMES = 50_000
-# Bytes that may be read of one file. The largest projection of a model there is has half of it.
-LARGEST = 2 * 1024**3
+# Bytes that may be read of one file: as much as the scaled form needs for the widest model it fits, Cosmos-Predict2 14B, in fp32.
+LARGEST = 1024**3
 DIMENSIONS = 16
 NAME_LENGTH = 300
 
