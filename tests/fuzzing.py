@@ -1,7 +1,4 @@
-"""Mutations of files of tensors, and what may come of reading one: it is loaded, or refused by ValueError, and soon.
-
-Every file follows from its number alone, so that one that fails can be made again.
-"""
+"""Mutations of files of tensors, and what may come of reading one: it is loaded, or refused by ValueError, and soon."""
 
 import contextlib
 import io
@@ -26,7 +23,7 @@ OPERATIONS = [b"N", b"]", b"}", b")", b"(", b"\x88", b"\x8a\x09" + b"\xff" * 9, 
 def fuzz(goods, load, numbers, path):
     """Counts what became of the mutations of those numbers. goods: files; load: of a path; path: where each is written.
 
-    Fails with the number of the first file that ends in something else than a value or a ValueError with its name, or takes over SECONDS.
+    Fails at the first file that ends in something else than a value or a ValueError with its name, or takes over SECONDS, and leaves it there.
     """
     became = Counter()
     for number in numbers:
@@ -36,12 +33,12 @@ def fuzz(goods, load, numbers, path):
             load(path)
             became["loaded"] += 1
         except ValueError as error:
-            assert is_sentence(str(error), path), f"file {number}: {error}"
+            assert is_sentence(str(error), path), f"{path}, number {number}: {error}"
             became["refused"] += 1
         except BaseException as error:
-            raise AssertionError(f"file {number}: {type(error).__name__}: {error}") from error
+            raise AssertionError(f"{path}, number {number}: {type(error).__name__}: {error}") from error
         seconds = time.process_time() - started
-        assert seconds < SECONDS, f"file {number}: {seconds:.1f} s"
+        assert seconds < SECONDS, f"{path}, number {number}: {seconds:.1f} s"
     return became
 
 

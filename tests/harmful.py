@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import math
 import pickle
 import struct
 import sys
@@ -32,8 +33,8 @@ def archive_of(records, compression=zipfile.ZIP_STORED):
     return file.getvalue()
 
 
-def records_of(archive):
-    with zipfile.ZipFile(io.BytesIO(archive)) as archive:
+def records_of(data):
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
         return {name: archive.read(name) for name in archive.namelist()}
 
 
@@ -84,9 +85,7 @@ def header_of(shapes, dtype="F32", **entries):
     """Of form B with those sizes; what it claims need not be there."""
     header, end = dict(entries), 0
     for name, shape in shapes.items():
-        size = 4
-        for dimension in shape:
-            size *= dimension
+        size = 4 * math.prod(shape)
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [end, end + size]}
         end += size
     return header, end
