@@ -74,8 +74,8 @@ def _saved_elsewhere(name: str, write: Callable[[str], None], spare: str) -> str
             continue
         return f"It was saved as {path} instead, so nothing is lost: move it, or make room and queue again."
     return (
-        "It could not be written anywhere else either. Nothing is lost while ComfyUI runs, unless with --cache-none: make room, or write "
-        "another filename_prefix, and queue again; nothing is learned anew."
+        "It could not be written anywhere else either, but ComfyUI still has it in memory, unless started with --cache-none: make room, or "
+        "write another filename_prefix, and queue again before anything else."
     )
 
 
