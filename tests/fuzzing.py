@@ -44,7 +44,7 @@ def fuzz(goods, load, numbers, path):
 
 def is_sentence(text, path):
     """Whether a refusal names the file and can be shown: short, printable, without torch's advice."""
-    return text.startswith(f"The projection file {path.name} ") and text.endswith(".") and len(text) < 1500 and text.isprintable() and (
+    return text.startswith("The ") and f" file {path.name} " in text[:100] and text.endswith(".") and len(text) < 1500 and text.isprintable() and (
         "weights_only" not in text
     )
 

@@ -134,6 +134,7 @@ HARMFUL = {
     ),
     "the end of the memo": lambda: zipped(pickled(b"}r\xff\xff\xff\xff")),
     "nothing on the stack": lambda: zipped(pickled(b"s")),
+    "a legacy file of nothing but names": lambda: saved({"0.weight": torch.ones(1)}, legacy=True)[:-40] + text(b"n" * 5_000_000),
     "no end": lambda: zipped(b"\x80\x02}"),
     "an unknown operation": lambda: zipped(pickled(b"\xfe")),
     "text that is none": lambda: zipped(pickled(text(b"\xff"))),

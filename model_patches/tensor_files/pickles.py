@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from .stored import DESCRIPTION, DIMENSIONS, Damaged, Stored, too_long
+from .stored import DIMENSIONS, Damaged, Stored, too_long
 from .text import VALUES, shown
 
 _DTYPES = {f"torch.{name}": dtype for name, dtype in vars(torch).items() if isinstance(dtype, torch.dtype)}
@@ -90,7 +90,7 @@ class Pickles:
             return self.stack.pop()
         except (LookupError, UnicodeDecodeError) as error:
             if self.at >= len(self.data) and not self.whole:
-                raise too_long(DESCRIPTION + 1, "its pickle") from None
+                raise too_long("its pickle") from None
             raise Damaged(f"its pickle breaks at byte {self.at:,}") from error
 
     def _count(self, values: int) -> None:

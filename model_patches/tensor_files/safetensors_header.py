@@ -19,7 +19,7 @@ def read(file: BinaryIO, size: int) -> tuple[dict[str, Stored], dict[str, str], 
     if length > size - 8:
         raise Damaged("its header goes beyond its end")
     if length > DESCRIPTION:
-        raise too_long(length, "its header")
+        raise too_long("its header")
     try:
         header = bounded_json(file.read(length).decode("utf-8"), _DEPTH)
     except ValueError as error:

@@ -66,7 +66,7 @@ def contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(stride)
 
 
-def too_long(size: int, what: str) -> ValueError:
+def too_long(what: str) -> ValueError:
     return ValueError(
-        f"cannot be read: {what} takes {size:,} bytes, and this pack reads {DESCRIPTION:,} at most. Save its weights alone, or use another file."
+        f"cannot be read: {what} is longer than the {DESCRIPTION:,} bytes that this pack reads of it. Save the weights alone, or use another file."
     )

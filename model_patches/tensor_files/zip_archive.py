@@ -37,7 +37,7 @@ class Archive:
         if place + length > size:
             raise Damaged("its directory goes beyond its end")
         if length > DESCRIPTION:
-            raise too_long(length, "its directory")
+            raise too_long("its directory")
         file.seek(place)
         return cls(file, size, _records(file.read(length)))
 
@@ -62,7 +62,7 @@ class Archive:
         """All of a record that describes others."""
         start, length = self.place(name)
         if length > DESCRIPTION:
-            raise too_long(length, shown(name))
+            raise too_long(shown(name))
         self.file.seek(start)
         return self.file.read(length)
 
