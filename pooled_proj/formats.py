@@ -213,7 +213,7 @@ def _expected(form: _Form) -> str:
 
 
 def _keys_found(keys: Collection[str], expected: str) -> str:
-    found = ", ".join(shown(key) for key in nsmallest(12, keys)) + _more(keys, 12)
+    found = ", ".join(shown(key, 50) for key in nsmallest(12, keys)) + _more(keys, 12)
     return f"is not a pooled projection: it holds {found or 'no tensors'}. Expected: {expected}."
 
 
