@@ -128,8 +128,8 @@ def check_shapes(weights: Mapping[str, Tensor | Stored]) -> None:
     for name, shape in expected.items():
         if shapes[name] != shape:
             raise ValueError(
-                f"does not fit together: {name} is {shown(shapes[name])}, but beside linear_1.weight of {shown(first)} and {output} outputs "
-                f"it must be {shown(shape)}. Use another file."
+                f"does not fit together: {name} is {shown(shapes[name])}, but beside linear_1.weight of {shown(first)} and {output} "
+                f"outputs it must be {shown(shape)}. Use another file."
             )
     empty = [name for name, shape in shapes.items() if 0 in shape]
     if empty:

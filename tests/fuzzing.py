@@ -13,8 +13,8 @@ from harmful import SECONDS, archive_of, compressed, headed, records_of
 
 NUMBERS = [0, 1, 2, 3, 7, 16, 40, 64, 255, 256, 65535, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**53, 2**63 - 1, 2**63, 2**64 - 1, -1]
 TEXTS = [
-    "", "scales", "0.weight", "model.", "ema.0.bias", "F32", "F8_E5M2", "BF16", "C64", "x" * 5000, "\u4e00", "\ud800", "\0", "null", "{", "[]",
-    "NaN", "1e999",
+    "", "scales", "0.weight", "model.", "ema.0.bias", "F32", "F8_E5M2", "BF16", "C64", "x" * 5000, "\u4e00", "\ud800", "\0", "null",
+    "{", "[]", "NaN", "1e999",
 ]
 
 OPERATIONS = [b"N", b"]", b"}", b")", b"(", b"\x88", b"\x8a\x09" + b"\xff" * 9, b"G" + b"\x7f" * 8, b"ctorch\nSize\n", b"h\x00"]
@@ -23,7 +23,7 @@ OPERATIONS = [b"N", b"]", b"}", b")", b"(", b"\x88", b"\x8a\x09" + b"\xff" * 9, 
 def fuzz(goods, load, numbers, path):
     """Counts what became of the mutations of those numbers. goods: files; load: of a path; path: where each is written.
 
-    Fails at the first file that ends in something else than a value or a ValueError with its name, or takes over SECONDS, and leaves it there.
+    Fails at the first file that ends in something else than a value or a ValueError with its name, or takes over SECONDS; it stays there.
     """
     became = Counter()
     for number in numbers:
@@ -44,9 +44,8 @@ def fuzz(goods, load, numbers, path):
 
 def is_sentence(text, path):
     """Whether a refusal names the file and can be shown: short, printable, without torch's advice."""
-    return text.startswith("The ") and f" file {path.name} " in text[:100] and text.endswith(".") and len(text) < 1500 and text.isprintable() and (
-        "weights_only" not in text
-    )
+    named = text.startswith("The ") and f" file {path.name} " in text[:100] and text.endswith(".")
+    return named and len(text) < 1500 and text.isprintable() and "weights_only" not in text
 
 
 def mutated(goods, draw):
@@ -78,7 +77,8 @@ def in_header(data, draw):
     elif change == 1:
         header[name] = value(draw)
     elif change == 2:
-        header.setdefault("__metadata__", {})[draw.choice(["format", "format_version", "pooling", "injection", "family", "record"])] = value(draw)
+        key = draw.choice(["format", "format_version", "pooling", "injection", "family", "record"])
+        header.setdefault("__metadata__", {})[key] = value(draw)
     elif change == 3:
         del header[name]
     else:
@@ -115,7 +115,8 @@ def in_records(data, draw, goods):
     elif change == 1:
         records[draw.choice(list(records))] = records[name]
     elif change == 2:
-        records[name.rpartition("/")[0] + draw.choice(["/byteorder", "/constants.pkl", "/data/0", "/data.pkl"])] = draw.choice([b"big", b"", records[name]])
+        other = draw.choice(["/byteorder", "/constants.pkl", "/data/0", "/data.pkl"])
+        records[name.rpartition("/")[0] + other] = draw.choice([b"big", b"", records[name]])
     elif change == 3:
         return compressed(archive_of(records))
     elif name.endswith(".pkl") and change < 7:

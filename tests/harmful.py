@@ -151,7 +151,9 @@ HARMFUL = {
     ),
     "a nested tensor": lambda: saved(form_b() | {"0.weight": torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])}),
     "complex numbers": lambda: saved(form_b() | {"0.weight": torch.ones(WIDTH, CONTEXT, dtype=torch.complex64)}),
-    "no numbers": lambda: saved({"0.weight": torch.ones(0, 5), "0.bias": torch.ones(0), "2.weight": torch.ones(4, 0), "2.bias": torch.ones(4)}),
+    "no numbers": lambda: saved({
+        "0.weight": torch.ones(0, 5), "0.bias": torch.ones(0), "2.weight": torch.ones(4, 0), "2.bias": torch.ones(4),
+    }),
     # archives
     "compressed": lambda: compressed(saved({
         "0.weight": torch.zeros(4096, 4096), "0.bias": torch.zeros(4096), "2.weight": torch.zeros(4096, 4096), "2.bias": torch.zeros(4096),
@@ -159,7 +161,8 @@ HARMFUL = {
     "many records": lambda: archive_of({f"a/{number}": b"" for number in range(80_000)}),
     "a directory alone": lambda: b"PK\x03\x04" + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 1, 1, 46, 2**31, 0),
     "a wide directory": lambda: (
-        b"PK\x03\x04" + b"\0" * 56 + struct.pack("<4sLQL", b"PK\6\7", 0, 2**63, 1) + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 1, 1, 2**32 - 1, 0, 0)
+        b"PK\x03\x04" + b"\0" * 56 + struct.pack("<4sLQL", b"PK\6\7", 0, 2**63, 1)
+        + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 1, 1, 2**32 - 1, 0, 0)
     ),
     "no pickle": lambda: archive_of({"a/1": b"", "a/2": b""}),
     "TorchScript": torchscript,
@@ -175,7 +178,9 @@ HARMFUL = {
     "many dimensions": lambda: headed('{"a":{"dtype":"F32","shape":[' + "9999999999999," * 200_000 + '1],"data_offsets":[0,4]}}'),
     "many tensors": lambda: headed({f"{n}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for n in range(60_000)}),
     "a header of 20 MB": lambda: headed("{" + " " * 20 * 1024**2 + "}"),
-    "claims without bytes": lambda: headed(header_of({"0.weight": (BIG, BIG), "0.bias": (BIG,), "2.weight": (BIG, BIG), "2.bias": (BIG,)})[0]),
+    "claims without bytes": lambda: headed(
+        header_of({"0.weight": (BIG, BIG), "0.bias": (BIG,), "2.weight": (BIG, BIG), "2.bias": (BIG,)})[0]
+    ),
     "half a surrogate in a name": lambda: headed('{"\\ud800":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}', b"\0" * 4),
     "a list as an entry": lambda: headed({"0.weight": [1, 2]}),
     "true as a size": lambda: headed({"0.weight": {"dtype": "U8", "shape": [True], "data_offsets": [0, 1]}}, b"\0"),

@@ -100,7 +100,8 @@ def test_only_the_tensors_of_the_form_are_read(tmp_path):
 ], ids=lambda value: value if isinstance(value, str) else "")
 @pytest.mark.filterwarnings("ignore")
 def test_tensors_of_other_layouts_are_named(tmp_path, tensor, problem):
-    refused(tmp_path, saved(form_b() | {"0.weight": tensor}), rf"holds 0\.weight as {problem}, which this pack does not read", name="other.pt")
+    words = rf"holds 0\.weight as {problem}, which this pack does not read"
+    refused(tmp_path, saved(form_b() | {"0.weight": tensor}), words, name="other.pt")
 
 
 def test_own_format_is_safetensors_alone(tmp_path):

@@ -160,7 +160,8 @@ def test_what_cannot_be_written_is_found_when_it_is_queued(tmp_path, projection,
     # Where the prefix comes from another node, it is not known then: what was learned goes to another place.
     spare = tmp_path / "spare"
     spare.mkdir()
-    with registered(spare), pytest.raises(ValueError, match=rf"could not be written to {output} .* It was saved as {spare}/.* instead") as error:
+    words = rf"could not be written to {output} .* It was saved as {spare}/.* instead"
+    with registered(spare), pytest.raises(ValueError, match=words) as error:
         save(projection, prefix)
     assert len(str(error.value)) < 700
     assert files(output) == ["taken"] and len(files(spare)) == 1

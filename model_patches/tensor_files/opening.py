@@ -41,7 +41,7 @@ class TensorFile:
                 raise ValueError(f"holds {shown(name)} as {problem}, which this pack does not read. Save it as a plain tensor of numbers.")
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Those tensors, on the CPU, contiguous, in memory of their own. Raises ValueError for what is not plain or cannot be in the file."""
+        """Those tensors, on the CPU, contiguous, in memory of their own. Raises ValueError for what is not plain or not in the file."""
         names = list(names)
         self.check(names)
         for name in names:

@@ -44,7 +44,8 @@ _OTHERS = {
     "torch.Tensor", "torch.device", "torch.serialization._get_layout", "_codecs.encode", "builtins.bytearray", "builtins.set",
     "builtins.complex", "torch.per_tensor_affine", "torch.per_tensor_symmetric", "torch.per_channel_affine",
     "torch.per_channel_symmetric", "torch.per_channel_affine_float_qparams", "numpy.core.multiarray.scalar",
-    "numpy._core.multiarray.scalar", "numpy.dtype", "numpy.dtypes.Float64DType", "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
+    "numpy._core.multiarray.scalar", "numpy.dtype", "numpy.dtypes.Float64DType",
+    "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
     *(f"{module}.{kind}Tensor" for module in ("torch", "torch.cuda") for kind in _KINDS),
 }
 _ARGUMENTS = 8  # that a call of them has at most

@@ -1,4 +1,4 @@
-"""The header of a safetensors file: its length in 8 bytes, then JSON: {name: {dtype, shape, data_offsets: [first, end]}, "__metadata__": {}}."""
+"""The header of a safetensors file: 8 bytes, its length; JSON, {name: {dtype, shape, data_offsets: [first, end]}, "__metadata__": {}}."""
 
 from __future__ import annotations
 

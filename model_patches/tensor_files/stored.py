@@ -68,5 +68,6 @@ def contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def too_long(what: str) -> ValueError:
     return ValueError(
-        f"cannot be read: {what} is longer than the {DESCRIPTION:,} bytes that this pack reads of it. Save the weights alone, or use another file."
+        f"cannot be read: {what} is longer than the {DESCRIPTION:,} bytes that this pack reads of it. Save the weights alone, or use another "
+        "file."
     )

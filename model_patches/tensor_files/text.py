@@ -17,7 +17,7 @@ def shown(value: Any, most: int = 100) -> str:
 
 
 def bounded_json(text: str, depth: int) -> Any:
-    """What a JSON text holds. Raises ValueError if it is none, nests deeper than `depth`, has too many values, or numbers of endless digits.
+    """What a JSON text holds. Raises ValueError if it is none, nests deeper than `depth`, or has too many values or digits.
 
     The depth is counted first: json recurses, and where a pack has raised Python's limit, deep nesting ends the process.
     """
