@@ -27,6 +27,7 @@ def fuzz(goods, load, numbers, path):
     """
     became = Counter()
     for number in numbers:
+        path.unlink(missing_ok=True)  # a file written over costs a disk more than a new one
         path.write_bytes(mutated(goods, random.Random(number)))
         started = time.process_time()
         try:
