@@ -6,12 +6,15 @@ import folder_paths
 from comfy_api.latest import io
 from typing_extensions import override
 
+from ..model_patches.tensor_files import shown
 from ..pooled_proj import formats
 from .directions import from_conditioning
 from .queue_errors import checked
+from .saving import check_prefix, save_numbered
 from .sockets import CATEGORY, Projection
 
 FOLDER = "pooled_projections"
+_SAVE = "Save Pooled Projection"
 
 folder_paths.add_model_folder_path(FOLDER, os.path.join(folder_paths.models_dir, FOLDER))
 # A folder named in extra_model_paths.yaml has been registered without any.
@@ -61,7 +64,7 @@ class SavePooledProjection(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="SavePooledProjection",
-            display_name="Save Pooled Projection",
+            display_name=_SAVE,
             category=CATEGORY,
             description=f"Saves a pooled projection to the output folder. Move it to models/{FOLDER} to load it.",
             search_aliases=["modulation guidance", "export projection"],
@@ -78,34 +81,23 @@ class SavePooledProjection(io.ComfyNode):
     @classmethod
     @override
     def validate_inputs(cls, filename_prefix=None):
-        return checked(_check_prefix, filename_prefix)
+        return checked(check_prefix, _SAVE, filename_prefix)
 
     @classmethod
     @override
     def execute(cls, projection, filename_prefix=f"{FOLDER}/projection") -> io.NodeOutput:
-        _check_prefix(filename_prefix)
-        folder, name, counter, _, _ = folder_paths.get_save_image_path(filename_prefix, folder_paths.get_output_directory())
-        formats.save(projection, os.path.join(folder, f"{name}_{counter:05}_.safetensors"))
+        save_numbered(_SAVE, filename_prefix, lambda path: formats.save(projection, path, replace=False), FOLDER)
         return io.NodeOutput()
 
 
 def _path(name: str) -> str:
-    if name not in folder_paths.get_filename_list(FOLDER):
+    path = folder_paths.get_full_path(FOLDER, name) if name in folder_paths.get_filename_list(FOLDER) else None
+    if path is None:
         raise ValueError(
-            f"Load Pooled Projection: there is no {name!r} in models/{FOLDER} "
-            f"({', '.join(folder_paths.get_folder_paths(FOLDER))}). Put the file there, and choose it again."
+            f"Load Pooled Projection: there is no file '{shown(name)}' in models/{FOLDER} "
+            f"({', '.join(folder_paths.get_folder_paths(FOLDER))}). Put it there, and choose it again."
         )
-    return folder_paths.get_full_path_or_raise(FOLDER, name)
-
-
-def _check_prefix(prefix: str) -> None:
-    output = os.path.realpath(folder_paths.get_output_directory())
-    target = os.path.realpath(os.path.join(output, prefix))
-    if target == output or os.path.commonpath((output, target)) != output:
-        raise ValueError(
-            f"Save Pooled Projection: filename_prefix {prefix!r} leads out of the output folder. "
-            "Write a name, or a subfolder and a name, e.g. projections/mine."
-        )
+    return path
 
 
 def with_base(projection, positive, negative):

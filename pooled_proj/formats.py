@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from heapq import nsmallest
 from pathlib import Path
-from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
+from ..model_patches import tensor_files
+from ..model_patches.tensor_files import Stored, TensorFile, shown
 from .projection import INJECTIONS, POOLINGS, PooledProjection
 
 FORMAT = "modulation guidance pooled projection"
@@ -65,19 +63,24 @@ _WRAPPERS = {
 
 def load(path: str | os.PathLike) -> PooledProjection:
     """The projection in a file. Raises ValueError with the file's name, what is wrong with it and what was expected."""
-    path = Path(path)
-    tensors, metadata = _read(path)
     try:
-        projection = _own(tensors, metadata) if metadata.get("format") == FORMAT else _published(tensors)
+        with tensor_files.opened(path) as file:
+            projection = _own(file) if file.metadata.get("format") == FORMAT else _published(file)
         check_weights(projection.weights)
     except ValueError as error:
-        raise ValueError(f"The projection file {path.name} {error}") from None
+        raise ValueError(f"The projection file {shown(Path(path).name)} {error}") from None
     return projection
 
 
-def save(projection: PooledProjection, path: str | os.PathLike) -> None:
-    """Writes our own format, tensors bit for bit; the file is complete or not there."""
-    path = Path(path)
+def save(projection: PooledProjection, path: str | os.PathLike, replace: bool = True) -> None:
+    """Writes our own format, tensors bit for bit; the same projection gives the same bytes. The file is complete or not there.
+
+    Raises FileExistsError where something of that name is, unless it is to be replaced; ValueError for what `load` refuses; OSError.
+    """
+    try:
+        check_weights(projection.weights)
+    except ValueError as error:
+        raise ValueError(f"The projection {error}") from None
     widths = {"input": projection.input_width, "output": projection.output_width, "time embedding": projection.time_width}
     metadata = {
         "format": FORMAT,
@@ -88,89 +91,120 @@ def save(projection: PooledProjection, path: str | os.PathLike) -> None:
         "widths": json.dumps(widths | {"layers": projection.depth}),
         "record": json.dumps(projection.record),
     }
-    # Clones: tensors of one file may share memory, which safetensors refuses.
-    data = safetensors.torch.save({name: tensor.detach().cpu().clone() for name, tensor in projection.weights.items()}, metadata)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    tensor_files.write(path, projection.weights, metadata, replace)
 
 
 def check_weights(weights: Mapping[str, Tensor]) -> None:
     """Raises ValueError, to follow the file's name, unless the tensors fit together and are finite."""
+    check_shapes(weights)
     for name, tensor in weights.items():
-        if not tensor.is_floating_point():
-            raise ValueError(f"holds {name} as {tensor.dtype}; a projection's weights are floating-point numbers. Use another file.")
-        if not torch.isfinite(tensor.float()).all():
+        if not all(_finite(part) for part in tensor.flatten().split(2**24)):
             raise ValueError(
                 f"holds NaN or infinite numbers in {name}: its training went wrong, or the file is damaged. Use another file."
             )
-    if weights["linear_1.weight"].ndim != 2 or weights["linear_2.weight"].ndim != 2:
+
+
+def _finite(numbers: Tensor) -> bool:
+    """By the lowest and the highest, which NaN spreads to: sixty times as fast as torch.isfinite of each."""
+    plain = numbers if numbers.dtype in (torch.float32, torch.bfloat16, torch.float16) else numbers.float()
+    return all(bound.isfinite() for bound in torch.aminmax(plain))
+
+
+def check_shapes(weights: Mapping[str, Tensor | Stored]) -> None:
+    """Raises ValueError, to follow the file's name, unless the tensors are floating-point numbers and fit together."""
+    for name, tensor in weights.items():
+        if not tensor.dtype.is_floating_point:
+            raise ValueError(f"holds {name} as {tensor.dtype}; a projection's weights are floating-point numbers. Use another file.")
+    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    first, last = shapes["linear_1.weight"], shapes["linear_2.weight"]
+    if len(first) != 2 or len(last) != 2:
         raise ValueError("holds weights that are not matrices; it is not a pooled projection. Use another file.")
-    hidden = weights["linear_1.weight"].shape[0]
-    output = weights["linear_2.weight"].shape[0]
+    hidden, output = first[0], last[0]
     expected = {"linear_1.bias": (hidden,), "linear_2.weight": (output, hidden), "linear_2.bias": (output,)}
-    if "film.weight" in weights:
-        expected |= {"film.weight": (2 * hidden, weights["film.weight"].shape[-1]), "film.bias": (2 * hidden,)}
-    if "scales" in weights:
-        expected["scales"] = (len(weights["scales"]) if weights["scales"].ndim else 0, output)
+    if "film.weight" in shapes:
+        expected |= {"film.weight": (2 * hidden, *shapes["film.weight"][-1:]), "film.bias": (2 * hidden,)}
+    if "scales" in shapes:
+        expected["scales"] = ((shapes["scales"] or (0,))[0], output)
     for name, shape in expected.items():
-        if tuple(weights[name].shape) != shape:
+        if shapes[name] != shape:
             raise ValueError(
-                f"does not fit together: {name} is {tuple(weights[name].shape)}, but beside linear_1.weight of "
-                f"{tuple(weights['linear_1.weight'].shape)} and {output} outputs it must be {shape}. Use another file."
+                f"does not fit together: {name} is {shown(shapes[name])}, but beside linear_1.weight of {shown(first)} and {output} "
+                f"outputs it must be {shown(shape)}. Use another file."
             )
+    empty = [name for name, shape in shapes.items() if 0 in shape]
+    if empty:
+        raise ValueError(f"holds no numbers in {empty[0]}: {shown(shapes[empty[0]])}. Use another file.")
 
 
-def _own(tensors, metadata) -> PooledProjection:
+def _own(file: TensorFile) -> PooledProjection:
+    metadata = file.metadata
     if metadata.get("format_version") != VERSION:
         raise ValueError(
-            f"is of format version {metadata.get('format_version')}, and this pack reads version {VERSION}. Update the pack."
+            f"is of format version {shown(metadata.get('format_version'))}, and this pack reads version {VERSION}. Update the pack."
         )
     allowed = {*_LINEARS, *_FILM, "scales"}
-    if not set(_LINEARS) <= set(tensors) <= allowed or len(set(_FILM) & set(tensors)) == 1:
-        raise ValueError(_keys_found(tensors, f"{', '.join(_LINEARS)}, and maybe scales, {' and '.join(_FILM)}"))
+    if not set(_LINEARS) <= set(file.tensors) <= allowed or len(set(_FILM) & set(file.tensors)) == 1:
+        raise ValueError(_keys_found(file.tensors, f"{', '.join(_LINEARS)}, and maybe scales, {' and '.join(_FILM)}"))
     for name, choices in (("pooling", POOLINGS), ("injection", INJECTIONS)):
         if metadata.get(name) not in choices:
-            raise ValueError(f"says its {name} is {metadata.get(name)!r}; it must be {' or '.join(choices)}. Update the pack.")
-    try:
-        family, record = (json.loads(metadata.get(name, "null")) for name in ("family", "record"))
-    except ValueError:
-        raise ValueError("has metadata that is not JSON: it is damaged. Use another file.") from None
-    return PooledProjection(tensors, metadata["pooling"], metadata["injection"], family, record or {})
+            raise ValueError(f"says its {name} is {shown(repr(metadata.get(name)))}; it must be {' or '.join(choices)}. Update the pack.")
+    family, record = _described(metadata)
+    weights = _weights(file, {name: name for name in file.tensors})
+    return PooledProjection(weights, metadata["pooling"], metadata["injection"], family, record)
 
 
-def _published(tensors) -> PooledProjection:
+def _described(metadata: Mapping[str, str]) -> tuple[str | None, dict]:
+    """Family and record. Distilling goes on with the record's runs, and would fail at its end over what is no record."""
+    values = []
+    for name in ("family", "record"):
+        try:
+            values.append(tensor_files.bounded_json(metadata.get(name, "null"), depth=32))
+        except ValueError as error:
+            raise ValueError(f"has metadata that is not JSON: {name} holds {shown(error)}. It is damaged. Use another file.") from None
+    family, record = values[0], {} if values[1] is None else values[1]
+    if family is not None and not (isinstance(family, str) and len(family) <= 100 and family.isprintable()):
+        raise ValueError(f"says its family is {shown(family)}; it must be a name. It is damaged. Use another file.")
+    if not isinstance(record, dict) or not isinstance(record.get("runs", []), list):
+        raise ValueError(f"has a record of its training that is none: {shown(metadata['record'])}. It is damaged. Use another file.")
+    return family, record
+
+
+def _published(file: TensorFile) -> PooledProjection:
     for form in _FORMS:
-        prefix = _prefix(tensors, form)
+        prefix = _prefix(file.tensors, form)
         if prefix is None:
             continue
-        network = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+        network = {key.removeprefix(prefix) for key in file.tensors if key.startswith(prefix)}
         known = form.names | form.optional
         strange = [key for key in network if key not in known and form.is_layer(key)]
         missing = [key for key in form.optional if key not in network]
         if strange or 0 < len(missing) < len(form.optional):
             break
-        return PooledProjection({name: network[key] for key, name in known.items() if key in network}, form.pooling, form.injection)
-    raise ValueError(_keys_found(tensors, "; or ".join(_expected(form) for form in _FORMS)))
+        weights = _weights(file, {name: prefix + key for key, name in known.items() if key in network})
+        return PooledProjection(weights, form.pooling, form.injection)
+    raise ValueError(_keys_found(file.tensors, "; or ".join(_expected(form) for form in _FORMS)))
 
 
-def _prefix(tensors, form: _Form) -> str | None:
+def _weights(file: TensorFile, keys: Mapping[str, str]) -> dict[str, Tensor]:
+    """The tensors of those keys by canonical names, read once they are known to fit together."""
+    file.check(keys.values())
+    check_shapes({name: file.tensors[key] for name, key in keys.items()})
+    tensors = file.read(keys.values())
+    return {name: tensors[key] for name, key in keys.items()}
+
+
+def _prefix(keys: Collection[str], form: _Form) -> str | None:
     """What stands before the keys of the form; that of the averaged weights where a training script left both."""
     first = next(iter(form.names))
-    prefixes = [key.removesuffix(first) for key in tensors if key == first or key.endswith("." + first)]
+    prefixes = [key.removesuffix(first) for key in keys if key == first or key.endswith("." + first)]
     complete = [
         prefix for prefix in prefixes
-        if set(prefix.split(".")[:-1]) <= _WRAPPERS and all(prefix + name in tensors for name in form.names)
+        if set(prefix.split(".")[:-1]) <= _WRAPPERS and all(prefix + name in keys for name in form.names)
     ]
     averaged = [prefix for prefix in complete if "ema" in prefix]
     if len(complete) > 1 and len(averaged) != 1:
-        names = " and ".join(repr(prefix) for prefix in complete)
-        raise ValueError(f"holds more than one projection, under {names}. Keep one of them.")
+        names = " and ".join(repr(shown(prefix)) for prefix in complete[:4])
+        raise ValueError(f"holds more than one projection, under {names}{_more(complete, 4)}. Keep one of them.")
     return (averaged or complete or [None])[0]
 
 
@@ -178,45 +212,10 @@ def _expected(form: _Form) -> str:
     return ", ".join(form.names) + (f" (and maybe {' and '.join(form.optional)})" if form.optional else "")
 
 
-def _keys_found(tensors, expected: str) -> str:
-    shown = sorted(tensors)
-    found = ", ".join(shown[:12]) + (f" and {len(shown) - 12} more" if len(shown) > 12 else "")
+def _keys_found(keys: Collection[str], expected: str) -> str:
+    found = ", ".join(shown(key, 50) for key in nsmallest(12, keys)) + _more(keys, 12)
     return f"is not a pooled projection: it holds {found or 'no tensors'}. Expected: {expected}."
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a safetensors file or a torch pickle by name, and the metadata."""
-    with path.open("rb") as file:
-        start = file.read(9)
-    if start[8:] == b"{":  # the header of safetensors, after its length
-        try:
-            with safetensors.safe_open(path, framework="pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
-        except safetensors.SafetensorError as error:
-            raise ValueError(_damaged(path, error)) from None
-    try:
-        return dict(_flat(torch.load(path, map_location="cpu", weights_only=True))), {}
-    except pickle.UnpicklingError as error:
-        # Its text is not passed on: it says how to load the file all the same.
-        if "Unsupported operand" in str(error):
-            raise ValueError(_damaged(path, "neither safetensors nor a pickle of tensors")) from None
-        raise ValueError(
-            f"The projection file {path.name} holds code that would run when it is loaded, or is damaged. It was not loaded. "
-            "Use a safetensors file, or a pickle of tensors alone."
-        ) from None
-    except (RuntimeError, OSError, EOFError, ValueError, LookupError, AttributeError, TypeError) as error:
-        raise ValueError(_damaged(path, error)) from None
-
-
-def _damaged(path, reason) -> str:
-    reason = str(reason).partition("\n")[0] or type(reason).__name__
-    return f"The projection file {path.name} cannot be read: it is cut off, damaged or no model file ({reason}). Get it again."
-
-
-def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Tensor]]:
-    """The tensors of nested dicts, keys joined by dots; whatever is no tensor is left out."""
-    if isinstance(value, Tensor):
-        yield key, value
-    elif isinstance(value, Mapping):
-        for name, part in value.items():
-            yield from _flat(part, f"{key}.{name}" if key else str(name))
+def _more(things: Collection, named: int) -> str:
+    return f" and {len(things) - named} more" if len(things) > named else ""

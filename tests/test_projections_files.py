@@ -1,6 +1,5 @@
-"""Projection files: what is read, what is refused and in which words, and what is written."""
+"""Projection files: what is read, and what is refused and in which words."""
 
-import json
 import os
 import pickle
 import struct
@@ -9,8 +8,7 @@ import folder_paths
 import pytest
 import torch
 from benchmarks.in_process import node
-from blind import CLIP, CONTEXT, DEPTH, HIDDEN, WIDTH, form_a, form_b, loaded, own, registered, write
-from safetensors import safe_open
+from blind import CONTEXT, DEPTH, HIDDEN, WIDTH, form_a, form_b, loaded, own, registered, write
 
 CANONICAL = {
     "text_embedder_clip.linear_1": "linear_1", "text_embedder_clip.linear_2": "linear_2", "0": "linear_1", "2": "linear_2",
@@ -205,88 +203,6 @@ def test_a_file_that_changes_is_loaded_again(tmp_path):
         assert loader.fingerprint_inputs(projection_name="file.safetensors") == before
         write(tmp_path / "file.safetensors", form_b(film=True))
         assert loader.fingerprint_inputs(projection_name="file.safetensors") != before
-
-
-# Saving.
-
-
-@pytest.fixture
-def output(tmp_path):
-    before = folder_paths.get_output_directory()
-    folder = tmp_path / "output"
-    folder.mkdir()
-    folder_paths.set_output_directory(str(folder))
-    yield folder
-    folder_paths.set_output_directory(before)
-
-
-@pytest.mark.parametrize("name, tensors", [
-    ("a.pt", form_a()), ("b.safetensors", form_b(film=True)), ("b16.safetensors", {n: t.bfloat16() for n, t in form_b().items()}),
-])
-def test_saved_bit_for_bit_and_self_describing(tmp_path, output, name, tensors):
-    projection = loaded(write(tmp_path / name, tensors))
-    node("SavePooledProjection", projection=projection, filename_prefix="sub/mine")
-    [path] = output.rglob("*.*")
-    assert path.relative_to(output).as_posix() == "sub/mine_00001_.safetensors"
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata()
-        saved = {name: file.get_tensor(name) for name in file.keys()}
-    expected = canonical(tensors)
-    assert saved.keys() == expected.keys()
-    for name, tensor in expected.items():
-        assert saved[name].dtype == tensor.dtype and torch.equal(saved[name].view(torch.uint8), tensor.view(torch.uint8)), name
-    assert metadata["format"] == "modulation guidance pooled projection" and metadata["format_version"] == "1"
-    assert (metadata["pooling"], metadata["injection"]) == (projection.pooling, projection.injection)
-    widths = {"input": CLIP, "output": 3 * WIDTH, "time embedding": None, "layers": DEPTH} if name == "a.pt" else None
-    if widths:
-        assert json.loads(metadata["widths"]) == widths
-
-
-@pytest.mark.parametrize("pooling, injection", [("clip", "time embedding"), ("mean", "time embedding"), ("max", "adaln lora")])
-def test_own_files_come_back_as_they_were(tmp_path, output, pooling, injection):
-    tensors, metadata = own(form_b(film=True), pooling, injection, "Anima", record='{"steps": 4000, "losses": [0.5, 0.25]}')
-    first = loaded(write(tmp_path / "first.safetensors", tensors, metadata))
-    node("SavePooledProjection", projection=first, filename_prefix="again")
-    second = loaded(output / "again_00001_.safetensors")
-    for projection in (first, second):
-        assert_equal_tensors(projection.weights, tensors)
-        assert (projection.pooling, projection.injection, projection.family) == (pooling, injection, "Anima")
-        assert projection.record == {"steps": 4000, "losses": [0.5, 0.25]}
-
-
-def assert_equal_tensors(some, others):
-    assert some.keys() == others.keys() and all(torch.equal(some[name], others[name]) for name in some)
-
-
-def test_files_are_numbered(tmp_path, output):
-    projection = loaded(write(tmp_path / "b.safetensors", form_b()))
-    for _ in range(2):
-        node("SavePooledProjection", projection=projection, filename_prefix="mine")
-    assert sorted(path.name for path in output.iterdir()) == ["mine_00001_.safetensors", "mine_00002_.safetensors"]
-
-
-def test_nothing_is_left_of_a_file_that_cannot_be_written(tmp_path, output, monkeypatch):
-    projection = loaded(write(tmp_path / "b.safetensors", form_b()))
-
-    def full(*paths):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(OSError, match="No space left"):
-        node("SavePooledProjection", projection=projection, filename_prefix="mine")
-    assert list(output.iterdir()) == []
-
-
-@pytest.mark.parametrize("prefix", ["../mine", "sub/../../mine", "/tmp/mine", ""])
-def test_nothing_leads_out_of_the_output_folder(tmp_path, output, prefix):
-    import nodes
-
-    projection = loaded(write(tmp_path / "b.safetensors", form_b()))
-    with pytest.raises(ValueError, match="leads out of the output folder"):
-        node("SavePooledProjection", projection=projection, filename_prefix=prefix)
-    queued = nodes.NODE_CLASS_MAPPINGS["SavePooledProjection"].validate_inputs(filename_prefix=prefix)
-    assert "leads out of the output folder" in queued
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["b.safetensors", "output"] and not list(output.iterdir())
 
 
 @pytest.mark.parametrize("changed, words", [

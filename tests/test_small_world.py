@@ -1,7 +1,9 @@
 """The small world: scenes, captions, checkers, training, shipped weights, and a check of the weights from outside."""
 import json
+import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -20,6 +22,7 @@ from benchmarks.in_process import node
 from tools.small_world.captions import caption
 from tools.small_world.checkers import Expectation, read_picture, score
 from tools.small_world.dataset import HELD_OUT, draw
+from tools.small_world.files import write_whole
 from tools.small_world.loop import Muon, Settings, fit, write_record
 from tools.small_world.measure import check_checkers
 from tools.small_world.models import FLUX, build_flux
@@ -180,6 +183,21 @@ def test_shipped_weights_are_small_and_recorded():
 @pytest.fixture(scope="module")
 def text_encoder(tmp_path_factory):
     return write_clip_l(tmp_path_factory.mktemp("encoder") / "clip_l.safetensors")
+
+
+def test_what_is_cut_leaves_no_file_for_good(tmp_path):
+    def full(path):
+        path.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        write_whole(tmp_path / "checkpoint.pt", full)
+    assert not list(tmp_path.iterdir())
+    for name, hours in (("checkpoint.pt.1.tmp", 2), ("checkpoint.pt.2.tmp", 0)):
+        (tmp_path / name).write_text("half")
+        os.utime(tmp_path / name, (time.time() - 3600 * hours,) * 2)
+    write_whole(tmp_path / "checkpoint.pt", lambda path: path.write_text("whole"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.pt", "checkpoint.pt.2.tmp"]
 
 
 def test_one_command_trains_all_models_two_at_a_time(tmp_path, text_encoder):

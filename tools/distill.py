@@ -26,8 +26,8 @@ from tqdm import tqdm
 CHECKOUT = Path(__file__).resolve().parent.parent
 sys.path.append(str(CHECKOUT))
 
+from tools.small_world.files import write_whole  # noqa: E402
 from tools.small_world.host import use_host  # noqa: E402
-from tools.small_world.loop import write_whole  # noqa: E402
 
 HELP = {
     "steps": "of the optimizer (default: 4000, as the paper)",

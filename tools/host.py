@@ -331,8 +331,11 @@ def try_lock(file):
 def write_whole(path, content):
     """Writes text or bytes so that `path` is never seen half-written."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
-    os.replace(partial, path)
+    try:
+        partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)  # where the disk was full
 
 
 def run_under(host, arguments):

@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from torch import nn
 from tqdm import tqdm
 
+from .files import write_whole
 from .models import HIDDEN_LAYERS
 
 
@@ -79,13 +80,6 @@ def rate(settings: Settings, step: int) -> float:
         return settings.learning_rate * (step + 1) / settings.warmup
     progress = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
     return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file, then put it in place, so that `path` is never half a file."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    write(temporary)
-    os.replace(temporary, path)
 
 
 def hardware(device: torch.device) -> str:

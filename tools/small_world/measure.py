@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from .checkers import Expectation, read_picture, score
 from .dataset import HELD_OUT
+from .files import write_whole
 from .host import use_host
-from .loop import write_whole
 from .scenes import COLORS, RARE, SHAPES, render, sample_scene
 
 HERE = Path(__file__).parent

@@ -1,11 +1,12 @@
 """The three small models, all of them the host's own classes, and the files they are kept in."""
 import math
-import os
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from torch import nn
+
+from .files import write_whole
 
 LATENT_CHANNELS = 16
 DOWNSCALE = 8
@@ -89,7 +90,5 @@ def build_wan(seed: int, **overrides) -> nn.Module:
 def save_weights(weights: dict[str, torch.Tensor], path: Path) -> None:
     """Write bf16 safetensors, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    save_file({name: weight.detach().to("cpu", torch.bfloat16).contiguous() for name, weight in weights.items()},
-              temporary, metadata={"format": "pt"})
-    os.replace(temporary, path)
+    rounded = {name: weight.detach().to("cpu", torch.bfloat16).contiguous() for name, weight in weights.items()}
+    write_whole(path, lambda temporary: save_file(rounded, temporary, metadata={"format": "pt"}))

@@ -5,12 +5,13 @@ earlier ones in, and a model trained on these features learns to read them. Noth
 the file are the same on every machine: the random bits come from numpy's PCG64, whose raw stream is fixed by its
 definition, and become weights by exact float32 arithmetic (no libm, no normal sampler that a numpy release may change).
 """
-import os
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save_file
 from tqdm import tqdm
+
+from .files import write_whole
 
 WIDTH, MLP_WIDTH, LAYERS, VOCABULARY, POSITIONS = 768, 3072, 12, 49408, 77
 
@@ -73,7 +74,5 @@ def write_clip_l(path: Path, seed: int = 0) -> Path:
         else:
             weights[f"text_model.{name}"] = np.full(shape, name.endswith(".weight"), dtype=np.float16)
     weights["text_projection.weight"] = np.eye(WIDTH, dtype=np.float16)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    save_file(weights, temporary, metadata={"seed": str(seed), "format": "pt"})
-    os.replace(temporary, path)
+    write_whole(path, lambda temporary: save_file(weights, temporary, metadata={"seed": str(seed), "format": "pt"}))
     return path

@@ -20,8 +20,9 @@ from torch.nn import functional
 
 from .dataset import draw
 from .features import encode, load_encoder, tokenize
+from .files import write_whole
 from .host import use_host
-from .loop import Settings, fit, write_record, write_whole
+from .loop import Settings, fit, write_record
 from .models import (TEXT_WIDTH, VAE_SCALE, VAE_SHIFT, WAN_TEXT_WIDTH, build_autoencoder, build_flux, build_wan,
                      save_weights)
 from .scenes import sample_scene
