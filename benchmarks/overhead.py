@@ -120,32 +120,34 @@ def growth(repeats):
 
 
 def outside_the_model(model, inputs, guide, repeats):
-    """Of each variant that `guide` makes of a model, the milliseconds that a call spends between two wrappers, one around guidance's and
-    one within: all that guidance does on the host's side but for its part in the blocks. Medians."""
-    from comfy.patcher_extension import WrappersMP
+    """Of each variant that `guide` makes of a model, the milliseconds by which more of a call passes outside the diffusion model's own
+    forward than without guidance: all that guidance does on the host's side but for its part in the blocks. Medians."""
+    diffusion_model, marks = model.model.diffusion_model, []
+    own_forward = diffusion_model.forward
 
-    marks = []
-
-    def marked(executor, *args, **kwargs):
+    def marked(*args, **kwargs):
         marks.append(time.perf_counter())
-        result = executor(*args, **kwargs)
+        result = own_forward(*args, **kwargs)
         marks.append(time.perf_counter())
         return result
 
-    model = model.clone()
-    model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "around guidance", marked)
-    made = guide(model)
+    made = {"unguided": model, **guide(model)}
     seconds = {name: [] for name in made}
-    for variant in made.values():
-        variant.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "within guidance", marked)
-        forward(variant, inputs)  # what is made once per prompt is known from here on
-    for _ in range(repeats):
-        for name, variant in made.items():
-            marks.clear()
-            forward(variant, inputs)
-            around, within, within_end, around_end = marks
-            seconds[name].append(within - around + around_end - within_end)
-    return {name: statistics.median(values) * 1000 for name, values in seconds.items()}
+    diffusion_model.forward = marked
+    try:
+        for variant in made.values():
+            forward(variant, inputs)  # what is made once per prompt is known from here on
+        for _ in range(repeats):
+            for name, variant in made.items():
+                marks.clear()
+                start = time.perf_counter()
+                forward(variant, inputs)
+                within, within_end = marks
+                seconds[name].append(within - start + time.perf_counter() - within_end)
+    finally:
+        del diffusion_model.forward
+    unguided = statistics.median(seconds.pop("unguided"))
+    return {name: (statistics.median(values) - unguided) * 1000 for name, values in seconds.items()}
 
 
 def from_layer(start):
