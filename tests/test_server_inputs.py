@@ -133,7 +133,7 @@ def test_what_is_far_too_long_is_refused_soon_and_shortly(client, class_type, in
     with pytest.raises(urllib.error.HTTPError) as refused:
         client.post("/prompt", {"prompt": prompt(class_type, **inputs)})
     answer = refused.value.read()
-    assert time.perf_counter() - started < 3
+    assert time.perf_counter() - started < 10
     assert len(answer) < 20_000, "no input is sent back"
     errors = json.loads(answer)["node_errors"]["tried"]["errors"]
     assert all(error["type"] == "custom_validation_failed" and len(error["details"]) < 1000 for error in errors)

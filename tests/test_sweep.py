@@ -239,7 +239,7 @@ def test_pictures_of_other_kinds_of_numbers_are_drawn(dtype, channels):
 def test_titles_and_labels_of_any_length_are_drawn_at_once(text):
     started = time.perf_counter()
     image = grid([plain(RED), plain(BLUE)], [text, text[:-1] + "9"], text)
-    assert time.perf_counter() - started < 3
+    assert time.perf_counter() - started < 10
     assert len(centers(image, RED, 320, 240)) == len(centers(image, BLUE, 320, 240)) == 1
     assert max(image.shape) < 2000
 
