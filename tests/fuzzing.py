@@ -12,6 +12,7 @@ from collections import Counter
 from harmful import SECONDS, archive_of, compressed, headed, records_of
 
 NUMBERS = [0, 1, 2, 3, 7, 16, 40, 64, 255, 256, 65535, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**53, 2**63 - 1, 2**63, 2**64 - 1, -1]
+LONGEST = 4_000_000  # bytes of a mutated file
 TEXTS = [
     "", "scales", "0.weight", "model.", "ema.0.bias", "F32", "F8_E5M2", "BF16", "C64", "x" * 5000, "\u4e00", "\ud800", "\0", "null",
     "{", "[]", "NaN", "1e999",
@@ -52,7 +53,7 @@ def is_sentence(text, path):
 def mutated(goods, draw):
     data = draw.choice(goods)
     for _ in range(draw.choice([1, 1, 2, 5])):
-        data = draw.choice([in_structure, in_structure, in_bytes])(data, draw, goods)
+        data = draw.choice([in_structure, in_structure, in_bytes])(data, draw, goods)[:LONGEST]
     return data
 
 
@@ -142,7 +143,7 @@ def in_pickle(data, draw):
         elif change == 1:
             pieces[at], pieces[other] = pieces[other], pieces[at]
         elif change == 2:
-            pieces.insert(at, pieces[other] * draw.choice([1, 2, 1000]))
+            pieces.insert(at, pieces[other][:1000] * draw.choice([1, 2, 1000]))
         elif change == 3:
             del pieces[at]
         elif change == 4:
