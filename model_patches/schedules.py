@@ -94,10 +94,39 @@ class TextSchedule:
 
 
 @dataclass(frozen=True)
+class ProportionalSchedule:
+    """The ranges of a TextSchedule written for a model of `depth` layers, carried over in proportion to any other depth.
+
+    Every range keeps at least one layer, so that none is lost in a shallower model; of two that meet in one layer the first has it.
+    """
+
+    ranges: tuple[tuple[int, int, float], ...]
+    depth: int
+    final_layer: float = 0.0
+
+    def __post_init__(self):
+        _check_weight(self.final_layer, "final_layer")
+        last = max(last for _, last, _ in self.ranges)
+        if not last < self.depth <= LAST_LAYER + 1:
+            raise ValueError(
+                f"Layer schedule: layers up to {last} are named for a depth of {quoted(self.depth)}. Layers count from 0, so the depth is "
+                f"{last + 1} at least, and {LAST_LAYER + 1} at most."
+            )
+
+    def resolve(self, depth: int) -> tuple[float, ...]:
+        weights = [0.0] * depth
+        for first, last, weight in reversed(self.ranges):
+            start = min(round(first * depth / self.depth), depth - 1)
+            stop = max(start + 1, round((last + 1) * depth / self.depth))
+            weights[start:stop] = [weight] * (stop - start)
+        return tuple(weights)
+
+
+@dataclass(frozen=True)
 class LateSchedule:
     """Another schedule's weights from start_layer on, 0 before."""
 
-    schedule: CurveSchedule | TextSchedule
+    schedule: CurveSchedule | TextSchedule | ProportionalSchedule
     start_layer: int
 
     @property
@@ -109,7 +138,7 @@ class LateSchedule:
         return tuple(weight if layer >= self.start_layer else 0.0 for layer, weight in enumerate(self.schedule.resolve(depth)))
 
 
-LayerSchedule = RangeSchedule | CurveSchedule | TextSchedule | LateSchedule
+LayerSchedule = RangeSchedule | CurveSchedule | TextSchedule | ProportionalSchedule | LateSchedule
 
 
 def starting_at(schedule: LayerSchedule, start_layer: int) -> LayerSchedule:

@@ -8,9 +8,9 @@ from typing_extensions import override
 
 from ..model_patches.directions import EncodedPrompt, GuidanceDirection, PromptPair, combine
 from ..model_patches.quoting import quoted
-from .presets import USER_FILE, presets, presets_that_can_be_read
+from .presets import USER_FILE, presets, presets_that_can_be_read, schedule_of
 from .queue_errors import checked
-from .sockets import CATEGORY, Direction, check_sockets
+from .sockets import CATEGORY, Direction, Schedule, check_sockets
 
 
 class EncodeGuidanceDirection(io.ComfyNode):
@@ -125,8 +125,8 @@ class GuidancePreset(io.ComfyNode):
             node_id="GuidancePreset",
             display_name="Guidance Preset",
             category=CATEGORY,
-            description="Prompt pairs and settings known to work, from the paper and from practice. Wire the outputs into Encode "
-            "Guidance Direction, Apply Modulation Guidance and Layer Schedule. Your own presets go into "
+            description="Prompt pairs and settings known to work, from the paper and from practice. Wire positive and negative "
+            "into Encode Guidance Direction, w and schedule into Apply Modulation Guidance. Your own presets go into "
             f"{USER_FILE} in ComfyUI's user folder.",
             search_aliases=["modulation guidance", "direction preset", "quality preset", "aesthetics", "hands", "counting"],
             inputs=[
@@ -142,6 +142,11 @@ class GuidancePreset(io.ComfyNode):
                 io.String.Output("negative", tooltip="What is not wanted (p-)."),
                 io.Float.Output("w", tooltip="The guidance scale to start from."),
                 io.Int.Output("start_layer", tooltip="The first guided layer to start from."),
+                Schedule.Output(
+                    "schedule",
+                    tooltip="The preset's own layers, carried over in proportion to the depth of your model; where it has none, from its "
+                    "start layer on.",
+                ),
             ],
         )
 
@@ -160,7 +165,7 @@ class GuidancePreset(io.ComfyNode):
     def execute(cls, preset, subject="") -> io.NodeOutput:
         positive = _preset_positive(preset, subject)
         settings = presets()[preset]
-        return io.NodeOutput(positive, settings["negative"], float(settings["w"]), settings["start_layer"])
+        return io.NodeOutput(positive, settings["negative"], float(settings["w"]), settings["start_layer"], schedule_of(settings))
 
 
 def _encoded(clip, text: str) -> EncodedPrompt:

@@ -1,8 +1,8 @@
 """Guidance presets: those of presets.json, and the user's own, which win.
 
 The user's file is modulation_guidance_presets.json in ComfyUI's user folder, of the same form: a name, and for it positive, or
-positive_with_subject with {subject} in it, or both; negative; w; start_layer; and if wanted source, where it comes from, and
-example, a subject.
+positive_with_subject with {subject} in it, or both; negative; w; start_layer; and if wanted layers, as Layer Schedule (Text) has
+them, with depth, the number of layers of the model they were written for; source, where it comes from; and example, a subject.
 """
 
 import json
@@ -14,7 +14,7 @@ import folder_paths
 
 from ..model_patches.guidance import LARGEST_W
 from ..model_patches.quoting import quoted
-from ..model_patches.schedules import LAST_LAYER
+from ..model_patches.schedules import LAST_LAYER, LayerSchedule, ProportionalSchedule, RangeSchedule, parse_ranges
 
 USER_FILE = "modulation_guidance_presets.json"
 
@@ -24,7 +24,8 @@ _LARGEST_FILE = 1_000_000  # bytes
 _TEXTS = ("positive", "positive_with_subject", "negative", "source", "example")
 _FORM = (
     '{"my preset": {"positive": "...", "negative": "...", "w": 3.0, "start_layer": 5, "source": "..."}}, with "positive_with_subject" '
-    'where it speaks of a subject: "{subject} with natural hands"'
+    'where it speaks of a subject: "{subject} with natural hands", and "layers": "13-30: 1, 31-45: 0.3333" with "depth": 57 where it has '
+    "layers of its own"
 )
 
 
@@ -40,6 +41,13 @@ def presets_that_can_be_read() -> dict[str, dict]:
     except ValueError as error:
         logging.warning("%s Until then there are the pack's own presets, without yours.", error)
         return _OWN
+
+
+def schedule_of(preset: dict) -> LayerSchedule:
+    """The preset's own layers, carried over in proportion to the model's depth; where it has none, from its start layer on."""
+    if "layers" in preset:
+        return ProportionalSchedule(parse_ranges(preset["layers"]), preset["depth"])
+    return RangeSchedule(preset["start_layer"])
 
 
 def _users(path: Path) -> dict[str, dict]:
@@ -63,7 +71,7 @@ def _users(path: Path) -> dict[str, dict]:
 def _what_is_wrong(preset) -> str | None:
     if not isinstance(preset, dict):
         return f"is {quoted(preset)}"
-    unknown = set(preset) - {*_TEXTS, "w", "start_layer"}
+    unknown = set(preset) - {*_TEXTS, "w", "start_layer", "layers", "depth"}
     if unknown:
         return f"has {quoted(sorted(unknown)[0])}, which is not known"
     for key in _TEXTS:
@@ -82,4 +90,21 @@ def _what_is_wrong(preset) -> str | None:
         return f"has w {quoted(w)}, which is no number from {-LARGEST_W:g} to {LARGEST_W:g}"
     if isinstance(start, bool) or not isinstance(start, int) or not 0 <= start <= LAST_LAYER:
         return f"has start_layer {quoted(start)}; it is a whole number from 0 to {LAST_LAYER}"
+    return _what_is_wrong_with_layers(preset)
+
+
+def _what_is_wrong_with_layers(preset: dict) -> str | None:
+    if ("layers" in preset) != ("depth" in preset):
+        return "has one of layers and depth; depth is the number of layers of the model that layers were written for"
+    if "layers" not in preset:
+        return None
+    layers, depth = preset["layers"], preset["depth"]
+    if not isinstance(layers, str):
+        return f"has layers {quoted(layers)}, which is no text"
+    if isinstance(depth, bool) or not isinstance(depth, int):
+        return f"has depth {quoted(depth)}, which is no whole number"
+    try:
+        schedule_of(preset)
+    except ValueError as error:
+        return f"has layers that cannot be used ({str(error).rstrip('.')})"
     return None

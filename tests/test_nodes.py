@@ -13,7 +13,7 @@ OURS = {
     "EncodeGuidanceDirection": (["clip", "positive", "negative"], ["direction"]),
     "GuidanceDirectionFromConditioning": (["positive", "negative"], ["direction"]),
     "CombineGuidanceDirections": (["directions", "weights"], ["direction"]),
-    "GuidancePreset": (["preset", "subject"], ["positive", "negative", "w", "start_layer"]),
+    "GuidancePreset": (["preset", "subject"], ["positive", "negative", "w", "start_layer", "schedule"]),
     "GuidanceLayerSchedule": (["start_layer", "end_layer", "taper_layers", "taper_scale", "final_layer"], ["schedule"]),
     "GuidanceLayerScheduleCurve": (["curve", "final_layer"], ["schedule"]),
     "GuidanceLayerScheduleText": (["layers", "final_layer"], ["schedule"]),
@@ -59,7 +59,7 @@ def test_types():
 
     assert types("EncodeGuidanceDirection") == ["CLIP", "STRING", "STRING", "GUIDANCE_DIRECTION"]
     assert types("GuidanceDirectionFromConditioning") == ["CONDITIONING", "CONDITIONING", "GUIDANCE_DIRECTION"]
-    assert types("GuidancePreset") == ["COMBO", "STRING", "STRING", "STRING", "FLOAT", "INT"]
+    assert types("GuidancePreset") == ["COMBO", "STRING", "STRING", "STRING", "FLOAT", "INT", "LAYER_SCHEDULE"]
     assert types("GuidanceLayerSchedule") == ["INT", "INT", "INT", "FLOAT", "FLOAT", "LAYER_SCHEDULE"]
     assert types("GuidanceLayerScheduleCurve") == ["CURVE", "FLOAT", "LAYER_SCHEDULE"]
     assert types("GuidanceLayerScheduleText") == ["STRING", "FLOAT", "LAYER_SCHEDULE"]
@@ -121,9 +121,10 @@ def test_combine_weighs_each_direction_in_order():
         "absurdres, highres, masterpiece, best quality, score_7, score_8, score_9",
         "worst quality, low quality, score_1, score_2, score_3", 3.0, 8,
     )),
+    ("booru quality (safe)", "", ("absurdres, masterpiece, score_9", "worst quality, low quality, score_1", 3.0, 14)),
 ])
 def test_presets(preset, subject, expected):
-    assert tuple(node("GuidancePreset", preset=preset, subject=subject)) == expected
+    assert tuple(node("GuidancePreset", preset=preset, subject=subject))[:4] == expected
 
 
 def test_lists_go_in_and_come_out_where_a_sweep_needs_it():
@@ -136,6 +137,7 @@ def test_preset_list_is_the_interface():
     presets, _ = host_nodes.NODE_CLASS_MAPPINGS["GuidancePreset"].GET_SCHEMA().inputs
     assert presets.options == [
         "complexity", "aesthetics", "hands", "counting", "color", "position", "video", "booru quality", "booru quality (long)",
+        "booru quality (safe)",
     ]
 
 

@@ -31,7 +31,11 @@ def combo():
 
 
 def preset(name, subject=""):
-    return tuple(node("GuidancePreset", preset=name, subject=subject))
+    return tuple(node("GuidancePreset", preset=name, subject=subject))[:4]
+
+
+def layers(name, depth, subject=""):
+    return node("GuidancePreset", preset=name, subject=subject)[4].resolve(depth)
 
 
 def test_a_new_one_is_offered_with_where_it_comes_from(write):
@@ -47,6 +51,37 @@ def test_one_of_our_name_wins(write):
     assert preset("hands", "A {girl}") == ("A {girl} waving", "no hands", 4.5, 0)
     with pytest.raises(ValueError, match="hands needs a subject.$"):
         preset("hands")
+
+
+@pytest.mark.parametrize("name, depth, expected", [
+    ("hands", 57, [0] * 13 + [1] * 18 + [0.3333] * 15 + [0] * 11),  # the paper's strategy 4, on the model it is for
+    ("hands", 38, [0] * 9 + [1] * 12 + [0.3333] * 10 + [0] * 7),  # 13, 31 and 46 of 57 are 8.7, 20.7 and 30.7 of 38
+    ("hands", 3, [0, 1, 0.3333]),
+    ("booru quality", 28, [0] * 8 + [1] * 19 + [0]),
+    ("booru quality (long)", 28, [0] * 8 + [1] * 19 + [0]),
+    ("booru quality (safe)", 28, [0] * 14 + [1] * 14),
+    ("booru quality (safe)", 40, [0] * 20 + [1] * 20),
+    ("aesthetics", 57, [0] * 5 + [1] * 52),
+    ("aesthetics", 38, [0] * 5 + [1] * 33),
+])
+def test_the_layers_of_a_preset_are_carried_over_in_proportion(name, depth, expected):
+    assert layers(name, depth) == tuple(expected)
+
+
+def test_a_preset_of_the_users_can_have_layers(write):
+    write({"painting": MINE | {"layers": "0: 2, 7-9: -0.5", "depth": 10}, "plain": MINE})
+    assert layers("painting", 10) == (2, 0, 0, 0, 0, 0, 0, -0.5, -0.5, -0.5)
+    assert layers("painting", 20) == (2, 2, *[0] * 12, *[-0.5] * 6)
+    assert layers("painting", 2) == (2, -0.5)
+    assert layers("plain", 10) == (*[0] * 7, *[1] * 3)
+
+
+@pytest.mark.parametrize("depth", range(1, 120))
+def test_no_range_is_lost_on_the_way_to_another_depth(depth):
+    found = layers("hands", depth)
+    assert found.count(1) >= 1 and (depth == 1 or found.count(0.3333) >= 1)
+    if depth >= 4:
+        assert abs(found.index(1) - 13 * depth / 57) <= 0.5 and abs(found.count(1) - 18 * depth / 57) <= 1
 
 
 def test_a_changed_file_makes_the_node_run_again(write):
@@ -80,6 +115,15 @@ def test_every_preset_of_ours_says_where_it_comes_from():
     ('{"a": ' + "[" * 900 + "]" * 900 + "}", "'a' in .* is "),
     ('{"a": ' + "1" * 10_000 + "}", "cannot be read as JSON"),
     (" " * 1_000_001, "cannot be read as JSON .*larger than 1000000 bytes"),
+    ({"a": MINE | {"layers": "0-5: 1"}}, "'a' in .* has one of layers and depth"),
+    ({"a": MINE | {"depth": 28}}, "'a' in .* has one of layers and depth"),
+    ({"a": MINE | {"layers": 5, "depth": 28}}, "'a' in .* has layers 5, which is no text"),
+    ({"a": MINE | {"layers": "0-5: 1", "depth": 28.5}}, "'a' in .* has depth 28.5, which is no whole number"),
+    ({"a": MINE | {"layers": "5-0: 1", "depth": 28}}, "'a' in .* has layers that cannot be used .*runs backwards"),
+    ({"a": MINE | {"layers": "0-28: 1", "depth": 28}}, "'a' in .* has layers that cannot be used .*depth is 29 at least"),
+    ({"a": MINE | {"layers": "0-5: 1", "depth": 10**400}}, "'a' in .* has layers that cannot be used .*1001 at most"),
+    ({"a": MINE | {"layers": "0: 1" + "0" * 400, "depth": 28}}, "'a' in .* has layers that cannot be used"),
+    ({"a": MINE | {"layers": "x" * 900_000, "depth": 28}}, "'a' in .* has layers that cannot be used"),
     ({"a": MINE | {"negativ": "x"}}, "'a' in .* has 'negativ', which is not known"),
 ], ids=lambda value: value[:40] if isinstance(value, str) else "")
 def test_a_file_that_is_wrong_is_named_and_ours_go_on_being_offered(write, caplog, content, sentence):
@@ -130,6 +174,8 @@ def odd_value(draw, depth=0):
         case "object":
             return {str(odd_value(draw, 4)): odd_value(draw, depth + 1) for _ in range(draw.randrange(4))}
     preset = dict(MINE)
+    if draw.randrange(2):
+        preset |= {"layers": "0-3: 1", "depth": 8}
     for key in draw.sample([*preset, "positive_with_subject", "example"], draw.randrange(3)):
         preset[key] = odd_value(draw, depth + 1)
     return preset
