@@ -2,7 +2,9 @@
 
     z~ = alpha (z - mean(z)) + mean(z)        the mean over the prompt's tokens
 
-"Rare Text Semantics Were Always There in Your Diffusion Transformer", NeurIPS 2025, arXiv 2510.03886.
+The formula, and figures for it (CLIP-T on rare prompts 0.285 to 0.328 at alpha 1.5), come from one summary of "Rare Text Semantics Were
+Always There in Your Diffusion Transformer" (NeurIPS 2025, arXiv 2510.03886). No second source has them: the paper describes another
+method, ToRA.
 
 Every row of the batch is scaled, unconditional ones with their own text: the formula makes no difference between prompts.
 Padding is left as it is and out of the mean. Where a row's encoder gives an attention mask (HunyuanVideo, Qwen-Image, Mochi), or
