@@ -27,6 +27,7 @@ SMALL_FOR = {  # the file of a workflow -> the small one that takes its place
     "hunyuan_video_vae_bf16.safetensors": "small_video_vae.safetensors",
     "flux1-dev-kontext_fp8_scaled.safetensors": DIFFUSION_MODEL,
     "ae.safetensors": VAE,
+    "clip_l.safetensors": TEXT_ENCODER,
     "anima-base-v1.0.safetensors": "small_anima.safetensors",
     "checkpoint_4000.pt": "small_clip_scales.pt",
     "pooled_text_proj-0611.safetensors": "small_max_pool.safetensors",
