@@ -1,12 +1,14 @@
 """The shared workflows as the editor sees them: whole, explained, with a picture, and the same as their API form."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 CHECKOUT = Path(__file__).parent.parent.parent
 PACK = "ComfyUI-Modulation-Guidance"
+DETAILS = re.compile("View details|Show missing models")  # of what a workflow lacks, as the editor's versions have it
 GRAPHS = sorted((CHECKOUT / "workflows").glob("*.json"))
 
 
@@ -52,9 +54,9 @@ def test_the_editor_offers_to_download_the_models_that_are_missing(editor, path)
     editor.load(workflow)
     if not models:  # the small world's, which are there
         editor.settle()
-        assert not page.get_by_text("View details").is_visible()
+        assert not page.get_by_text(DETAILS).is_visible()
         return
-    page.get_by_text("View details").click()
+    page.get_by_text(DETAILS).click()
     downloads = page.get_by_test_id("missing-model-download")
     downloads.first.wait_for()
     labels = downloads.evaluate_all("buttons => buttons.map((button) => button.ariaLabel)")
