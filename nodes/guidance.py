@@ -38,7 +38,7 @@ def settings_inputs(schedule: str) -> list[io.Input]:
         io.Conditioning.Input(
             "base_positive", optional=True, advanced=True,
             tooltip="Only for projections of a text encoder's pooled output (CLIP + scales): your prompt through that encoder, "
-            "e.g. CLIP-L by DualCLIPLoader with type flux. Unconnected: the conditional rows get the direction alone. "
+            "e.g. CLIP-L by CLIPLoader with any type but hidream. Unconnected: the conditional rows get the direction alone. "
             "Projections of the model's own text take no notice of it.",
         ),
         io.Conditioning.Input(

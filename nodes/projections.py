@@ -14,11 +14,24 @@ from .saving import check_prefix, save_numbered
 from .sockets import CATEGORY, Projection
 
 FOLDER = "pooled_projections"
+PEERS = ("modulation_guidance", "anima_mod_guidance", "anima_modulation_guidance")  # where other packs put the published files
 _SAVE = "Save Pooled Projection"
 
-folder_paths.add_model_folder_path(FOLDER, os.path.join(folder_paths.models_dir, FOLDER))
-# A folder named in extra_model_paths.yaml has been registered without any.
-folder_paths.folder_names_and_paths[FOLDER][1].update(folder_paths.supported_pt_extensions)
+
+def _register_folders():
+    """Ours, then the peers', each where extra_model_paths.yaml has it and then in the models folder; none is made.
+
+    The host lists a name once, and reads it from the first folder that holds it.
+    """
+    for folder in (FOLDER, *PEERS):
+        named, _ = folder_paths.folder_names_and_paths.get(folder, ([], set()))
+        for path in (*named, os.path.join(folder_paths.models_dir, folder)):
+            folder_paths.add_model_folder_path(FOLDER, path)
+    # A folder named in extra_model_paths.yaml has been registered without any.
+    folder_paths.folder_names_and_paths[FOLDER][1].update(folder_paths.supported_pt_extensions)
+
+
+_register_folders()
 
 
 class LoadPooledProjection(io.ComfyNode):
@@ -35,7 +48,8 @@ class LoadPooledProjection(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "projection_name", options=folder_paths.get_filename_list(FOLDER),
-                    tooltip=f"A file in models/{FOLDER}, made for the model it is used on. Press R after putting a new one there.",
+                    tooltip=f"A file in models/{FOLDER}, or where other packs put theirs (models/{', '.join(PEERS)}), "
+                    "made for the model it is used on. Press R after putting a new one there.",
                 ),
             ],
             outputs=[Projection.Output("projection", tooltip="For the projection input of Apply Modulation Guidance.")],

@@ -73,7 +73,7 @@ def _check_width(part, width, of, expected):
 
 def _check_pooled(name: str, projection: PooledProjection, prompt: EncodedPrompt) -> None:
     width = projection.input_width
-    encoder = "CLIP-L as FLUX uses it: DualCLIPLoader with type flux" if width == 768 else "the one the projection was made with"
+    encoder = "a CLIP-L, with CLIPLoader and any type but hidream" if width == 768 else "the one the projection was made with"
     if prompt.pooled is None:
         raise ValueError(
             f"{name} has no pooled output, which this projection reads. Encode it with another text encoder, {encoder}."

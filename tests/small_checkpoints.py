@@ -27,13 +27,13 @@ SMALL_FOR = {  # the file of a workflow -> the small one that takes its place
     "hunyuan_video_vae_bf16.safetensors": "small_video_vae.safetensors",
     "flux1-dev-kontext_fp8_scaled.safetensors": DIFFUSION_MODEL,
     "ae.safetensors": VAE,
+    "clip_l.safetensors": TEXT_ENCODER,
     "anima-base-v1.0.safetensors": "small_anima.safetensors",
-    "anima_clip_scales.safetensors": "small_anima_clip_scales.safetensors",
-    "anima_max_pool.safetensors": "small_anima_max_pool.safetensors",
+    "checkpoint_4000.pt": "small_clip_scales.pt",
+    "pooled_text_proj-0611.safetensors": "small_max_pool.safetensors",
     "qwen_3_06b_base.safetensors": TEXT_ENCODER,
     "qwen_image_vae.safetensors": "small_video_vae.safetensors",
     "cosmos_predict2_2B_t2i.safetensors": "small_cosmos.safetensors",
-    "cosmos_predict2_t2i_clip.pt": "small_cosmos_clip.pt",
     "oldt5_xxl_fp8_e4m3fn_scaled.safetensors": TEXT_ENCODER,
     "wan_2.1_vae.safetensors": "small_video_vae.safetensors",
     "wan2.1_t2v_1.3B_fp16.safetensors": TEXT_BLIND,
@@ -62,8 +62,7 @@ def write_small_checkpoints(folder):
         "diffusion_models/small_cosmos": _random_weights(MiniTrainDIT(**COSMOS, operations=OPERATIONS)),
         "diffusion_models/small_anima": _random_weights(_anima()),
         "loras/small_wan_lora": _wan_lora(),
-        "pooled_projections/small_anima_clip_scales": _clip_scales(),
-        "pooled_projections/small_anima_max_pool": _max_pool(),
+        "pooled_projections/small_max_pool": _max_pool(),
         "diffusion_models/small_hunyuan_video": _random_weights(_hunyuan_video()),
         "vae/small_video_vae": _random_weights(_video_vae()),
     }
@@ -71,7 +70,7 @@ def write_small_checkpoints(folder):
         path = Path(folder, f"{path}.safetensors")
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, path)
-    torch.save(_clip_scales(), Path(folder, "pooled_projections", "small_cosmos_clip.pt"))
+    torch.save(_clip_scales(), Path(folder, "pooled_projections", "small_clip_scales.pt"))
 
 
 def write_server_nodes(path):
@@ -142,7 +141,7 @@ def _wan_lora():
 
 
 def _clip_scales():
-    """A projection in the form of COSMOS."""
+    """A projection in the form of COSMOS, for small models of Cosmos and of Anima."""
     width, depth = COSMOS["model_channels"], COSMOS["num_blocks"]
     linears = {"linear_1": (CLIP, CLIP), "linear_2": (3 * width, CLIP)}
     return _linears("text_embedder_clip.", linears) | {"scales": torch.full((depth, 3 * width), 0.5)}

@@ -75,7 +75,7 @@ def test_form_a_reads_the_pooled_output_of_another_encoder(small, model, project
 
 
 def test_the_encoder_of_published_projections_is_named(small, model, projection):
-    with pytest.raises(ValueError, match="CLIP-L as FLUX uses it: DualCLIPLoader with type flux"):
+    with pytest.raises(ValueError, match="a CLIP-L, with CLIPLoader and any type but hidream"):
         apply(model, small.pooled_direction(), projection=projection(form_a(clip=768)))
 
 

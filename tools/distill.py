@@ -1,7 +1,7 @@
 """Distill a pooled projection from the command line, on one device or many:
 
-    accelerate launch tools/distill.py --comfyui /path/to/ComfyUI --model wan2.1_t2v_1.3B.safetensors --clip umt5_xxl.safetensors \\
-        --clip-type wan --pooled-clip clip_l.safetensors --prompts prompts.txt --out out/wan
+    accelerate launch tools/distill.py --comfyui /path/to/ComfyUI --model wan2.1_t2v_1.3B_fp16.safetensors \\
+        --clip umt5_xxl_fp8_e4m3fn_scaled.safetensors --clip-type wan --pooled-clip clip_l.safetensors --prompts prompts.txt --out out/wan
 
 What the node Distill Pooled Projection does, by the same code. The folder --out holds projection.safetensors (replaced at every
 checkpoint), checkpoint.pt, from which the same command goes on after a cut, and metrics.jsonl, one line a step. On several processes

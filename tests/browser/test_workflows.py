@@ -1,12 +1,14 @@
 """The shared workflows as the editor sees them: whole, explained, with a picture, and the same as their API form."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 CHECKOUT = Path(__file__).parent.parent.parent
 PACK = "ComfyUI-Modulation-Guidance"
+DETAILS = re.compile("View details|Show missing models")  # of what a workflow lacks, as the editor's versions have it
 GRAPHS = sorted((CHECKOUT / "workflows").glob("*.json"))
 
 
@@ -43,6 +45,29 @@ def test_a_workflow_says_what_to_look_at_and_has_a_preview(client, path):
     assert path.stem in client.get("/workflow_templates")[PACK]
     preview = client.request(f"/api/workflow_templates/{PACK}/{path.stem}.jpg")
     assert preview[:3] == b"\xff\xd8\xff" and len(preview) < 120_000
+
+
+@pytest.mark.parametrize("path", GRAPHS, ids=lambda path: path.stem)
+def test_the_editor_offers_to_download_the_models_that_are_missing(editor, path):
+    page, workflow = editor.page, read(path)
+    models = {model["name"]: model for node in workflow["nodes"] for model in node.get("properties", {}).get("models", [])}
+    editor.load(workflow)
+    if not models:  # the small world's, which are there
+        editor.settle()
+        assert not page.get_by_text(DETAILS).is_visible()
+        return
+    page.get_by_text(DETAILS).click()
+    downloads = page.get_by_test_id("missing-model-download")
+    downloads.first.wait_for()
+    labels = downloads.evaluate_all("buttons => buttons.map((button) => button.ariaLabel)")
+    assert sorted(labels) == sorted(f"Download {name}" for name in models)
+    page.context.route("https://huggingface.co/**", lambda route: route.abort())
+    for name, model in models.items():
+        with page.context.expect_event("request", lambda request, url=model["url"]: (request.method, request.url) == ("GET", url)):
+            page.get_by_label(f"Download {name}").click()
+    page.context.unroute_all()
+    for tab in page.context.pages[1:]:
+        tab.close()
 
 
 def test_a_workflow_opens_from_the_template_browser(editor):
