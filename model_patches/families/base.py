@@ -324,7 +324,8 @@ def runs_as(cls: type, known: type, *kin: str) -> bool:
     """
     if known not in cls.__mro__:
         return False
-    methods = {name for base in known.__mro__ if base not in nn.Module.__mro__ for name in vars(base) if not name.startswith("__")}
+    parts = (vars(base).items() for base in known.__mro__ if base not in nn.Module.__mro__)
+    methods = {name for part in parts for name, value in part if callable(value) and not name.startswith("__")}
     for base in cls.__mro__:
         if base is known or base.__name__ in kin:
             return True
