@@ -96,7 +96,7 @@ def guide(
     schedule = schedule or text.schedule(family, depth)
     if start_layer is not None:
         schedule = starting_at(schedule, start_layer)
-    layer_weights = (*schedule.resolve(depth), schedule.final_layer)
+    layer_weights = (*text.weights(schedule, depth), schedule.final_layer)
     _check_strength(w, layer_weights, direction)
     if schedule.final_layer and not family.injections[text.injection].head:
         raise ValueError(
@@ -119,6 +119,13 @@ def guide(
     if new:
         model.set_additional_models(KEY, [*beside, *new])
     return model
+
+
+def known_w(model, projection=None) -> float | None:
+    """The guidance scale in use for the model of a ModelPatcher, with that projection; None where none is known. Errors as those of `guide`."""
+    host = HostModel.of(model)
+    family = family_of(host)
+    return _text_path(family, host.diffusion_model, projection).w(family)
 
 
 def guided_depth(model) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import comfy.model_base
 from torch import nn
 
 EDITED_CLASS = "modulation_class"  # on the classes that modules have while a call edits them
@@ -13,11 +14,22 @@ _SWAP = "diffusion_model.__class__"
 
 
 class HostModel(NamedTuple):
-    """diffusion_model: without torch.compile's wrapper. cls: its own class. name: what the host calls the model."""
+    """diffusion_model: without torch.compile's wrapper. cls: its own class. base_cls: of what the host has around it."""
 
     diffusion_model: nn.Module
     cls: type
-    name: str
+    base_cls: type
+
+    @property
+    def name(self) -> str:
+        """What the model is called, by the host or by the pack that brought it."""
+        return self.base_cls.__name__
+
+    @property
+    def kind(self) -> str | None:
+        """Which of the host's models it is or is made of; None where the host does not say."""
+        hosts = (base for base in self.base_cls.__mro__ if base.__module__ == comfy.model_base.__name__)
+        return next((base.__name__ for base in hosts if base is not comfy.model_base.BaseModel), None)
 
     @classmethod
     def of(cls, patcher) -> HostModel:
@@ -34,7 +46,7 @@ class HostModel(NamedTuple):
         diffusion_model = uncompiled(diffusion_model)
         # Some packs swap the class by an object patch, which stays on the model until a patcher without it is loaded.
         swapped = None if patcher is None else patcher.object_patches_backup.get(_SWAP)
-        return cls(diffusion_model, swapped or host_class(diffusion_model), type(base_model).__name__)
+        return cls(diffusion_model, swapped or host_class(diffusion_model), type(base_model))
 
     @contextmanager
     def naming_a_stand_in(self):

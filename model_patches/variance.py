@@ -118,7 +118,7 @@ def joint_family_of(host: HostModel) -> Family:
     """The family of a host model whose blocks attend to text and image jointly. Raises ValueError with its class if there is none."""
     families = [family for family in FAMILIES if family.text_tokens]
     for family in families:
-        if family.matches(host.diffusion_model, host.cls):
+        if family.has(host):
             return family
     refuse_wrapped(host)
     raise ValueError(

@@ -15,7 +15,7 @@ from ..model_patches.directions import EncodedPrompt
 from ..model_patches.families import Call, Family
 from ..model_patches.guidance import KEY
 from .network import ProjectionNetwork
-from .text_path import ProjectedText, check_fits
+from .text_path import Placed, ProjectedText, check_fits
 
 # clip: a text encoder's pooled output; max, mean: over the tokens of the model's own context.
 POOLINGS = ("clip", "max", "mean")
@@ -95,7 +95,7 @@ class PooledProjection:
     def text_path(self, family: Family, diffusion_model: nn.Module) -> ProjectedText:
         """What `guide` needs. Raises ValueError if the projection does not fit the model, with both sides' names and widths."""
         check_fits(self, family, diffusion_model)
-        return ProjectedText(self, family)
+        return ProjectedText(self, family, Placed.of(self.depth, family, diffusion_model))
 
 
 def _patcher(weights: dict[str, Tensor], device: torch.device, disable_dynamic: bool = False) -> ModelPatcher:

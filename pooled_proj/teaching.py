@@ -18,7 +18,7 @@ from ..model_patches.schedules import RangeSchedule
 from .differentiable import plain_attention
 from .lessons import Batch, Lessons, Prompt
 from .network import ProjectionNetwork, pool
-from .text_path import TIME
+from .text_path import TIME, Placed
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,10 +40,12 @@ class _Shift(TextPath):
     pools_context: bool
     injection: str
     pooled: Tensor | None = None
+    placed: Placed | None = None
 
     base_texts = (OWN_TEXT,)
 
     def text_path(self, family, diffusion_model):
+        self.placed = Placed.of(None if self.network.scales is None else len(self.network.scales.weight), family, diffusion_model)
         return self
 
     def contributions(self, model, texts, call):
@@ -54,7 +56,10 @@ class _Shift(TextPath):
         return self.pools_context or weight != 0
 
     def layer_scales(self, call):
-        return None if self.network.scales is None else self.network.scales.weight
+        return None if self.network.scales is None else self.placed.scales(self.network.scales.weight)
+
+    def weights(self, schedule, depth):
+        return self.placed.weights(schedule.resolve(depth))
 
 
 class Teaching:

@@ -8,7 +8,7 @@ the head. Either way at full strength and at every step; w, the schedule's weigh
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import comfy.model_management
 import torch
@@ -24,6 +24,20 @@ if TYPE_CHECKING:
     from .projection import PooledProjection
 
 TIME = "time embedding"
+
+
+class _Profile(NamedTuple):
+    """Settings of those who use a projection: w on blocks first to last."""
+
+    blocks: int
+    first: int
+    last: int
+    w: float
+
+
+# The max-pool projection's on Anima (github.com/sorryhyun/anima_lora): guiding the first blocks can collapse colors, and the last one
+# compensates. Nobody is known to use any other that pools the context.
+_PROFILE = _Profile(blocks=28, first=8, last=26, w=3.0)
 
 
 def check_fits(projection: PooledProjection, family: Family, model: nn.Module) -> None:
@@ -50,7 +64,7 @@ def check_fits(projection: PooledProjection, family: Family, model: nn.Module) -
     if projection.time_width is not None:
         _check_width("FiLM", projection.time_width, f"the time embedding of this {family.name} model", family.injections[TIME].width(model))
     depth = family.depth(model)
-    if projection.depth not in (None, depth):
+    if projection.depth is not None and family.places(projection.depth, depth) is None:
         raise ValueError(
             f"The pooled projection's scales are for {projection.depth} layers, but this {family.name} model has {depth}. "
             "Load a projection made for this model."
@@ -85,6 +99,33 @@ def _check_pooled(name: str, projection: PooledProjection, prompt: EncodedPrompt
         )
 
 
+class Placed(NamedTuple):
+    """Where a projection's scales act in a model of `depth` layers: at `places`, which its layers stand at there, and at no other."""
+
+    depth: int
+    places: tuple[int, ...]
+
+    @classmethod
+    def of(cls, count: int | None, family: Family, model: nn.Module) -> Placed:
+        """Of scales for `count` layers, one that fits; without scales every layer."""
+        depth = family.depth(model)
+        return cls(depth, family.places(depth if count is None else count, depth))
+
+    def weights(self, weights: tuple[float, ...]) -> tuple[float, ...]:
+        """Those of the layers between set to 0."""
+        return tuple(weight if layer in self.places else 0.0 for layer, weight in enumerate(weights))
+
+    def scales(self, scales: Tensor) -> Tensor:
+        """(count, D) -> (depth, D), zeros between."""
+        if len(scales) == self.depth:
+            return scales
+        # By rows and not by an index, which would have to be copied to the device at every step.
+        rows = [scales.new_zeros(scales.shape[1])] * self.depth
+        for place, row in zip(self.places, scales.unbind(), strict=True):
+            rows[place] = row
+        return torch.stack(rows)
+
+
 @dataclass(frozen=True, eq=False)
 class ProjectedText(TextPath):
     """Text that reaches y through a projection.
@@ -94,6 +135,7 @@ class ProjectedText(TextPath):
 
     projection: PooledProjection
     family: Family
+    placed: Placed
     known: OncePerPrompt = field(default_factory=OncePerPrompt)
 
     @property
@@ -154,14 +196,22 @@ class ProjectedText(TextPath):
         scales = self.projection.network_beside(call).scales
         if scales is None:
             return None
-        return comfy.model_management.cast_to_device(scales.weight, call.x.device, torch.float32)
+        return self.placed.scales(comfy.model_management.cast_to_device(scales.weight, call.x.device, torch.float32))
+
+    def weights(self, schedule, depth):
+        return self.placed.weights(schedule.resolve(depth))
 
     def schedule(self, family, depth):
         if not self.pools_context:
             return family.default_schedule(depth)
-        # Anima's profile, blocks 8 to 26 of 28: guiding the first ones can collapse colors, and the last one compensates.
-        start = round(8 / 28 * depth)
+        places = family.places(_PROFILE.blocks, depth)
+        if places is not None:
+            return RangeSchedule(places[_PROFILE.first], places[_PROFILE.last])
+        start = round(_PROFILE.first / _PROFILE.blocks * depth)
         return RangeSchedule(start, max(depth - 2, start))
+
+    def w(self, family):
+        return _PROFILE.w if self.pools_context else family.w
 
     def cfg_rows(self, family):
         return "both" if self.pools_context else family.cfg_rows

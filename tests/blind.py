@@ -110,7 +110,7 @@ ANIMA = Blind(
     layers=(("blocks", "emb_B_T_D"),),
     head=("final_layer", "emb_B_T_D"),
     depth=DEPTH,
-    start_layer=1,
+    start_layer=0,
     build=small_adapter,
 )
 
@@ -267,7 +267,7 @@ class _Equations:
             delta = torch.zeros_like(delta)
         if not term.a:
             return self._base_of_context(term, t_emb) + delta
-        if layer == DEPTH or weight == 0:
+        if layer == self.small.depth or weight == 0:
             return 0.0
         return term.file["scales"][layer] * (self._base_of_clip(term) + delta)
 

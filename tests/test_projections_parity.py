@@ -52,8 +52,8 @@ def base(small, positive=1, negative=2):
 @pytest.mark.parametrize("cfg, batch", [(1.0, 1), (2.5, 2)], ids=["no CFG", "CFG and a batch"])
 def test_default_settings_of_form_a(small, model, projections, cfg, batch):
     projection, file = projections["A"]
-    start, rows = {"Cosmos-Predict2": (0, "cond"), "Anima": (1, "both")}[small.name]
-    term = Projected(file, weights_from(start), rows=rows, base=(1, 2))
+    rows = {"Cosmos-Predict2": "cond", "Anima": "both"}[small.name]
+    term = Projected(file, weights_from(0), rows=rows, base=(1, 2))
     assert_equals_equations(small, model, guided(small, model, projection, **base(small)), term, cfg=cfg, batch=batch)
 
 

@@ -23,7 +23,6 @@ from .qwen_image import QWEN_IMAGE
 from .sd3 import SD3
 from .wan import WAN
 
-# The first that matches is taken: Anima's class is one of Cosmos-Predict2's.
 FAMILIES: tuple[Family, ...] = (
     FLUX, SD3, HIDREAM, HUNYUAN_VIDEO, KANDINSKY5, NEWBIE, MOCHI, HUNYUAN_DIT,
     ANIMA, COSMOS_PREDICT2, COSMOS1, WAN, QWEN_IMAGE, FLUX2, LUMINA2, CHROMA, LTXV, HUNYUAN_VIDEO15,
@@ -38,7 +37,7 @@ __all__ = [
 def family_of(host: HostModel) -> Family:
     """The family of a host model. Raises ValueError with its names if there is none."""
     for family in FAMILIES:
-        if family.matches(host.diffusion_model, host.cls):
+        if family.has(host):
             return family
     refuse_wrapped(host)
     reading, blind = (", ".join(family.name for family in FAMILIES if (family.text is None) == is_blind) for is_blind in (False, True))

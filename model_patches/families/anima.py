@@ -1,13 +1,15 @@
 """Anima.
 
 Text-blind; its blocks attend to what a small adapter makes of the Qwen3 embeddings and the T5 token ids.
-Published projections add the maximum over those tokens to the time embedding (w 3 on blocks 8 to 26 of 28), or CLIP-L's pooled
-output, layer by layer, to adaln_lora; every row.
+Published projections add the maximum over those tokens to the time embedding (w 3 on blocks 8 to 26 of 28, profiles of
+github.com/sorryhyun/ComfyUI-Spectrum-KSampler), or CLIP-L's pooled output, layer by layer, to adaln_lora (COSMOS's own projection and
+its w, 3, from block 0, as Anzhc's node and Forge's port have it); every row.
 """
 
 from comfy.ldm.anima.model import Anima
 
-from .base import Family, TextContext
+from .anima_lineage import LINEAGE
+from .base import Family, TextContext, runs_as
 from .minitrain import INJECTIONS, context_width
 
 
@@ -34,9 +36,13 @@ def _of_rows(model, call):
 
 ANIMA = Family(
     name="Anima",
-    matches=lambda model, cls: issubclass(cls, Anima),
+    matches=lambda model, cls: runs_as(cls, Anima),
+    host_models=("Anima",),
     injections=INJECTIONS,
     text=None,
     context=TextContext(context_width, _of_prompt, _of_rows),
     encoder="Qwen3 0.6B, with CLIPLoader",
+    w=3.0,
+    start_layer=0,
+    lineage=LINEAGE,
 )

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..directions import EncodedPrompt, PromptPair
+from ..host_model import HostModel
 from ..schedules import LayerSchedule, RangeSchedule
 
 RESULT = "(result)"
@@ -186,9 +187,17 @@ class TextPath:
         """Used where the user connects none."""
         return family.default_schedule(depth)
 
+    def weights(self, schedule: LayerSchedule, depth: int) -> tuple[float, ...]:
+        """One for each layer: the schedule's, or 0 where this text cannot enter."""
+        return schedule.resolve(depth)
+
     def cfg_rows(self, family: Family) -> str:
         """What "auto" means."""
         return family.cfg_rows
+
+    def w(self, family: Family) -> float | None:
+        """The guidance scale of whoever uses it; None where nobody is known to."""
+        return family.w
 
 
 @dataclass(frozen=True)
@@ -308,31 +317,67 @@ class TextTokens:
     counting: Counting | None = None
 
 
+def runs_as(cls: type, known: type, *kin: str) -> bool:
+    """Whether a model of class `cls` runs as the host's class `known` does: it is that class, or one that leaves all its methods alone.
+
+    A subclass with another forward, or another part of it, is another model. kin: the names of those that are known all the same.
+    """
+    if known not in cls.__mro__:
+        return False
+    parts = (vars(base).items() for base in known.__mro__ if base not in nn.Module.__mro__)
+    methods = {name for part in parts for name, value in part if callable(value) and not name.startswith("__")}
+    for base in cls.__mro__:
+        if base is known or base.__name__ in kin:
+            return True
+        if methods & vars(base).keys():
+            return False
+    return False
+
+
 @dataclass(frozen=True)
 class Family:
     """A family of diffusion transformers that share a class of the host.
 
-    matches: (model, its class) -> is this host model mine.
+    matches: (model, its class) -> is this host model mine. host_models: the names by which the host knows them, those of its classes
+    around the diffusion model; one of another name is another model that runs on the same class.
     injections: where shifts may enter, by name; each has the same number of blocks.
     text: how the model itself takes text into y; None for text-blind models, which need a projection.
     start_layer (None: a tenth of the depth), final_layer, cfg_rows: the reference's settings, used where the user gives none.
+    w: the reference's guidance scale; None where there is no reference.
     encoder: how to load the text encoder that the model uses.
     context: the text-blind model's own text, which a projection may pool.
     text_tokens: where the text tokens enter the blocks; None where they do by cross-attention alone.
     next_level: whether y is made from the next noise level too, of which the host gives all rows of a call that of the first.
+    lineage: deeper models made by inserting layers: (depth, the numbers there of those inserted), each into the one before.
     """
 
     name: str
     matches: Callable[[nn.Module, type], bool]
+    host_models: tuple[str, ...]
     injections: dict[str, Injection]
     text: TextPath | None
     encoder: str
+    w: float | None = None
     start_layer: int | None = None
     final_layer: float = 0.0
     cfg_rows: str = "both"
     context: TextContext | None = None
     text_tokens: TextTokens | None = None
     next_level: Callable[[nn.Module], bool] = lambda model: False
+    lineage: tuple[tuple[int, tuple[int, ...]], ...] = ()
+
+    def has(self, host: HostModel) -> bool:
+        """Whether the host's model is of this family."""
+        return host.kind in (None, *self.host_models) and self.matches(host.diffusion_model, host.cls)
+
+    def places(self, of: int, depth: int) -> tuple[int, ...] | None:
+        """Where the layers of a model with `of` layers stand in one with `depth`; None where one is not known to be made of the other."""
+        places = range(of)
+        for deeper, inserted in self.lineage:
+            if of == deeper - len(inserted) and deeper <= depth:
+                inherited = [layer for layer in range(deeper) if layer not in inserted]
+                places, of = [inherited[layer] for layer in places], deeper
+        return tuple(places) if of == depth else None
 
     def depth(self, model: nn.Module) -> int:
         """The number of layers."""

@@ -12,7 +12,7 @@ from comfy.ldm.chroma.model import Chroma
 from comfy.ldm.flux.layers import timestep_embedding
 
 from ..shifts import shifted
-from .base import BlockInput, Family, Injection, TextContext, TextTokens, in_width, out_width
+from .base import BlockInput, Family, Injection, TextContext, TextTokens, in_width, out_width, runs_as
 
 _ROWS = 344  # of modulations that the host asks the approximator for
 
@@ -54,7 +54,8 @@ def _final(model, modulations):
 CHROMA = Family(
     name="Chroma",
     # Radiance, a subclass, ends in another head.
-    matches=lambda model, cls: cls is Chroma,
+    matches=lambda model, cls: runs_as(cls, Chroma),
+    host_models=("Chroma",),
     injections={"time embedding": Injection(
         blocks=lambda model: [
             *(BlockInput(block, "vec", 2, _carry, partial(_double, i=i)) for i, block in enumerate(model.double_blocks)),

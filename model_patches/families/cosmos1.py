@@ -7,7 +7,7 @@ Settings as COSMOS's reference has them (github.com/quickjkee/modulation-guidanc
 
 from comfy.ldm.cosmos.model import GeneralDIT
 
-from .base import BlockInput, Family, Injection, TextContext, in_width
+from .base import BlockInput, Family, Injection, TextContext, in_width, runs_as
 
 
 def _time_embedding(model, call):
@@ -25,7 +25,8 @@ def _context_width(model):
 
 COSMOS1 = Family(
     name="Cosmos 1",
-    matches=lambda model, cls: issubclass(cls, GeneralDIT),
+    matches=lambda model, cls: runs_as(cls, GeneralDIT),
+    host_models=("CosmosVideo",),
     injections={
         "time embedding": Injection(
             blocks=lambda model: [BlockInput(block, "emb_B_D", 1) for block in model.blocks.values()],
@@ -42,6 +43,7 @@ COSMOS1 = Family(
     text=None,
     context=TextContext(_context_width),
     encoder="T5-XXL 1.0, with CLIPLoader and type cosmos",
+    w=3.0,
     start_layer=0,
     cfg_rows="cond",
 )

@@ -6,12 +6,12 @@ Reference settings: github.com/quickjkee/modulation-guidance, FLUX schnell and d
 
 from comfy.ldm.flux.model import Flux
 
-from .base import BlockInput, Counting, Family, Injection, PooledText, TextTokens
+from .base import BlockInput, Counting, Family, Injection, PooledText, TextTokens, runs_as
 
 
 def _matches(model, cls):
     # FLUX.2 is the same class without a pooled text path.
-    return issubclass(cls, Flux) and model.vector_in is not None
+    return runs_as(cls, Flux) and model.vector_in is not None
 
 
 def _blocks(model):
@@ -24,6 +24,7 @@ def _blocks(model):
 FLUX = Family(
     name="FLUX.1",
     matches=_matches,
+    host_models=("Flux",),
     # Where the head reads y, and not the head itself: some packs run its parts one by one.
     injections={"modulation": Injection(_blocks, head=lambda model: BlockInput(model.final_layer.adaLN_modulation, "input", 0, repeats=True))},
     text=PooledText(
@@ -31,6 +32,7 @@ FLUX = Family(
         modulation=lambda model, pooled: model.vector_in(pooled),
     ),
     encoder="CLIP-L, with DualCLIPLoader and type flux",
+    w=3.0,
     start_layer=5,
     # The host pads T5's tokens to 256 and gives no mask: nothing in the inputs tells the padding. Small models read CLIP's.
     text_tokens=TextTokens(

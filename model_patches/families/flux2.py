@@ -11,7 +11,7 @@ from comfy.ldm.flux.model import Flux
 from torch.nn import functional
 
 from ..shifts import difference, shifted
-from .base import BlockInput, Family, Injection, TextContext, TextTokens, in_width
+from .base import BlockInput, Family, Injection, TextContext, TextTokens, in_width, runs_as
 
 
 def _at(model, call, timestep):
@@ -59,7 +59,8 @@ def _padded(model, prompt, call):
 
 FLUX2 = Family(
     name="FLUX.2",
-    matches=lambda model, cls: issubclass(cls, Flux) and model.params.global_modulation,
+    matches=lambda model, cls: runs_as(cls, Flux) and model.params.global_modulation,
+    host_models=("Flux2",),
     injections={"time embedding": Injection(
         blocks=lambda model: [
             *(BlockInput(block, "vec", 2, _carry_double, repeats=True) for block in model.double_blocks),

@@ -7,7 +7,7 @@ Reference settings: github.com/quickjkee/modulation-guidance, HiDream: w 3, star
 import torch
 from comfy.ldm.hidream.model import HiDreamImageTransformer2DModel
 
-from .base import BlockInput, Counting, Family, Injection, PooledText, TextTokens, in_width
+from .base import BlockInput, Counting, Family, Injection, PooledText, TextTokens, in_width, runs_as
 
 
 def _blocks(model):
@@ -36,7 +36,8 @@ def _given(tokens, extras):
 
 HIDREAM = Family(
     name="HiDream-I1",
-    matches=lambda model, cls: issubclass(cls, HiDreamImageTransformer2DModel),
+    matches=lambda model, cls: runs_as(cls, HiDreamImageTransformer2DModel),
+    host_models=("HiDream",),
     # Where the head reads y, and not the head itself: some packs run its parts one by one.
     injections={"modulation": Injection(_blocks, head=lambda model: BlockInput(model.final_layer.adaLN_modulation, "input", 0))},
     text=PooledText(
@@ -44,6 +45,7 @@ HIDREAM = Family(
         modulation=lambda model, pooled: model.p_embedder(pooled),
     ),
     encoder="CLIP-L and CLIP-G, with QuadrupleCLIPLoader",
+    w=3.0,
     start_layer=5,
     final_layer=1.0,
     cfg_rows="opposed",

@@ -9,7 +9,7 @@ import torch
 from comfy.ldm.hydit.models import HunYuanDiT
 from comfy.ldm.modules.diffusionmodules.util import timestep_embedding
 
-from .base import BlockInput, Family, Injection, OncePerPrompt, TextPath
+from .base import BlockInput, Family, Injection, OncePerPrompt, TextPath, runs_as
 
 TOKENS = "conditioning_mt5xl"  # where the host's text encoder puts the mT5 tokens
 
@@ -51,7 +51,8 @@ class _PooledTokens(TextPath):
 
 HUNYUAN_DIT = Family(
     name="Hunyuan-DiT",
-    matches=lambda model, cls: issubclass(cls, HunYuanDiT),
+    matches=lambda model, cls: runs_as(cls, HunYuanDiT),
+    host_models=("HunyuanDiT",),
     injections={"modulation": Injection(
         blocks=lambda model: [BlockInput(block, "c", 1) for block in model.blocks],
         head=lambda model: BlockInput(model.final_layer, "c", 1),

@@ -7,12 +7,12 @@ Reference settings: github.com/quickjkee/modulation-guidance, HunyuanVideo: w 3.
 
 from comfy.ldm.hunyuan_video.model import HunyuanVideo
 
-from .base import BlockInput, Family, Injection, PooledText, TextTokens
+from .base import BlockInput, Family, Injection, PooledText, TextTokens, runs_as
 
 
 def _matches(model, cls):
     # HunyuanVideo 1.5 and HunyuanImage 2.1 are the same class without a pooled text path.
-    return issubclass(cls, HunyuanVideo) and model.vector_in is not None
+    return runs_as(cls, HunyuanVideo) and model.vector_in is not None
 
 
 def _blocks(model):
@@ -25,12 +25,14 @@ def _blocks(model):
 HUNYUAN_VIDEO = Family(
     name="HunyuanVideo",
     matches=_matches,
+    host_models=("HunyuanVideo", "HunyuanVideoI2V", "HunyuanVideoSkyreelsI2V"),
     injections={"modulation": Injection(_blocks, head=lambda model: BlockInput(model.final_layer, "vec", 1))},
     text=PooledText(
         width=lambda model: model.params.vec_in_dim,
         modulation=lambda model, pooled: model.vector_in(pooled),
     ),
     encoder="CLIP-L, with DualCLIPLoader and type hunyuan_video",
+    w=3.5,
     start_layer=5,
     # The host does not pad Llama's tokens, and gives its mask where a prompt holds padding all the same.
     text_tokens=TextTokens(

@@ -9,7 +9,7 @@ import torch
 from comfy.ldm.flux.layers import timestep_embedding
 from comfy.ldm.hunyuan_video.model import HunyuanVideo
 
-from .base import BlockInput, Family, Injection, TextContext, TextTokens, in_width, unmasked
+from .base import BlockInput, Family, Injection, TextContext, TextTokens, in_width, runs_as, unmasked
 
 
 def _present(call):
@@ -52,7 +52,8 @@ def _time_embedding(model, call):
 
 HUNYUAN_VIDEO15 = Family(
     name="HunyuanVideo 1.5",
-    matches=lambda model, cls: issubclass(cls, HunyuanVideo) and model.vector_in is None,
+    matches=lambda model, cls: runs_as(cls, HunyuanVideo) and model.vector_in is None,
+    host_models=("HunyuanVideo15", "HunyuanVideo15_SR_Distilled", "HunyuanImage21", "HunyuanImage21Refiner"),
     injections={"time embedding": Injection(
         blocks=lambda model: [
             *(BlockInput(block, "vec", 2) for block in model.double_blocks),

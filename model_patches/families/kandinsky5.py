@@ -6,11 +6,12 @@ There is no reference implementation of modulation guidance for it: start layer 
 
 from comfy.ldm.kandinsky5.model import Kandinsky5
 
-from .base import BlockInput, Family, Injection, PooledText, in_width
+from .base import BlockInput, Family, Injection, PooledText, in_width, runs_as
 
 KANDINSKY5 = Family(
     name="Kandinsky 5",
-    matches=lambda model, cls: issubclass(cls, Kandinsky5),
+    matches=lambda model, cls: runs_as(cls, Kandinsky5),
+    host_models=("Kandinsky5", "Kandinsky5Image"),
     injections={"modulation": Injection(
         blocks=lambda model: [BlockInput(block, "time_embed", 2) for block in model.visual_transformer_blocks],
         head=lambda model: BlockInput(model.out_layer, "time_embed", 1),

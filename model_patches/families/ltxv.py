@@ -8,7 +8,7 @@ There is no reference for its settings: start layer a tenth of the depth, both r
 from comfy.ldm.lightricks.model import LTXVModel
 
 from ..shifts import shifted
-from .base import RESULT, BlockInput, Family, Injection, TextContext, in_width
+from .base import RESULT, BlockInput, Family, Injection, TextContext, in_width, runs_as
 
 
 def _time_embedding(model, call):
@@ -37,7 +37,8 @@ def _carry_to_head(model, call, added, norm_kept):
 LTXV = Family(
     name="LTX-Video",
     # LTXAV, of the same base class, has two streams.
-    matches=lambda model, cls: cls is LTXVModel,
+    matches=lambda model, cls: runs_as(cls, LTXVModel),
+    host_models=("LTXV",),
     injections={"time embedding": Injection(
         blocks=lambda model: [BlockInput(block, "timestep", 3, _carry) for block in model.transformer_blocks],
         head=lambda model: BlockInput(model.adaln_single, RESULT, 1, _carry_to_head),

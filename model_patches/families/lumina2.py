@@ -7,12 +7,13 @@ There is no reference for its settings: start layer a tenth of the depth, both r
 
 from comfy.ldm.lumina.model import NextDiT
 
-from .base import BlockInput, Family, Injection, TextContext, in_width
+from .base import BlockInput, Family, Injection, TextContext, in_width, runs_as
 
 LUMINA2 = Family(
     name="Lumina 2 / Z-Image",
     # Its subclass for pixel space has another head.
-    matches=lambda model, cls: cls is NextDiT and model.clip_text_pooled_proj is None,
+    matches=lambda model, cls: runs_as(cls, NextDiT) and model.clip_text_pooled_proj is None,
+    host_models=("Lumina2",),
     injections={"time embedding": Injection(
         blocks=lambda model: [BlockInput(block, "adaln_input", 3, repeats=True) for block in model.layers],
         head=lambda model: BlockInput(model.final_layer, "c", 1, repeats=True),

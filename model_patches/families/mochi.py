@@ -7,7 +7,7 @@ There is no reference implementation of modulation guidance for it: start layer 
 import torch
 from comfy.ldm.genmo.joint_model.asymm_models_joint import AsymmDiTJoint
 
-from .base import BlockInput, Family, Injection, OncePerPrompt, TextPath, TextTokens
+from .base import BlockInput, Family, Injection, OncePerPrompt, TextPath, TextTokens, runs_as
 
 
 class _PooledTokens(TextPath):
@@ -37,7 +37,8 @@ class _PooledTokens(TextPath):
 
 MOCHI = Family(
     name="Mochi",
-    matches=lambda model, cls: issubclass(cls, AsymmDiTJoint),
+    matches=lambda model, cls: runs_as(cls, AsymmDiTJoint),
+    host_models=("GenmoMochi",),
     injections={"modulation": Injection(
         blocks=lambda model: [BlockInput(block, "c", 1) for block in model.blocks],
         head=lambda model: BlockInput(model.final_layer, "c", 1),

@@ -8,7 +8,7 @@ There is no reference implementation of modulation guidance for it: start layer 
 from comfy.ldm.lumina.model import NextDiT
 from torch.nn import functional
 
-from .base import BlockInput, Family, Injection, PooledText, in_width
+from .base import BlockInput, Family, Injection, PooledText, in_width, runs_as
 
 
 def _modulation(model, pooled):
@@ -19,7 +19,8 @@ def _modulation(model, pooled):
 
 NEWBIE = Family(
     name="NewBie",
-    matches=lambda model, cls: issubclass(cls, NextDiT) and model.clip_text_pooled_proj is not None,
+    matches=lambda model, cls: runs_as(cls, NextDiT) and model.clip_text_pooled_proj is not None,
+    host_models=("Lumina2",),
     injections={"modulation": Injection(
         blocks=lambda model: [BlockInput(block, "adaln_input", 3, repeats=True) for block in model.layers],
         head=lambda model: BlockInput(model.final_layer, "c", 1, repeats=True),

@@ -6,7 +6,7 @@ There is no reference implementation of modulation guidance for it: start layer 
 
 from comfy.ldm.qwen_image.model import QwenImageTransformer2DModel
 
-from .base import BlockInput, Family, Injection, TextContext, TextTokens, in_width
+from .base import BlockInput, Family, Injection, TextContext, TextTokens, in_width, runs_as
 
 
 def _time_embedding(model, call):
@@ -16,7 +16,8 @@ def _time_embedding(model, call):
 
 QWEN_IMAGE = Family(
     name="Qwen-Image",
-    matches=lambda model, cls: issubclass(cls, QwenImageTransformer2DModel),
+    matches=lambda model, cls: runs_as(cls, QwenImageTransformer2DModel, "NunchakuQwenImageTransformer2DModel"),
+    host_models=("QwenImage",),
     injections={"time embedding": Injection(
         blocks=lambda model: [BlockInput(block, "temb", 3, repeats=True) for block in model.transformer_blocks],
         head=lambda model: BlockInput(model.norm_out, "conditioning_embedding", 1, repeats=True),

@@ -4,9 +4,9 @@ y = t_embedder(t) + y_embedder(CLIP-L and CLIP-G pooled, 2048).
 Reference settings: github.com/quickjkee/modulation-guidance, SD3.5 Large, with and without DMD2: w 2, start layer 2, both rows, plain head.
 """
 
-from comfy.ldm.modules.diffusionmodules.mmdit import MMDiT
+from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper
 
-from .base import BlockInput, Counting, Family, Injection, PooledText, TextTokens, in_width
+from .base import BlockInput, Counting, Family, Injection, PooledText, TextTokens, in_width, runs_as
 
 
 def _in_order(masks):
@@ -17,7 +17,8 @@ def _in_order(masks):
 
 SD3 = Family(
     name="SD3",
-    matches=lambda model, cls: issubclass(cls, MMDiT) and model.y_embedder is not None,
+    matches=lambda model, cls: runs_as(cls, OpenAISignatureMMDITWrapper) and model.y_embedder is not None,
+    host_models=("SD3",),
     injections={"modulation": Injection(
         blocks=lambda model: [BlockInput(block, "c", 2) for block in model.joint_blocks],
         head=lambda model: BlockInput(model.final_layer, "c", 1),
@@ -27,6 +28,7 @@ SD3 = Family(
         modulation=lambda model, pooled: model.y_embedder(pooled),
     ),
     encoder="CLIP-L and CLIP-G, with DualCLIPLoader and type sd3, or TripleCLIPLoader",
+    w=2.0,
     start_layer=2,
     # CLIP's tokens, 77 at a time, then T5's, 77 at least; the host pads both and gives no mask.
     text_tokens=TextTokens(

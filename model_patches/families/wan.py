@@ -8,11 +8,14 @@ There is no reference for its settings: start layer a tenth of the depth, both r
 from comfy.ldm.wan.model import CameraWanModel, VaceWanModel, WanModel, sinusoidal_embedding_1d
 
 from ..shifts import shifted
-from .base import BlockInput, Family, Injection, TextContext, in_width
+from .base import BlockInput, Family, Injection, TextContext, in_width, runs_as
 
-# By name, as older hosts lack some. Left out: S2V gives its reference frames a time of their own, WanDancer has a second head.
-_CLASSES = (
-    "WanModel", "CausalWanModel", "VaceWanModel", "CameraWanModel", "AnimateWanModel", "HumoWanModel", "SCAILWanModel", "SCAIL2WanModel",
+# By name, as older hosts lack some. Left out: S2V gives its reference frames a time of their own, WanDancer has a second head, and
+# Animate 2 runs its blocks past their forward.
+_KIN = ("CausalWanModel", "VaceWanModel", "CameraWanModel", "AnimateWanModel", "HumoWanModel", "SCAILWanModel", "SCAIL2WanModel")
+_HOST_MODELS = (
+    "WAN21", "WAN21_CausalAR", "WAN21_FlowRVS", "WAN21_Vace", "WAN21_Camera", "WAN21_HuMo", "WAN21_SCAIL", "WAN21_SCAIL2", "WAN22",
+    "WAN22_Animate",
 )
 
 
@@ -32,7 +35,8 @@ def _carry(model, call, added, norm_kept):
 
 WAN = Family(
     name="Wan",
-    matches=lambda model, cls: issubclass(cls, WanModel) and cls.__name__ in _CLASSES,
+    matches=lambda model, cls: runs_as(cls, WanModel, *_KIN),
+    host_models=_HOST_MODELS,
     injections={"time embedding": Injection(
         blocks=lambda model: [BlockInput(block, "e", 1, _carry) for block in model.blocks],
         head=lambda model: BlockInput(model.head, "e", 1),

@@ -1,0 +1,154 @@
+"""Which models are a family's, and the settings that are known for it."""
+
+import importlib
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import comfy.ldm.lumina.model
+import comfy.model_base
+import comfy.ops
+import comfy.supported_models
+import pytest
+from blind import ANIMA, COSMOS, form_a, form_b, loaded, own, write
+from blind_families import LUMINA2, QWEN_IMAGE, VACE, WAN, network
+from blind_families import FAMILIES as BLIND
+from distilling import PACK
+from families import FAMILIES, NEWBIE, newbie
+from flux import apply, direction, flux, node
+
+families = importlib.import_module(f"{PACK}.model_patches.families").FAMILIES
+known_w = importlib.import_module(f"{PACK}.model_patches.guidance").known_w
+
+# (loader, direction) by family.
+MODELS = {"FLUX.1": (flux, direction)} | {small.name: (small.load, small.direction) for small in (*FAMILIES, *BLIND, ANIMA, COSMOS, VACE)}
+
+
+@pytest.fixture(params=MODELS)
+def subject(request):
+    load, aim = MODELS[request.param]
+    return load(), aim()
+
+
+def recognised(model, aim):
+    """A text-blind model is asked for a projection."""
+    try:
+        apply(model, aim)
+    except ValueError as error:
+        assert "is text-blind" in str(error)
+
+
+def refused(model, aim):
+    """By both of its names."""
+    base_model = model.model
+    names = rf"This model is a {type(base_model).__name__} \(class {type(base_model.diffusion_model).__name__}\), which is not among them"
+    with pytest.raises(ValueError, match=names):
+        apply(model, aim)
+    with pytest.raises(ValueError, match=names):
+        node("ScaleTextVariance", model=model)
+
+
+def made_kin(model, **members):
+    """Of a class derived from the model's own."""
+    cls = type(model.model.diffusion_model)
+    model.model.diffusion_model.__class__ = type(f"Younger{cls.__name__}", (cls,), members)
+    return model
+
+
+def named(model, name, module):
+    """What the host has around the model is of a class derived from its own."""
+    cls = type(model.model)
+    model.model.__class__ = type(name, (cls,), {"__module__": module})
+    return model
+
+
+def test_a_subclass_with_a_forward_of_its_own_is_another_model(subject):
+    model, aim = subject
+    refused(made_kin(model, forward=lambda self, *args, **kwargs: None), aim)
+
+
+def test_a_subclass_with_another_part_of_the_forward_is_too(subject):
+    model, aim = subject
+    hosts = [base for base in type(model.model.diffusion_model).__mro__ if base.__module__.startswith("comfy.")]
+    part = next(name for base in hosts for name in vars(base) if not name.startswith("__") and name not in ("forward", "_abc_impl"))
+    refused(made_kin(model, **{part: lambda self, *args, **kwargs: None}), aim)
+
+
+def test_a_subclass_that_leaves_the_forward_alone_is_the_same_model(subject):
+    model, aim = subject
+    recognised(made_kin(model, __init__=lambda self: None, of_its_own=lambda self: None, load_state_dict=lambda self, state: None), aim)
+
+
+def test_a_younger_host_s_model_that_runs_on_the_same_class_is_another(subject):
+    """As Ming-Image runs on Z-Image's."""
+    model, aim = subject
+    refused(named(model, "MingImage", "comfy.model_base"), aim)
+
+
+def test_a_pack_s_loader_brings_the_same_model(subject):
+    model, aim = subject
+    recognised(named(model, "QuantisedModel", "custom_nodes.some_pack"), aim)
+
+
+def test_a_host_s_class_derived_from_a_family_s_is_not_of_it():
+    """NextDiTPixelSpace, with the pooled text of NewBie: it has no head that takes y."""
+    dims = newbie.DIMS | dict(decoder_hidden_size=32, decoder_num_res_blocks=1, decoder_max_freqs=2)
+    pixels = replace(
+        NEWBIE, model=partial(comfy.ldm.lumina.model.NextDiTPixelSpace, **dims, operations=comfy.ops.disable_weight_init),
+        config=lambda: comfy.supported_models.ZImagePixelSpace(dims), output="dec_net.final_layer.linear.weight",
+    )
+    refused(pixels.load(), NEWBIE.direction())
+
+
+def test_a_subclass_known_by_name():
+    """Nunchaku's: the same model in another precision."""
+    model = QWEN_IMAGE.load()
+    cls = type(model.model.diffusion_model)
+    members = {"_forward": lambda self, *args, **kwargs: None}
+    model.model.diffusion_model.__class__ = type("NunchakuQwenImageTransformer2DModel", (cls,), members)
+    recognised(model, QWEN_IMAGE.direction())
+
+
+@pytest.mark.skipif(not hasattr(comfy.model_base, "WAN21_SCAIL2"), reason="this host lacks some")
+def test_the_names_of_the_host_s_models_are_the_host_s():
+    assert [name for family in families for name in family.host_models if not hasattr(comfy.model_base, name)] == []
+
+
+# w.
+
+# method.md's sources: the reference implementation (github.com/quickjkee/modulation-guidance), Anima's peers.
+W = {
+    "FLUX.1": 3.0, "SD3": 2.0, "HiDream-I1": 3.0, "HunyuanVideo": 3.5, "Cosmos-Predict2": 3.0, "Cosmos 1": 3.0, "Anima": 3.0,
+}
+
+
+def test_w_is_known_where_there_is_a_reference():
+    assert {family.name: family.w for family in families} == {family.name: W.get(family.name) for family in families}
+    assert known_w(flux()) == 3.0
+    assert known_w(NEWBIE.load()) is None
+
+
+@pytest.mark.parametrize("small, content, w", [
+    (ANIMA, (form_a(),), 3.0),
+    (ANIMA, (form_b(),), 3.0),
+    (COSMOS, (form_a(),), 3.0),
+    (WAN, own(network(WAN), "clip", "time embedding"), None),
+    (WAN, own(network(WAN), "max", "time embedding"), 3.0),
+], ids=["Anima, form A", "Anima, form B", "Cosmos-Predict2, form A", "Wan, own of CLIP", "Wan, own of the context"])
+def test_w_with_a_projection(tmp_path, small, content, w):
+    assert known_w(small.load(), loaded(write(tmp_path / "file.safetensors", *content))) == w
+
+
+def test_w_of_a_text_blind_model_needs_its_projection():
+    with pytest.raises(ValueError, match="Lumina 2 / Z-Image is text-blind"):
+        known_w(LUMINA2.load())
+
+
+def test_the_readme_says_the_settings_of_every_family():
+    """Every cell is filled."""
+    text = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    rows = {cells[1].strip(): [cell.strip() for cell in cells[1:-1]] for cells in (line.split("|") for line in text.splitlines()) if len(cells) > 2}
+    for family in families:
+        cells = rows[family.name]
+        assert all(cells), cells
+        assert (f"{family.w:g}" if family.w else "no reference") in cells, cells
