@@ -125,7 +125,7 @@ class GuidancePreset(io.ComfyNode):
             node_id="GuidancePreset",
             display_name="Guidance Preset",
             category=CATEGORY,
-            description="Prompt pairs and settings known to work, from the paper and from practice. Wire positive and negative "
+            description="Prompt pairs and settings to start from: from the paper, and from users. Wire positive and negative "
             "into Encode Guidance Direction, w and schedule into Apply Modulation Guidance. Your own presets go into "
             f"{USER_FILE} in ComfyUI's user folder.",
             search_aliases=["modulation guidance", "direction preset", "quality preset", "aesthetics", "hands", "counting"],

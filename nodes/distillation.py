@@ -66,7 +66,7 @@ class DistillPooledProjection(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "injection", options=list(INJECTIONS), default="time embedding",
-                    tooltip="Where it enters. Every text-blind model has a time embedding; Cosmos-Predict2 and Anima also adaln lora, where each "
+                    tooltip="Where it enters. Every text-blind model has a time embedding; Cosmos 1, Cosmos-Predict2 and Anima also adaln lora, where each "
                     "layer learns a scale of its own.",
                 ),
                 io.Clip.Input(

@@ -22,8 +22,8 @@ def settings_inputs(schedule: str) -> list[io.Input]:
         ),
         io.Combo.Input(
             "cfg_rows", options=["auto", *CFG_ROWS], default="auto", advanced=True,
-            tooltip="Which half of CFG is guided. auto: what the paper's code does for this model; both: conditional and "
-            "unconditional; cond: the conditional only; opposed: the unconditional with -w.",
+            tooltip="Which side of CFG is guided. auto: as in the paper's code for this model; both: positive and negative; cond: positive "
+            "only; opposed: positive with w, negative with -w.",
         ),
         io.Boolean.Input(
             "keep_norm", default=False, advanced=True,
@@ -65,12 +65,13 @@ class ApplyModulationGuidance(io.ComfyNode):
                 Direction.Input("direction", tooltip="What is wanted and not wanted, from Encode Guidance Direction."),
                 io.Float.Input(
                     "w", default=3.0, min=-LARGEST_W, max=LARGEST_W, step=0.1,
-                    tooltip="Guidance scale. 0 changes nothing, 3 is the paper's value for FLUX, a negative one steers away; "
-                    "too much burns the picture or leaves your prompt.",
+                    tooltip="Guidance scale: how far to go. 0: no guidance (with a projection its base stays in). 3: the paper's value for "
+                    "FLUX. Negative: the opposite way. Too much burns the picture or makes it ignore your prompt.",
                 ),
                 *settings_inputs(
-                    schedule="How strongly each layer is guided. Unconnected: from the layer on that the paper's code uses for this model "
-                    "(FLUX.1: 5), the output head left plain."
+                    schedule="How strongly each layer is guided. Unconnected: the default for the model, every layer from the start layer of "
+                    "the paper's code on (FLUX.1: 5), or from a tenth of the depth on; with a max or mean projection layers 8 to 26 of 28. "
+                    "The output head is guided on HiDream only."
                 ),
             ],
             outputs=[io.Model.Output("model", display_name="model", tooltip="The guided model.")],

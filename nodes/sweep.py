@@ -37,7 +37,8 @@ class SweepModulationGuidance(io.ComfyNode):
                 Direction.Input("direction", tooltip="What is wanted and not wanted, from Encode Guidance Direction."),
                 io.String.Input(
                     "w_values", default="0, 1.5, 3, 6",
-                    tooltip="Guidance scales, separated by commas. 0 is the model without guidance, made once whatever the start layers.",
+                    tooltip="Guidance scales, separated by commas. 0 is the model without guidance, made once whatever the start layers; "
+                    "with a projection its base stays in, and with base prompts it is made for each start layer.",
                 ),
                 io.String.Input(
                     "start_layers", default="0, 5, 10",

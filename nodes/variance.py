@@ -29,8 +29,8 @@ class ScaleTextVariance(io.ComfyNode):
                 io.Model.Input("model", tooltip="A diffusion transformer with joint attention (MM-DiT)."),
                 io.Float.Input(
                     "scale", default=1.5, min=0.0, max=10.0, step=0.05,
-                    tooltip="How far the tokens move from their mean. 1 changes nothing, 1.5 is the paper's optimum, 2 helps rare "
-                    "prompts a little more and hurts common ones, 3 hurts both.",
+                    tooltip="How far the tokens move from their mean. 1 changes nothing. 1.5 is best for rare concepts by the one source there "
+                    "is; 2 hurts common prompts, 3 hurts all.",
                 ),
                 io.Float.Input(
                     "start_percent", default=0.0, min=0.0, max=1.0, step=0.001, advanced=True,
