@@ -25,7 +25,11 @@ class EncodeGuidanceDirection(io.ComfyNode):
             "Guidance. Only the modulation of the model sees these two prompts; attention still sees your own prompt alone.",
             search_aliases=["modulation guidance", "positive negative direction", "quality direction", "clip direction"],
             inputs=[
-                io.Clip.Input("clip", tooltip="The text encoder the model itself uses, e.g. for FLUX.1 DualCLIPLoader with type flux."),
+                io.Clip.Input(
+                    "clip",
+                    tooltip="The text encoder the model itself uses, e.g. for FLUX.1 DualCLIPLoader with type flux. For a projection of the "
+                    "CLIP + scales kind: CLIP-L alone, by CLIPLoader.",
+                ),
                 io.String.Input(
                     "positive", multiline=True, dynamic_prompts=True, default="Ultra-detailed, photorealistic, cinematic",
                     tooltip="What is wanted (p+). A few words do.",
