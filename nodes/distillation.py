@@ -184,7 +184,7 @@ class _shown:
         self.bar.update_absolute(progress.step)
         self.console.set_postfix_str(progress.text, refresh=False)
         self.console.update(progress.step - self.console.n)
-        if self.node and (time.monotonic() - self.told > TEXT_EVERY or progress.step == self.bar.total):
+        if self.node and (time.monotonic() - self.told > TEXT_EVERY or progress.last):
             PromptServer.instance.send_progress_text(progress.text, self.node)
             self.told = time.monotonic()
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from ..model_patches.families import family_of
 from ..model_patches.host_model import HostModel
 from ..model_patches.memory import out_of_memory
+from .checkpoints import Checkpoint, digest
 from .differentiable import differentiable
 from .lessons import Batch, Lessons, Prompt, generator, latent_shape, make_samples, sampled_prompts
 from .network import ProjectionNetwork
@@ -46,21 +47,28 @@ class Workers:
 
 @dataclass(frozen=True)
 class Progress:
-    """step: how many steps have been taken. text: for people, with the loss and the time left."""
+    """step: how many steps have been taken. text: for people, with the loss and the time left. last: nothing comes after it."""
 
     step: int
     text: str
+    last: bool = False
+
+
+class Diverged(ValueError):
+    """A step that would make the weights NaN or infinite; it was not taken."""
 
 
 class Distillation:
     """A projection in training on one model. Take steps within `running()`.
 
-    prompts: the texts. held_out: more of them, for held_out_loss. Raises ValueError, with what to do, for what cannot work.
+    prompts: the texts. held_out: more of them, for held_out_loss. checkpoint: where a run like this was cut, to go on from.
+    origin: by name, what else a run must share with its checkpoint, as JSON has it, e.g. the model's file.
+    Raises ValueError, with what to do, for what cannot work.
     """
 
     def __init__(
         self, model, clip, prompts: list[str], settings: Settings, pooled_clip=None, projection: PooledProjection | None = None,
-        held_out: list[str] = (), workers: Workers = Workers(),
+        held_out: list[str] = (), workers: Workers = Workers(), checkpoint: Checkpoint | None = None, origin: Mapping[str, Any] | None = None,
     ):
         settings.check()
         self.settings, self.workers = settings, workers
@@ -81,7 +89,7 @@ class Distillation:
         self.diffusion_model, self.family = host.diffusion_model, family_of(host)
         if self.family.text is not None:
             raise ValueError(f"{self.family.name} has pooled text in its modulation already and needs no projection. Guide it without one.")
-        self.prompts, self.held_out = _lines(prompts, workers), [line.strip() for line in held_out if line.strip()]
+        self.prompts, self.held_out = _share(prompts, workers), _stripped(held_out)
         self.shape = latent_shape(self.model.get_model_object("latent_format"), settings.width, settings.height, settings.frames)
         self.clip, self.pooled_clip = clip, pooled_clip or clip
         self.given = projection
@@ -93,9 +101,15 @@ class Distillation:
             )
         self.pooling, self.injection = (settings.pooling, settings.injection) if projection is None else (projection.pooling, projection.injection)
         self.empty = self._encoded("")
-        self.network = self._network()
+        weights = self._first_weights() if projection is None else _copied(projection.weights)
+        self.run = self._run(prompts, origin or {})
+        if checkpoint is not None:
+            checkpoint.check(self.run, {name: tensor.shape for name, tensor in weights.items()})
+            weights = _copied(checkpoint.weights)
+        self.checkpoint = checkpoint
+        self.network = _trained(weights)
         self.parameters = list(self.network.parameters())
-        self.losses: list[float] = []
+        self.losses = [] if checkpoint is None else list(checkpoint.losses)
 
     @property
     def step(self) -> int:
@@ -113,26 +127,28 @@ class Distillation:
             run["last loss"] = sum(self.losses[-100:]) / len(self.losses[-100:])
         return PooledProjection(weights, self.pooling, self.injection, self.family.name, {"runs": [*before, run]})
 
-    def state(self) -> dict[str, Any]:
-        """All that a run that was cut needs to go on; see load_state."""
-        return {
-            "settings": asdict(self.settings), "processes": self.workers.count, "weights": self.network.weights(),
-            "optimizer": self.optimizer.state_dict(), "losses": self.losses,
-        }
+    def state(self) -> Checkpoint:
+        """All that a run that is cut here needs to go on. Within running(), after a step."""
+        moments = {name: self.optimizer.state[parameter] for name, parameter in zip(self.network.weights(), self.parameters, strict=True)}
+        means, squares = ({name: state[moment] for name, state in moments.items()} for moment in ("exp_avg", "exp_avg_sq"))
+        return Checkpoint(self.run, list(self.losses), self.network.weights(), means, squares)
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Within running(): goes on where state() was taken. Raises ValueError if it is of a run with other settings."""
-        now = {"settings": asdict(self.settings), "processes": self.workers.count}
-        for name, value in now.items():
-            if state[name] != value:
-                raise ValueError(f"The checkpoint is of a run with {name} {state[name]}, and this one has {value}. Start it as before, or in another folder.")
-        for name, tensor in self.network.weights().items():
-            tensor.copy_(state["weights"][name])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.losses = list(state["losses"])
+    def _resume(self, checkpoint: Checkpoint) -> None:
+        for name, parameter in zip(self.network.weights(), self.parameters, strict=True):
+            moments = {"exp_avg": checkpoint.means[name], "exp_avg_sq": checkpoint.squares[name]}
+            self.optimizer.state[parameter] = {"step": torch.tensor(float(self.step))} | {
+                moment: tensor.to(parameter.device, copy=True) for moment, tensor in moments.items()
+            }
 
-    def prepare(self, on_progress: Callable[[int, int], None] = lambda done, total: None) -> None:
-        """Encodes the prompts and makes the samples. on_progress: (samples made, all of them)."""
+    def _run(self, prompts: list[str], origin: Mapping[str, Any]) -> dict[str, Any]:
+        given = {} if self.given is None else self.given.weights
+        numbers = (part for name, tensor in sorted(given.items()) for part in (name, tensor.float().cpu().numpy().tobytes()))
+        return asdict(self.settings) | {
+            "family": self.family.name, "processes": self.workers.count, "prompts": digest(*_stripped(prompts)), "projection": digest(*numbers),
+        } | dict(origin)
+
+    def prepare(self, on_progress: Callable[[str, int, int], None] = lambda what, done, total: None) -> None:
+        """Encodes the prompts and makes the samples. on_progress: (what is being made, how many are, of how many)."""
         settings = self.settings
         rows = settings.steps * settings.accumulation * settings.batch_size
         self.course = self._course(self.prompts, rows, ("lessons", self.workers.rank), on_progress)
@@ -144,12 +160,16 @@ class Distillation:
         settings, seeds = self.settings, (self.settings.seed, *seeds)
         numbers = sampled_prompts(len(texts), settings.samples_per_prompt, rows, settings.pairs, seeds)
         used = sorted(set(numbers))
-        prompts = [self._encoded(texts[number]) for number in used]
+        prompts = []
+        for number in used:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            on_progress("Encoding prompts", len(prompts), len(used))
+            prompts.append(self._encoded(texts[number]))
         numbers = [used.index(number) for number in numbers]
         if settings.data == "samples":
             samples = make_samples(
                 self.model, [prompts[number] for number in numbers], self.empty, self.shape, settings.sample_steps, settings.cfg, seeds,
-                on_progress,
+                lambda done, total: on_progress("Making samples", done, total),
             )
         else:
             samples = torch.zeros(len(numbers), *self.shape)
@@ -175,15 +195,6 @@ class Distillation:
             )
         width = None if self.given is None else self.given.input_width
         return Prompt(conditioning, pooled[:, :width].float().cpu())
-
-    def _network(self) -> ProjectionNetwork:
-        if self.given is not None:
-            weights = {name: tensor.to("cpu", torch.float32, copy=True) for name, tensor in self.given.weights.items()}
-        else:
-            weights = self._first_weights()
-        with torch.inference_mode(False):
-            network = ProjectionNetwork({name: tensor.clone() for name, tensor in weights.items()}, nn)
-            return network.requires_grad_(True)
 
     def _first_weights(self) -> dict[str, Tensor]:
         """Of a projection that gives zeros; its first layer as torch.nn.Linear starts one."""
@@ -221,6 +232,8 @@ class Distillation:
         device = self.model.load_device
         self.network.to(device)
         self.optimizer = torch.optim.AdamW(self.parameters, lr=self.settings.learning_rate)
+        if self.checkpoint is not None:
+            self._resume(self.checkpoint)
         self.teaching = Teaching(
             self.model, self.family, self.network, self.pooling, self.injection, self.empty, self.shape, self.settings.cache,
             self.settings.sample_steps,
@@ -229,7 +242,7 @@ class Distillation:
         self.in_place = nullcontext
 
     def take_step(self) -> float:
-        """One step of the optimizer; its loss, a mean over the rows of all processes."""
+        """One step of the optimizer; its loss, a mean over the rows of all processes. Raises Diverged, with nothing changed."""
         settings = self.settings
         gradients, losses = [torch.zeros_like(parameter) for parameter in self.parameters], []
         for turn in range(settings.accumulation):
@@ -237,11 +250,13 @@ class Distillation:
             torch._foreach_add_(gradients, new, alpha=1 / settings.accumulation)
             losses.append(loss)
         loss = self.workers.mean(torch.stack(losses).mean()).item()
-        if not math.isfinite(loss):
-            raise ValueError(f"Distilling: the loss is {loss} at step {self.step + 1}. Lower learning_rate, now {settings.learning_rate}.")
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = self.workers.mean(gradient)
-        nn.utils.clip_grad_norm_(self.parameters, GRADIENT_NORM)
+        # Both are of all processes, so that all stop at the same step. Clipping makes an infinite gradient NaN, not 1.
+        norm = nn.utils.clip_grad_norm_(self.parameters, GRADIENT_NORM).item()
+        for what, number in (("loss", loss), ("gradient", norm)):
+            if not math.isfinite(number):
+                raise Diverged(f"Distilling: the {what} is {number} at step {self.step + 1}. Lower learning_rate, now {settings.learning_rate}.")
         for group in self.optimizer.param_groups:
             group["lr"] = settings.rate(self.step)
         self.optimizer.step()
@@ -288,7 +303,7 @@ def distill(
     model, clip, prompts: list[str], settings: Settings, pooled_clip=None, projection: PooledProjection | None = None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> Distilled:
-    """A projection of the model's family. An interrupt while it learns ends it early and keeps what was learned.
+    """A projection of the model's family. An interrupt, or a step that would make it NaN, ends it early and keeps what was learned.
 
     model: ModelPatcher. clip: the model's own text encoder; pooled_clip: the one whose pooled output is projected, or None for clip.
     projection: to go on from; its own pooling and injection count then. Raises ValueError, with what to do, for what cannot work.
@@ -296,21 +311,31 @@ def distill(
     with out_of_memory_explained(settings):
         distillation = Distillation(model, clip, prompts, settings, pooled_clip, projection)
         if settings.steps:
-            distillation.prepare(lambda done, total: on_progress(Progress(0, f"Making samples: {done} of {total}")))
-            with distillation.running():
-                _learn(distillation, on_progress)
+            try:
+                distillation.prepare(lambda what, done, total: on_progress(Progress(0, f"{what}: {done} of {total}")))
+                with distillation.running():
+                    _learn(distillation, on_progress)
+            except comfy.model_management.InterruptProcessingException:
+                on_progress(Progress(0, "Interrupted before the first step: nothing was learned.", last=True))
+                raise
         return Distilled(distillation.projection(), distillation.losses)
 
 
 def _learn(distillation: Distillation, on_progress: Callable[[Progress], None]) -> None:
+    """Takes the steps. What ends them early, after the first, keeps what was learned."""
     steps, started = distillation.settings.steps, time.monotonic()
     try:
         while distillation.step < steps:
             comfy.model_management.throw_exception_if_processing_interrupted()
             distillation.take_step()
             on_progress(progress_of(distillation, time.monotonic() - started, distillation.step))
-    except comfy.model_management.InterruptProcessingException:
-        logging.info("Distilling was interrupted after %d of %d steps; what was learned is kept.", distillation.step, steps)
+    except (comfy.model_management.InterruptProcessingException, Diverged) as error:
+        if not distillation.step:
+            raise
+        reason = str(error) if isinstance(error, Diverged) else "Distilling was interrupted."
+        text = f"{reason} What was learned in {distillation.step} of {steps} steps is kept."
+        logging.warning(text)
+        on_progress(Progress(distillation.step, text, last=True))
 
 
 def progress_of(distillation: Distillation, seconds: float, taken: int) -> Progress:
@@ -318,7 +343,7 @@ def progress_of(distillation: Distillation, seconds: float, taken: int) -> Progr
     step, steps = distillation.step, distillation.settings.steps
     recent = distillation.losses[-50:]
     left = round(seconds / taken * (steps - step))
-    return Progress(step, f"Step {step} of {steps}, loss {sum(recent) / len(recent):.5f}, {left // 60}:{left % 60:02} left")
+    return Progress(step, f"Step {step} of {steps}, loss {sum(recent) / len(recent):.5f}, {left // 60}:{left % 60:02} left", step == steps)
 
 
 @contextmanager
@@ -340,12 +365,26 @@ def out_of_memory_explained(settings: Settings):
     )
 
 
-def _lines(prompts: list[str], workers: Workers) -> list[str]:
+def _stripped(lines: Iterable[str]) -> list[str]:
+    return [line.strip() for line in lines if line.strip()]
+
+
+def _share(prompts: list[str], workers: Workers) -> list[str]:
     """This process's share of the prompts."""
-    lines = [line.strip() for line in prompts if line.strip()]
+    lines = _stripped(prompts)
     if len(lines) < workers.count:
         raise ValueError(
             f"Distilling: there are {len(lines)} prompts for {workers.count} processes. Give each one at least." if lines else
             "Distilling: prompts is empty. Write prompts like those you use, one per line."
         )
     return lines[workers.rank::workers.count]
+
+
+def _copied(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.to("cpu", torch.float32, copy=True) for name, tensor in weights.items()}
+
+
+def _trained(weights: Mapping[str, Tensor]) -> ProjectionNetwork:
+    """A network to be trained, of copies that autograd can follow."""
+    with torch.inference_mode(False):
+        return ProjectionNetwork({name: tensor.clone() for name, tensor in weights.items()}, nn).requires_grad_(True)

@@ -100,7 +100,7 @@ def check_weights(weights: Mapping[str, Tensor]) -> None:
     for name, tensor in weights.items():
         if not all(_finite(part) for part in tensor.flatten().split(2**24)):
             raise ValueError(
-                f"holds NaN or infinite numbers in {name}: its training went wrong, or the file is damaged. Use another file."
+                f"holds NaN or infinite numbers in {name}: its training went wrong, or its file is damaged. Use another."
             )
 
 

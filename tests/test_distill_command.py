@@ -1,5 +1,6 @@
 """tools/distill.py on the small world's text-blind model: cut and gone on with, and on two processes."""
 
+import argparse
 import json
 import os
 import subprocess
@@ -8,12 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 CHECKOUT = Path(__file__).parent.parent
 sys.path.insert(1, str(CHECKOUT))  # after the host's own folder, whose modules go first
 
-from distilling import needs_distilling  # noqa: E402
+from blind_families import WAN  # noqa: E402
+from distilling import PROMPTS, TextOf, distillation, needs_distilling, settings  # noqa: E402
+from tools.distill import Files, parsed  # noqa: E402
 from tools.host import cache_folder  # noqa: E402
 from tools.small_models import WEIGHTS, write_small_models  # noqa: E402
 
@@ -35,7 +39,8 @@ def command(tmp_path_factory, encoder):
     def run(out, *options, processes=1):
         # What `accelerate launch` starts several processes with on GPUs; on CPUs it would need mpirun.
         several = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-        launch = [sys.executable, *(several if processes > 1 else ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"])]
+        one = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"] if processes else []  # 0: by Python alone
+        launch = [sys.executable, *(several if processes > 1 else one)]
         return subprocess.run([
             *launch, str(CHECKOUT / "tools" / "distill.py"), "--model", str(WEIGHTS / "small_world_wan.safetensors"), "--clip", str(encoder),
             "--clip-type", "sd3", "--prompts", str(prompts), "--out", str(out), "--steps", str(STEPS), "--batch-size", "2", "--width", "80",
@@ -62,9 +67,58 @@ def test_a_run_that_was_cut_gives_the_same_files(tmp_path, command, encoder):
     assert [line["loss"] for line in metrics(cut)] == [line["loss"] for line in metrics(whole)]
     one, other = (load_file(out / "projection.safetensors") for out in (whole, cut))
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-    assert sorted(path.name for path in cut.iterdir()) == ["checkpoint.pt", "metrics.jsonl", "projection.safetensors"]
-    refused = command(cut, "--seed", "5")
-    assert refused.returncode != 0 and "The checkpoint is of a run with settings" in refused.stderr
+    assert sorted(path.name for path in cut.iterdir()) == ["checkpoint.safetensors", "metrics.jsonl", "projection.safetensors"]
+    kept = {path.name: path.read_bytes() for path in cut.iterdir()}
+    refused = command(cut, "--seed", "5", "--shift", "7", "--clip-type", "flux", processes=0)
+    assert refused.returncode != 0 and "Traceback" not in refused.stderr
+    assert "The checkpoint is of another run: seed was 0 and is 5, clip_type was sd3 and is flux, shift is another, pooled_clip_type was sd3 and is flux." in refused.stderr
+    assert {path.name: path.read_bytes() for path in cut.iterdir()} == kept
+
+
+def test_a_cut_between_the_two_files_is_made_good(tmp_path):
+    def training(checkpoint=None):
+        return distillation.Distillation(WAN.load(), TextOf(WAN), PROMPTS, settings(WAN, data="noise"), checkpoint=checkpoint)
+
+    files, run = Files(tmp_path, main=True), training()
+    run.prepare()
+    with torch.inference_mode(False), torch.enable_grad(), run.running():
+        run.take_step()
+        files.save(run)
+    whole = files.projection.read_bytes()
+    files.projection.write_bytes(b"of a checkpoint before")
+    files.begin(training(files.checkpoint()))
+    assert files.projection.read_bytes() == whole
+
+
+def test_what_stands_in_the_folder_is_neither_believed_nor_replaced(tmp_path, monkeypatch):
+    def refused(words, made=lambda: Files(tmp_path, main=True).checkpoint()):
+        with pytest.raises(ValueError, match=words):
+            made()
+
+    checkpoint, projection, metrics = (tmp_path / name for name in ("checkpoint.safetensors", "projection.safetensors", "metrics.jsonl"))
+    projection.write_bytes(b"another's")
+    refused("projection.safetensors is there, without a checkpoint .* and would be replaced. Choose another --out")
+    checkpoint.write_bytes(b"cut off")
+    refused("The checkpoint checkpoint.safetensors cannot be read")
+    for line in ("nonsense", "[" * 5000, "3", "{}", '{"step": "x"}', "\0\0"):
+        metrics.write_text('{"step": 1}\n' + line + "\n")
+        refused("metrics.jsonl, line 2 is not what this command has written. Remove the line", lambda: Files(tmp_path, True).begin(Begun()))
+    refused("metrics.jsonl: File exists. See that --out is a folder", lambda: Files(metrics, main=True))
+    assert projection.read_bytes() == b"another's" and checkpoint.read_bytes() == b"cut off"
+
+
+class Begun:
+    """A run before its first step."""
+
+    step = 0
+
+
+@pytest.mark.parametrize("option, number, least", [("--held-out-every", "0", 1), ("--checkpoint-every", "0", 1), ("--stop-at", "-1", 0)])
+def test_counts_that_cannot_be_are_refused(monkeypatch, capsys, option, number, least):
+    monkeypatch.setattr(sys, "argv", ["distill.py", option, number])
+    with pytest.raises(SystemExit):
+        parsed(argparse.ArgumentParser(add_help=False))
+    assert f"argument {option}: {number} is too low; it must be {least} at least" in capsys.readouterr().err
 
 
 def test_two_processes_train_one_projection(tmp_path, command, encoder):
@@ -75,5 +129,5 @@ def test_two_processes_train_one_projection(tmp_path, command, encoder):
     lines = metrics(tmp_path / "two")
     assert [line["step"] for line in lines] == [1, 2, 3, 4] and lines[-1]["held_out_loss"] > 0
     assert lines[-1]["loss"] != lines[0]["loss"]
-    again = torch.load(tmp_path / "two" / "checkpoint.pt", weights_only=True)
-    assert again["processes"] == 2
+    with safe_open(tmp_path / "two" / "checkpoint.safetensors", framework="pt") as checkpoint:
+        assert json.loads(checkpoint.metadata()["run"])["processes"] == 2

@@ -1,5 +1,8 @@
 """Distilling a projection: its gradients, what it learns, and that it is the same however the run was cut."""
 
+import importlib
+from dataclasses import replace
+
 import comfy.model_management
 import comfy.quant_ops
 import folder_paths
@@ -7,11 +10,14 @@ import pytest
 import torch
 from blind import COSMOS
 from blind_families import QWEN_IMAGE, WAN
-from distilling import PROMPTS, TextOf, distillation, needs_distilling, run, same, settings, text_encoder
+from distilling import PACK, PROMPTS, TextOf, distillation, needs_distilling, run, same, settings, text_encoder
 from flux import apply, flux, node, schedule
+from safetensors.torch import load_file
+from safetensors.torch import save as safetensors_bytes
 
 pytestmark = needs_distilling
 
+checkpoints = importlib.import_module(f"{PACK}.pooled_proj.checkpoints")
 Distillation, distill = distillation.Distillation, distillation.distill
 
 
@@ -146,7 +152,7 @@ def test_accumulated_batches_are_one_step(clip):
 
 def test_an_interrupted_run_keeps_what_was_learned(clip):
     def interrupt(progress):
-        if progress.step == 3:
+        if progress.step == 3 and not progress.last:
             comfy.model_management.interrupt_current_processing()
 
     cut = run(WAN, clip=clip, steps=10, on_progress=interrupt)
@@ -161,9 +167,18 @@ def test_an_interrupted_run_keeps_what_was_learned(clip):
     assert same(cut.projection, training.projection())
 
 
-def test_an_interrupt_while_samples_are_made_ends_all(clip):
+@pytest.mark.parametrize("moment", ["Encoding prompts: 2 of 4", "Making samples: 1 of 4"])
+def test_an_interrupt_before_the_first_step_ends_all_and_says_so(clip, moment):
+    texts = []
+
+    def interrupt(progress):
+        texts.append(progress.text)
+        if progress.text == moment:
+            comfy.model_management.interrupt_current_processing()
+
     with pytest.raises(comfy.model_management.InterruptProcessingException):
-        run(WAN, clip=clip, on_progress=lambda progress: comfy.model_management.interrupt_current_processing())
+        run(WAN, clip=clip, on_progress=interrupt)
+    assert texts[-2:] == [moment, "Interrupted before the first step: nothing was learned."]
     assert not comfy.model_management.processing_interrupted()
 
 
@@ -176,40 +191,78 @@ def test_a_projection_is_gone_on_from(clip):
     assert run(WAN, clip=clip, steps=0, projection=first.projection).projection is first.projection
 
 
-def test_a_run_that_was_cut_goes_on_bit_for_bit(tmp_path, clip):
-    def training():
-        made = Distillation(WAN.load(), clip, PROMPTS, settings(WAN, steps=9, accumulation=2), held_out=["a purple triangle"])
-        made.prepare()
-        return made
+def training(clip, prompts=PROMPTS, projection=None, checkpoint=None, origin=None, **changes):
+    changes = {"steps": 9, "accumulation": 2} | changes
+    return Distillation(
+        WAN.load(), clip, prompts, settings(WAN, **changes), projection=projection, held_out=["a purple triangle"], checkpoint=checkpoint,
+        origin=origin,
+    )
 
+
+def stepped(run, steps):
+    """Takes steps until so many have been taken; returns (held-out loss, checkpoint)."""
     with torch.inference_mode(False), torch.enable_grad():
-        whole = training()
-        with whole.running():
-            for _ in range(9):
-                whole.take_step()
-            held_out = whole.held_out_loss()
-        cut, rest = training(), training()
-        with cut.running():
-            for _ in range(4):
-                cut.take_step()
-            torch.save(cut.state(), tmp_path / "checkpoint.pt")
-        with rest.running():
-            rest.load_state(torch.load(tmp_path / "checkpoint.pt", weights_only=True))
-            while rest.step < 9:
-                rest.take_step()
-            assert rest.held_out_loss() == held_out
+        run.prepare()
+        with run.running():
+            while run.step < steps:
+                run.take_step()
+            return run.held_out_loss(), run.state()
+
+
+@pytest.mark.parametrize("pooling", ["max", "clip"])
+def test_a_run_that_was_cut_goes_on_bit_for_bit(tmp_path, clip, pooling):
+    whole, cut = (training(clip, pooling=pooling) for _ in range(2))
+    held_out, _ = stepped(whole, 9)
+    checkpoints.save(stepped(cut, 4)[1], tmp_path / "checkpoint.safetensors")
+    rest = training(clip, pooling=pooling, checkpoint=checkpoints.load(tmp_path / "checkpoint.safetensors"))
+    assert rest.step == 4 and same(rest.projection(), cut.projection())
+    assert stepped(rest, 9)[0] == held_out
     assert same(whole.projection(), rest.projection()) and whole.losses == rest.losses
     assert whole.projection().record == rest.projection().record
 
 
-def test_a_checkpoint_of_other_settings_is_refused(clip):
-    one, other = (Distillation(WAN.load(), clip, PROMPTS, settings(WAN, steps=steps)) for steps in (5, 6))
-    for training in (one, other):
-        training.prepare()
-    with one.running():
-        state = one.state()
-    with other.running(), pytest.raises(ValueError, match="(?s)settings.*'steps': 5.*'steps': 6"):
-        other.load_state(state)
+def test_a_checkpoint_of_another_run_is_refused_with_what_differs(tmp_path, clip):
+    given, other = (run(WAN, clip=clip, steps=0, seed=seed).projection for seed in (1, 2))
+    path = tmp_path / "checkpoint.safetensors"
+    checkpoints.save(stepped(training(clip, projection=given, origin={"model": "0" * 64, "shift": 3.0}), 2)[1], path)
+    same_run = dict(projection=given, origin={"model": "0" * 64, "shift": 3.0})
+    assert training(clip, checkpoint=checkpoints.load(path), **same_run).step == 2
+    for changes, words in (
+        (dict(steps=10), "steps was 9 and is 10"),
+        (dict(seed=5, learning_rate=0.5), "learning_rate was 0.01 and is 0.5, seed was 1 and is 5"),
+        (dict(prompts=PROMPTS[::-1]), "prompts is another"),
+        (dict(projection=other), "projection is another"),
+        (dict(projection=None), "projection is another"),
+        (dict(origin={"model": "1" * 64, "shift": 3.0}), "model is another"),
+        (dict(origin={"model": "0" * 64, "shift": 5.0}), "shift was 3.0 and is 5.0"),
+    ):
+        with pytest.raises(ValueError, match=f"The checkpoint is of another run: {words}. Start it as before, or in another folder"):
+            training(clip, checkpoint=checkpoints.load(path), **same_run | changes)
+
+
+def test_a_checkpoint_that_is_cut_or_foreign_is_refused_with_its_name(tmp_path, clip):
+    whole = tmp_path / "whole.safetensors"
+    checkpoints.save(stepped(training(clip), 1)[1], whole)
+    data, state = whole.read_bytes(), load_file(whole)
+    spoilt = {name: tensor.clone() for name, tensor in state.items()}
+    spoilt["mean linear_1.bias"][0] = float("nan")
+    run_of = {"format": checkpoints.FORMAT, "format_version": "1", "run": "{}"}
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    for content, words in (
+        (data[: len(data) // 2], "cut off, damaged"),
+        (b"", "cut off, damaged"),
+        (safetensors_bytes(state, {"format": "pt"}), "none of this version"),
+        (safetensors_bytes(state, run_of | {"run": "[" * 5000}), "does not say what run"),
+        (safetensors_bytes(state, run_of | {"run": "[]"}), "does not hold what"),
+        (safetensors_bytes({name: tensor for name, tensor in state.items() if "square" not in name}, run_of), "does not hold what"),
+        (safetensors_bytes(spoilt, run_of), "holds numbers that no training leaves"),
+        (safetensors_bytes({name: tensor.half() for name, tensor in state.items()}, run_of), "holds numbers that no training leaves"),
+    ):
+        checkpoint.write_bytes(content)
+        with pytest.raises(ValueError, match=f"^The checkpoint checkpoint.safetensors .*{words}"):
+            checkpoints.load(checkpoint)
+    with pytest.raises(ValueError, match="weights are not those of this model's projection"):
+        training(clip, checkpoint=replace(checkpoints.load(whole), weights={"linear_1.bias": torch.zeros(3)}))
 
 
 # Errors.
@@ -254,9 +307,40 @@ def test_a_compiled_model_is_refused(clip):
         run(WAN, compiled, clip)
 
 
-def test_a_loss_that_explodes_says_what_to_lower(clip):
-    with pytest.raises(ValueError, match="the loss is (inf|nan) at step .* Lower learning_rate, now 1e"):
-        run(WAN, clip=clip, learning_rate=1e30, steps=50)
+def overflowing(clip, model, where):
+    """A projection whose training has an infinite gradient, or loss, at its first step: the model multiplies by 1e6."""
+    with torch.no_grad():
+        model.model.diffusion_model.head.head.weight.mul_(1e6)
+    made = run(WAN, clip=clip, steps=0).projection
+    weights = {name: torch.zeros_like(tensor) for name, tensor in made.weights.items()}
+    weights["linear_2.weight"] = torch.full_like(weights["linear_2.weight"], where)
+    return replace(made, weights=weights)
+
+
+@pytest.mark.parametrize("number, words", [(3e38, "(loss|gradient) is (inf|nan)"), (1e33, "gradient is (inf|nan)")])
+def test_a_step_that_would_make_nan_is_not_taken(clip, number, words):
+    model = WAN.load()
+    given = overflowing(clip, model, number)
+    training = Distillation(model, clip, PROMPTS, settings(WAN, data="noise"), projection=given)
+    training.prepare()
+    with torch.inference_mode(False), torch.enable_grad(), training.running():
+        with pytest.raises(ValueError, match=f"the {words} at step 1. Lower learning_rate, now 0.01"):
+            training.take_step()
+        assert all(torch.equal(tensor, given.weights[name]) for name, tensor in training.network.weights().items())
+
+
+def test_what_was_learned_before_a_step_that_would_make_nan_is_kept(clip):
+    model, texts = WAN.load(), []
+
+    def spoil(progress):
+        texts.append(progress.text)
+        if progress.step == 2:
+            with torch.no_grad():
+                model.model.diffusion_model.head.head.weight.fill_(1e30)
+
+    made = run(WAN, model, clip, steps=10, on_progress=spoil, data="noise", cache=0)
+    assert len(made.losses) == 2 and "What was learned in 2 of 10 steps is kept" in texts[-1] and "at step 3" in texts[-1]
+    assert all(tensor.isfinite().all() for tensor in made.projection.weights.values())
 
 
 def test_out_of_memory_says_what_to_lower(clip):

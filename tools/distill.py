@@ -4,7 +4,7 @@
         --clip umt5_xxl_fp8_e4m3fn_scaled.safetensors --clip-type wan --pooled-clip clip_l.safetensors --prompts prompts.txt --out out/wan
 
 What the node Distill Pooled Projection does, by the same code. The folder --out holds projection.safetensors (replaced at every
-checkpoint), checkpoint.pt, from which the same command goes on after a cut, and metrics.jsonl, one line a step. On several processes
+checkpoint), checkpoint.safetensors, from which the same command goes on after a cut, and metrics.jsonl, one line a step. On several processes
 each takes its own share of the prompts, and a step is batch-size x accumulation x processes rows. Needs accelerate (pip install
 accelerate) in ComfyUI's environment; without `accelerate launch`, python tools/distill.py runs one process.
 """
@@ -16,6 +16,7 @@ import logging
 import os
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 
@@ -74,11 +75,11 @@ def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
     parser.add_argument("--pooled-clip-type", default="stable_diffusion", help="as in CLIPLoader")
     parser.add_argument("--prompts", type=Path, required=True, help="a text file, one prompt per line")
     parser.add_argument("--held-out", type=Path, help="a text file with prompts never trained on, whose loss is measured")
-    parser.add_argument("--held-out-every", type=int, default=200, help="steps from one such measurement to the next")
+    parser.add_argument("--held-out-every", type=at_least(1), default=200, help="steps from one such measurement to the next")
     parser.add_argument("--projection", type=Path, help="a projection file to go on from")
     parser.add_argument("--out", type=Path, required=True, help="the folder of the results")
-    parser.add_argument("--checkpoint-every", type=int, default=200, help="steps")
-    parser.add_argument("--stop-at", type=int, help="leave the run at this step, as a cut would")
+    parser.add_argument("--checkpoint-every", type=at_least(1), default=200, help="steps")
+    parser.add_argument("--stop-at", type=at_least(0), help="leave the run at this step, as a cut would")
     for setting in fields(pack("pooled_proj.distillation").Settings):
         default = DEFAULTS.get(setting.name, setting.default)
         flag, text = "--" + setting.name.replace("_", "-"), HELP.get(setting.name, "see the node's help (default: %(default)s)")
@@ -89,30 +90,46 @@ def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
     return parser.parse_args()
 
 
+def at_least(least: int):
+    """What argparse makes a whole number with, and refuses lower ones by."""
+    def number(text: str) -> int:
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text} is too low; it must be {least} at least")
+        return int(text)
+
+    return number
+
+
 def run(accelerator: Accelerator, options: argparse.Namespace) -> None:
     distillation = pack("pooled_proj.distillation")
     formats = pack("pooled_proj.formats")
     settings = distillation.Settings(**{setting.name: getattr(options, setting.name) for setting in fields(distillation.Settings)})
     workers = distillation.Workers(accelerator.process_index, accelerator.num_processes, lambda tensor: accelerator.reduce(tensor, "mean"))
-    options.out.mkdir(parents=True, exist_ok=True)
+    for path in (options.model, *options.clip, *(options.pooled_clip or ())):
+        if not path.is_file():
+            raise ValueError(f"There is no file {path}.")
+    files = Files(options.out, main=accelerator.is_main_process)
+    checkpoint = files.checkpoint()
     with distillation.out_of_memory_explained(settings):
         training = distillation.Distillation(
             *loaded(options), lines(options.prompts), settings, pooled_clip(options),
             projection=formats.load(options.projection) if options.projection else None,
-            held_out=lines(options.held_out) if options.held_out else [], workers=workers,
+            held_out=lines(options.held_out) if options.held_out else [], workers=workers, checkpoint=checkpoint, origin=origin(options),
         )
-        with torch.inference_mode(), tqdm(desc="making samples", disable=workers.rank > 0, leave=False) as bar:
-            training.prepare(lambda done, total: bar.update())
+        accelerator.wait_for_everyone()  # all have looked at the files before one writes them
+        files.begin(training)
+        with torch.inference_mode(), tqdm(disable=workers.rank > 0, leave=False) as bar:
+            def show(what, done, total):
+                bar.set_description(f"{what}: {done} of {total}")
+
+            training.prepare(show)
         with training.running():
-            files = Files(options.out, main=accelerator.is_main_process)
-            files.resume(training)
-            accelerator.wait_for_everyone()
             train(training, files, options, show=accelerator.is_main_process)
 
 
 def train(training, files, options, show: bool) -> None:
     steps = training.settings.steps
-    last = min(steps, options.stop_at or steps)
+    last = steps if options.stop_at is None else min(steps, options.stop_at)
     with tqdm(total=steps, initial=training.step, desc="distilling", disable=not show) as bar:
         while training.step < last:
             started = time.perf_counter()
@@ -122,46 +139,107 @@ def train(training, files, options, show: bool) -> None:
                 measured["held_out_loss"] = training.held_out_loss()
             files.note(measured | {"seconds": round(time.perf_counter() - started, 4)})
             if training.step % options.checkpoint_every == 0 or training.step == steps:
-                files.checkpoint(training)
+                files.save(training)
             bar.set_postfix(loss=f"{loss:.5f}", refresh=False)
             bar.update()
 
 
 class Files:
-    """The files of a run. Only the main process writes them."""
+    """The files of a run. All processes read them, the main one writes them. Raises ValueError with a file's name and what to do."""
 
     def __init__(self, folder: Path, main: bool):
-        self.main = main
-        self.state, self.metrics, self.projection = (folder / name for name in ("checkpoint.pt", "metrics.jsonl", "projection.safetensors"))
+        self.folder, self.main = folder, main
+        self.state, self.metrics, self.projection = (folder / name for name in ("checkpoint.safetensors", "metrics.jsonl", "projection.safetensors"))
+        with self._said(folder):
+            folder.mkdir(parents=True, exist_ok=True)
 
-    def resume(self, training) -> None:
-        """Goes on from the checkpoint, if there is one; lines of metrics beyond it go."""
+    def checkpoint(self):
+        """Where the run was cut, or None at its start."""
         if self.state.exists():
-            training.load_state(torch.load(self.state, map_location=training.model.load_device, weights_only=True))
+            return pack("pooled_proj.checkpoints").load(self.state)
+        if self.projection.exists():
+            raise ValueError(
+                f"{self.projection} is there, without a checkpoint to go on from, and would be replaced. Choose another --out; to go on from what "
+                "it has learned, give it as --projection."
+            )
+        return None
+
+    def begin(self, training) -> None:
+        """Lines of metrics beyond the checkpoint go; the projection is that of the checkpoint."""
+        if not self.main:
+            return
+        with self._said(self.metrics):
+            text = self.metrics.read_text(encoding="utf-8", errors="replace") if self.metrics.exists() else ""
+        # What stands after the last end of a line was cut while it was written.
+        kept = [line for number, line in enumerate(text.split("\n")[:-1], 1) if self._step(line, number) <= training.step]
+        with self._said(self.metrics):
+            write_whole(self.metrics, lambda path: path.write_text("".join(line + "\n" for line in kept), encoding="utf-8"))
+        if training.step:
             logging.info("going on after step %d", training.step)
-        kept = self.metrics.read_text().splitlines(keepends=True) if self.metrics.exists() else []
-        kept = [line for line in kept if line.endswith("\n") and json.loads(line)["step"] <= training.step]
-        if self.main:
-            write_whole(self.metrics, lambda path: path.write_text("".join(kept)))
+            self._save_projection(training)
+
+    def _step(self, line: str, number: int) -> int:
+        try:
+            step = json.loads(line)["step"]
+        except (ValueError, RecursionError, TypeError, KeyError):
+            step = None
+        if not isinstance(step, int):
+            raise ValueError(f"{self.metrics}, line {number} is not what this command has written. Remove the line, or choose another --out.")
+        return step
 
     def note(self, measured: dict) -> None:
         if self.main:
-            with self.metrics.open("a") as file:
+            with self._said(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(measured) + "\n")
 
-    def checkpoint(self, training) -> None:
+    def save(self, training) -> None:
+        """The checkpoint first: after a cut between the two, the projection is made from it."""
         if self.main:
+            with self._said(self.state):
+                pack("pooled_proj.checkpoints").save(training.state(), self.state)
+            self._save_projection(training)
+
+    def _save_projection(self, training) -> None:
+        with self._said(self.projection):
             pack("pooled_proj.formats").save(training.projection(), self.projection)
-            write_whole(self.state, lambda path: torch.save(training.state(), path))
+
+    @contextmanager
+    def _said(self, path: Path):
+        try:
+            yield
+        except OSError as error:
+            raise ValueError(
+                f"{path}: {error.strerror}. See that --out is a folder that can be written to, with room on its disk, and start the same command "
+                "again: it goes on from the last checkpoint."
+            ) from None
+
+
+def origin(options) -> dict:
+    """What of the command a run must share with its checkpoint, beside its settings: files by what is in them, not by name."""
+    return {
+        "model": contents([options.model]), "clip": contents(options.clip), "clip_type": options.clip_type, "shift": options.shift,
+        "pooled_clip": contents(options.pooled_clip or options.clip),
+        "pooled_clip_type": options.pooled_clip_type if options.pooled_clip else options.clip_type,
+    }
+
+
+def contents(paths: list[Path]) -> str:
+    """A digest of the files' sizes and of 256 samples of each, as whole models take minutes to read."""
+    parts = []
+    for path in paths:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            for number in range(256):
+                file.seek(size * number // 256)
+                parts.append(file.read(4096))
+        parts.append(str(size))
+    return pack("pooled_proj.checkpoints").digest(*parts)
 
 
 def loaded(options):
     """The model and its text encoder, by the host's own loaders."""
     import comfy.sd
 
-    for path in (options.model, *options.clip, *(options.pooled_clip or ())):
-        if not path.is_file():
-            raise ValueError(f"There is no file {path}.")
     model = comfy.sd.load_diffusion_model(str(options.model))
     if options.shift is not None:
         from comfy_extras.nodes_model_advanced import ModelSamplingSD3
