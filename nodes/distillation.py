@@ -2,6 +2,7 @@
 
 import os
 import time
+from pathlib import Path
 
 import comfy.utils
 import folder_paths
@@ -10,10 +11,13 @@ from server import PromptServer
 from tqdm import tqdm
 from typing_extensions import override
 
+from ..model_patches.quoting import quoted
+from ..model_patches.text_files import read_text
 from ..pooled_proj.distillation import distill
 from ..pooled_proj.projection import INJECTIONS, POOLINGS
 from ..pooled_proj.settings import DATA, PRECISIONS, Settings
 from .queue_errors import checked
+from .saving import can_be_a_path
 from .sockets import CATEGORY, Projection
 
 TEXT_EVERY = 0.5  # seconds
@@ -192,16 +196,21 @@ class _shown:
 def _lines(prompts: str, prompts_file: str) -> list[str]:
     lines = prompts.splitlines()
     if prompts_file:
-        with open(_file(prompts_file), encoding="utf-8") as file:
-            lines += file.read().splitlines()
+        lines += read_text(_file(prompts_file), _told(prompts_file)).splitlines()
     if not any(line.strip() for line in lines):
         raise ValueError("Distill Pooled Projection: prompts is empty. Write prompts like those you use, one per line.")
     return lines
 
 
 def _file(name: str) -> str:
+    if not can_be_a_path(name):
+        raise ValueError(f"{_told(name)} holds a character that no file's name can have. Write another name.")
     folder = os.path.realpath(folder_paths.get_input_directory())
     path = os.path.realpath(os.path.join(folder, name))
-    if os.path.commonpath((folder, path)) != folder or not os.path.isfile(path):
-        raise ValueError(f"Distill Pooled Projection: there is no prompts_file {name!r} in ComfyUI's input folder ({folder}). Put it there.")
+    if not Path(path).is_relative_to(folder) or not os.path.exists(path):
+        raise ValueError(f"{_told(name)} is not in ComfyUI's input folder ({folder}). Put it there.")
     return path
+
+
+def _told(name: str) -> str:
+    return f"Distill Pooled Projection: prompts_file {quoted(name)}"

@@ -26,6 +26,7 @@ from tqdm import tqdm
 CHECKOUT = Path(__file__).resolve().parent.parent
 sys.path.append(str(CHECKOUT))
 
+from model_patches.text_files import read_text  # noqa: E402
 from tools.small_world.files import write_whole  # noqa: E402
 from tools.small_world.host import use_host  # noqa: E402
 
@@ -94,12 +95,13 @@ def run(accelerator: Accelerator, options: argparse.Namespace) -> None:
     formats = pack("pooled_proj.formats")
     settings = distillation.Settings(**{setting.name: getattr(options, setting.name) for setting in fields(distillation.Settings)})
     workers = distillation.Workers(accelerator.process_index, accelerator.num_processes, lambda tensor: accelerator.reduce(tensor, "mean"))
+    prompts = lines("--prompts", options.prompts)
+    held_out = lines("--held-out", options.held_out) if options.held_out else []
     options.out.mkdir(parents=True, exist_ok=True)
     with distillation.out_of_memory_explained(settings):
         training = distillation.Distillation(
-            *loaded(options), lines(options.prompts), settings, pooled_clip(options),
-            projection=formats.load(options.projection) if options.projection else None,
-            held_out=lines(options.held_out) if options.held_out else [], workers=workers,
+            *loaded(options), prompts, settings, pooled_clip(options),
+            projection=formats.load(options.projection) if options.projection else None, held_out=held_out, workers=workers,
         )
         with torch.inference_mode(), tqdm(desc="making samples", disable=workers.rank > 0, leave=False) as bar:
             training.prepare(lambda done, total: bar.update())
@@ -182,10 +184,8 @@ def clip(paths, kind: str):
     return comfy.sd.load_clip([str(path) for path in paths], clip_type=comfy.sd.CLIPType[kind.upper()])
 
 
-def lines(path: Path) -> list[str]:
-    if not path.is_file():
-        raise ValueError(f"There is no file {path}.")
-    return path.read_text(encoding="utf-8").splitlines()
+def lines(option: str, path: Path) -> list[str]:
+    return read_text(path, f"{option} {path}").splitlines()
 
 
 if __name__ == "__main__":
