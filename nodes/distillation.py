@@ -15,10 +15,10 @@ from ..model_patches.quoting import quoted
 from ..model_patches.text_files import read_text
 from ..pooled_proj.distillation import distill
 from ..pooled_proj.projection import INJECTIONS, POOLINGS
-from ..pooled_proj.settings import DATA, PRECISIONS, Settings
+from ..pooled_proj.settings import DATA, LARGEST_RATE, PRECISIONS, Settings
 from .queue_errors import checked
 from .saving import can_be_a_path
-from .sockets import CATEGORY, Projection
+from .sockets import CATEGORY, Projection, check_sockets
 
 TEXT_EVERY = 0.5  # seconds
 
@@ -53,7 +53,7 @@ class DistillPooledProjection(io.ComfyNode):
                     tooltip="Rows a step. As many as fit in memory; accumulation makes up for few.",
                 ),
                 io.Float.Input(
-                    "learning_rate", default=2e-5, min=1e-8, max=1.0, step=1e-8,
+                    "learning_rate", default=2e-5, min=1e-8, max=LARGEST_RATE, step=1e-8,
                     tooltip="The highest. It warms up over the first 2 % of the steps and falls to a tenth by a cosine. 0.00002 is the paper's; "
                     "short runs and small models take more.",
                 ),
@@ -158,10 +158,11 @@ class DistillPooledProjection(io.ComfyNode):
                 "Distill Pooled Projection: there is no text encoder on the clip input. If it comes from a checkpoint loader, the checkpoint "
                 "holds none; load it with a CLIP loader."
             )
+        check_sockets(cls, model=model, clip=clip, pooled_clip=pooled_clip, projection=projection)
         settings = Settings(
             steps=steps, batch_size=batch_size, learning_rate=learning_rate, width=width, height=height, seed=seed, pooling=pooling,
             injection=injection, frames=frames, accumulation=accumulation, checkpointing=checkpointing, data=data,
-            samples_per_prompt=samples_per_prompt, sample_steps=sample_steps, cfg=cfg, pairs=pairs, cache=int(cache * 1024**3),
+            samples_per_prompt=samples_per_prompt, sample_steps=sample_steps, cfg=cfg, pairs=pairs, cache=cache * 1024**3,
             precision=precision,
         )
         with _shown(cls.hidden, steps) as show:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -77,3 +78,17 @@ def test_two_processes_train_one_projection(tmp_path, command, encoder):
     assert lines[-1]["loss"] != lines[0]["loss"]
     again = torch.load(tmp_path / "two" / "checkpoint.pt", weights_only=True)
     assert again["processes"] == 2
+
+
+@pytest.mark.parametrize("options, words", [
+    (("--shift", "nan"), "--shift is nan; it must be a finite number above 0"),
+    (("--checkpoint-every", "0"), "--checkpoint-every is 0; it must be 1 at least"),
+    (("--clip-type", "x" * 5000), r"There is no type of text encoder 'x*\.\.\.x*'; choose one of stable_diffusion"),
+    (("--clip-type", "__class__"), "There is no type of text encoder '__class__'"),
+    (("--cfg", "inf"), "Distilling: cfg is inf; it must be a finite number"),
+    (("--learning-rate", "1e30"), "Distilling: learning_rate is 1e.30; it must be above 0 and at most 1"),
+], ids=lambda value: " ".join(value)[:30] if isinstance(value, tuple) else "")
+def test_what_cannot_work_is_said_without_a_traceback(tmp_path, command, options, words):
+    result = command(tmp_path / "out", *options)
+    assert result.returncode != 0 and re.search(words, result.stderr), result.stderr[-2000:]
+    assert "distill.py\", line" not in result.stderr

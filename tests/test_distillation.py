@@ -1,5 +1,7 @@
 """Distilling a projection: its gradients, what it learns, and that it is the same however the run was cut."""
 
+import math
+
 import comfy.model_management
 import comfy.quant_ops
 import folder_paths
@@ -220,12 +222,24 @@ def test_a_checkpoint_of_other_settings_is_refused(clip):
     (dict(injection="adaln lora"), "Wan takes no shift at its adaln lora. Set injection to time embedding"),
     (dict(pooling="sum"), "pooling is 'sum'; it must be clip or max or mean"),
     (dict(steps=-1), "steps is -1; it must be 0 at least"),
-    (dict(learning_rate=float("nan")), "learning_rate is nan"),
+    (dict(learning_rate=0.0), "learning_rate is 0.0; it must be above 0 and at most 1"),
+    (dict(learning_rate=1e30), "learning_rate is 1e.30; it must be above 0 and at most 1"),
+    *((dict([(name, value)]), f"{name} is {value}; it must be a finite number")
+      for name in ("learning_rate", "cfg", "cache") for value in (math.nan, math.inf)),
+    (dict(cfg=-1.0), "cfg is -1.0; it must be 0 at least"),
+    (dict(pooling="sum" * 10_000), r"pooling is 'sumsum[sum]*\.\.\.[sum]*'; it must be clip or max or mean"),
     (dict(width=4), "less than one latent"),
 ])
 def test_what_cannot_work_is_said(clip, changes, words):
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=words) as refused:
         run(WAN, clip=clip, **changes)
+    assert len(str(refused.value)) < 1000
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_the_node_says_of_a_cache_that_is_no_number(clip, value):
+    with pytest.raises(ValueError, match=f"cache is {value}; it must be a finite number"):
+        distilled(WAN.load(), clip, cache=value)
 
 
 def test_a_model_with_pooled_text_needs_none(clip):
@@ -255,8 +269,10 @@ def test_a_compiled_model_is_refused(clip):
 
 
 def test_a_loss_that_explodes_says_what_to_lower(clip):
-    with pytest.raises(ValueError, match="the loss is (inf|nan) at step .* Lower learning_rate, now 1e"):
-        run(WAN, clip=clip, learning_rate=1e30, steps=50)
+    given = run(WAN, clip=clip, steps=0).projection
+    given.weights["linear_2.bias"].fill_(1e30)
+    with pytest.raises(ValueError, match="the loss is (inf|nan) at step 1. Lower learning_rate, now 1"):
+        run(WAN, clip=clip, projection=given, learning_rate=1.0, steps=2)
 
 
 def test_out_of_memory_says_what_to_lower(clip):

@@ -49,7 +49,7 @@ def test_a_new_one_is_offered_with_where_it_comes_from(write):
 def test_one_of_our_name_wins(write):
     write({"hands": {"positive_with_subject": "{subject} waving", "negative": "no hands", "w": 4.5, "start_layer": 0}})
     assert preset("hands", "A {girl}") == ("A {girl} waving", "no hands", 4.5, 0)
-    with pytest.raises(ValueError, match="hands needs a subject.$"):
+    with pytest.raises(ValueError, match="'hands' needs a subject.$"):
         preset("hands")
 
 

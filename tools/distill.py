@@ -13,6 +13,7 @@ import argparse
 import importlib.util
 import json
 import logging
+import math
 import os
 import sys
 import time
@@ -26,6 +27,7 @@ from tqdm import tqdm
 CHECKOUT = Path(__file__).resolve().parent.parent
 sys.path.append(str(CHECKOUT))
 
+from model_patches.quoting import quoted  # noqa: E402
 from model_patches.text_files import read_text  # noqa: E402
 from tools.small_world.files import write_whole  # noqa: E402
 from tools.small_world.host import use_host  # noqa: E402
@@ -95,6 +97,7 @@ def run(accelerator: Accelerator, options: argparse.Namespace) -> None:
     formats = pack("pooled_proj.formats")
     settings = distillation.Settings(**{setting.name: getattr(options, setting.name) for setting in fields(distillation.Settings)})
     workers = distillation.Workers(accelerator.process_index, accelerator.num_processes, lambda tensor: accelerator.reduce(tensor, "mean"))
+    check(options)
     prompts = lines("--prompts", options.prompts)
     held_out = lines("--held-out", options.held_out) if options.held_out else []
     options.out.mkdir(parents=True, exist_ok=True)
@@ -110,6 +113,15 @@ def run(accelerator: Accelerator, options: argparse.Namespace) -> None:
             files.resume(training)
             accelerator.wait_for_everyone()
             train(training, files, options, show=accelerator.is_main_process)
+
+
+def check(options: argparse.Namespace) -> None:
+    """Raises ValueError for what the settings' own check does not see."""
+    if options.shift is not None and not 0 < options.shift < math.inf:
+        raise ValueError(f"--shift is {options.shift}; it must be a finite number above 0, e.g. 3.")
+    for option, value in (("--held-out-every", options.held_out_every), ("--checkpoint-every", options.checkpoint_every)):
+        if value < 1:
+            raise ValueError(f"{option} is {value}; it must be 1 at least.")
 
 
 def train(training, files, options, show: bool) -> None:
@@ -179,8 +191,9 @@ def pooled_clip(options):
 def clip(paths, kind: str):
     import comfy.sd
 
-    if not hasattr(comfy.sd.CLIPType, kind.upper()):
-        raise ValueError(f"There is no type of text encoder {kind!r}; choose one of {', '.join(name.lower() for name in comfy.sd.CLIPType.__members__)}.")
+    if kind.upper() not in comfy.sd.CLIPType.__members__:
+        kinds = ", ".join(name.lower() for name in comfy.sd.CLIPType.__members__)
+        raise ValueError(f"There is no type of text encoder {quoted(kind)}; choose one of {kinds}.")
     return comfy.sd.load_clip([str(path) for path in paths], clip_type=comfy.sd.CLIPType[kind.upper()])
 
 
