@@ -249,7 +249,7 @@ def scaled(tokens: Tensor, added: Tensor, kept: Tensor, start: Tensor | None, ma
             "changes their number within the model, where nothing says which ones are the prompt's. Use only one of the two nodes."
         )
     z = tokens.float()
-    kept = for_rows(kept, len(z), made)
+    kept = for_rows(kept, len(z), made, "Scale Text Variance: set tokens to all, and disconnect clip and the texts")
     mean = (kept * z).sum(dim=1, keepdim=True) / kept.sum(dim=1, keepdim=True).clamp_min(1)
     return (z + added * kept * (z - mean)).to(tokens.dtype)
 
