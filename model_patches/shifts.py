@@ -27,12 +27,13 @@ def difference(tensors, minus):
     if isinstance(tensors, tuple):
         return tuple(None if part is None else difference(part, other) for part, other in zip(tensors, minus, strict=True))
     if is_dataclass(tensors):
-        return replace(tensors, **{field.name: difference(getattr(tensors, field.name), getattr(minus, field.name)) for field in fields(tensors)})
+        names = [field.name for field in fields(tensors)]
+        return replace(tensors, **{name: difference(getattr(tensors, name), getattr(minus, name)) for name in names})
     return tensors - minus
 
 
 def views(tensors, count: int) -> list:
-    """The same tensor, or structure of tensors, `count` times as new objects: one object in two blocks would be a guard of torch.compile."""
+    """The same tensor, or structure of tensors, `count` times as new objects: one object on two blocks is a guard of torch.compile."""
     if isinstance(tensors, Tensor):
         return tensors.expand(count, *tensors.shape).unbind()
     if isinstance(tensors, tuple):
@@ -64,8 +65,8 @@ def for_rows(tensor: Tensor, rows: int, made, advice: str) -> Tensor:
 
 
 _ALIKE = (
-    "Modulation guidance: set cfg_rows to both, guide by a direction of one prompt, and leave out what adds each row's own text (a max-pool "
-    "projection, base prompts)"
+    "Modulation guidance: set cfg_rows to both, guide by a direction of one prompt, and leave out what adds each row's own text (a "
+    "max-pool projection, base prompts)"
 )
 
 

@@ -135,8 +135,8 @@ def _check_spread(model, scalings: list[Scaling]) -> None:
         blocks = [layer for layer in range(len(last.layer_weights)) if any(scaling.alpha(layer) != 1 for scaling in scalings)]
         beside = f", with the {len(scalings) - 1} Scale Text Variance before it," if len(scalings) > 1 else ""
         raise ValueError(
-            f"Scale Text Variance: scale {last.scale:g} at {len(blocks)} blocks ({blocks[0]} to {blocks[-1]}){beside} spreads the text tokens "
-            f"{spread:.2g} times, since each block scales what the one before it scaled. Beyond {largest:g}, numbers overflow"
+            f"Scale Text Variance: scale {last.scale:g} at {len(blocks)} blocks ({blocks[0]} to {blocks[-1]}){beside} spreads the text "
+            f"tokens {spread:.2g} times, since each block scales what the one before it scaled. Beyond {largest:g}, numbers overflow"
             f"{' in fp16' if fp16 else ''} and the picture becomes NaN. Lower scale, or connect a schedule of fewer layers"
             f"{', or have the model compute in bf16 (ModelComputeDtype before this node)' if fp16 else ''}."
         )

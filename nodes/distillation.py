@@ -36,7 +36,9 @@ class DistillPooledProjection(io.ComfyNode):
             "student. The model itself is not changed. Interrupting keeps what was learned so far, and the rest of the graph runs on.",
             search_aliases=["modulation guidance", "train projection", "distillation", "text blind", "make pooled projection"],
             inputs=[
-                io.Model.Input("model", tooltip="The model to make a projection for, straight from its loader or with LoRAs; not compiled."),
+                io.Model.Input(
+                    "model", tooltip="The model to make a projection for, straight from its loader or with LoRAs; not compiled.",
+                ),
                 io.Clip.Input("clip", tooltip="The text encoder the model itself uses."),
                 io.String.Input(
                     "prompts", multiline=True, default="",
@@ -45,8 +47,8 @@ class DistillPooledProjection(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "steps", default=1000, min=0, max=1000000,
-                    tooltip="Steps of training. The paper takes 4000, few-step models need less. 0: a projection that has learned nothing and "
-                    "changes nothing.",
+                    tooltip="Steps of training. The paper takes 4000, few-step models need less. 0: a projection that has learned nothing "
+                    "and changes nothing, or the connected one as it is.",
                 ),
                 io.Int.Input(
                     "batch_size", default=1, min=1, max=4096,
@@ -54,8 +56,8 @@ class DistillPooledProjection(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "learning_rate", default=2e-5, min=1e-8, max=LARGEST_RATE, step=1e-8,
-                    tooltip="The highest. It warms up over the first 2 % of the steps and falls to a tenth by a cosine. 0.00002 is the paper's; "
-                    "short runs and small models take more.",
+                    tooltip="The highest. It warms up over the first 2 % of the steps and falls to a tenth by a cosine. 0.00002 is the "
+                    "paper's; short runs and small models take more.",
                 ),
                 io.Int.Input("width", default=1024, min=16, max=16384, step=8, tooltip="Of the pictures to train on, in pixels."),
                 io.Int.Input("height", default=1024, min=16, max=16384, step=8, tooltip="Of the pictures to train on, in pixels."),
@@ -70,8 +72,8 @@ class DistillPooledProjection(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "injection", options=list(INJECTIONS), default="time embedding",
-                    tooltip="Where it enters. Every text-blind model has a time embedding; Cosmos 1, Cosmos-Predict2 and Anima also adaln lora, where each "
-                    "layer learns a scale of its own.",
+                    tooltip="Where it enters. Every text-blind model has a time embedding; Cosmos 1, Cosmos-Predict2 and Anima also adaln "
+                    "lora, where each layer learns a scale of its own.",
                 ),
                 io.Clip.Input(
                     "pooled_clip", optional=True,
@@ -100,8 +102,8 @@ class DistillPooledProjection(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "data", options=list(DATA), default="samples", optional=True, advanced=True,
-                    tooltip="samples: pictures that the model itself makes first; noise: none, over empty latents, which starts at once and "
-                    "learns less well.",
+                    tooltip="samples: pictures that the model itself makes first; noise: none, over empty latents, which starts at once "
+                    "and learns less well.",
                 ),
                 io.Int.Input(
                     "samples_per_prompt", default=2, min=1, max=1024, optional=True, advanced=True,
@@ -113,11 +115,13 @@ class DistillPooledProjection(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "cfg", default=1.0, min=0.0, max=100.0, step=0.1, optional=True, advanced=True,
-                    tooltip="CFG of these pictures, with an empty negative prompt. 1 is right for few-step models; what you sample with, for others.",
+                    tooltip="CFG of these pictures, with an empty negative prompt. 1 is right for few-step models; what you sample with, "
+                    "for others.",
                 ),
                 io.Int.Input(
                     "pairs", default=4, min=1, max=1024, optional=True, advanced=True,
-                    tooltip="Noise levels, each with its noise, for every picture. The teacher looks at each once; from then on it is remembered.",
+                    tooltip="Noise levels, each with its noise, for every picture. The teacher looks at each once; from then on it is "
+                    "remembered.",
                 ),
                 io.Float.Input(
                     "cache", default=4.0, min=0.0, max=4096.0, step=0.5, optional=True, advanced=True,
@@ -155,8 +159,8 @@ class DistillPooledProjection(io.ComfyNode):
     ) -> io.NodeOutput:
         if clip is None:
             raise ValueError(
-                "Distill Pooled Projection: there is no text encoder on the clip input. If it comes from a checkpoint loader, the checkpoint "
-                "holds none; load it with a CLIP loader."
+                "Distill Pooled Projection: there is no text encoder on the clip input. If it comes from a checkpoint loader, the "
+                "checkpoint holds none; load it with a CLIP loader."
             )
         check_sockets(cls, model=model, clip=clip, pooled_clip=pooled_clip, projection=projection)
         settings = Settings(

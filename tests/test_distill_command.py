@@ -38,7 +38,8 @@ def command(tmp_path_factory, encoder):
         several = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
         launch = [sys.executable, *(several if processes > 1 else ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"])]
         return subprocess.run([
-            *launch, str(CHECKOUT / "tools" / "distill.py"), "--model", str(WEIGHTS / "small_world_wan.safetensors"), "--clip", str(encoder),
+            *launch, str(CHECKOUT / "tools" / "distill.py"),
+            "--model", str(WEIGHTS / "small_world_wan.safetensors"), "--clip", str(encoder),
             "--clip-type", "sd3", "--prompts", str(prompts), "--out", str(out), "--steps", str(STEPS), "--batch-size", "2", "--width", "80",
             "--height", "80", "--learning-rate", "0.01", "--sample-steps", "1", "--samples-per-prompt", "1", "--pairs", "2",
             "--checkpoint-every", "2", *options,

@@ -47,7 +47,9 @@ def queued(name):
 
 # Every reader, by (the file's name, what reads it, what its sentences begin with).
 READERS = {
-    "preset": ("modulation_guidance_presets.json", lambda path: node("GuidancePreset", preset="complexity", subject=""), "Guidance Preset: .*"),
+    "preset": (
+        "modulation_guidance_presets.json", lambda path: node("GuidancePreset", preset="complexity", subject=""), "Guidance Preset: .*",
+    ),
     "node": (
         "prompts.txt", lambda path: queued(path.name),
         "Distill Pooled Projection: prompts_file 'prompts.txt' ",
