@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+from model_patches.text_files import read_text
 from PIL import Image
 from tools.host import write_whole
 from tools.sheet import sheet
@@ -26,7 +27,8 @@ GRID_WIDTH = 2400  # pixels; larger pictures are made smaller in a grid
 
 def run(studio: Studio, files: Files, options) -> list[Path]:
     """Draws what is not there yet, and returns what was written for people to look at."""
-    prompts = [line.strip() for line in options.prompts_file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    text = read_text(options.prompts_file, f"--prompts-file {options.prompts_file}")
+    prompts = [line.strip() for line in text.splitlines() if line.strip()]
     if not prompts:
         raise ValueError(f"{options.prompts_file} holds no prompt; write one on each line.")
     scorer = scorer_of(options.scorer) if options.scorer else None

@@ -122,7 +122,7 @@ def guide(
 
 
 def known_w(model, projection=None) -> float | None:
-    """The guidance scale in use for the model of a ModelPatcher, with that projection; None where none is known. Errors as those of `guide`."""
+    """The guidance scale in use for the model of a ModelPatcher, with that projection; None where none is known. Errors as of `guide`."""
     host = HostModel.of(model)
     family = family_of(host)
     return _text_path(family, host.diffusion_model, projection).w(family)
@@ -180,8 +180,8 @@ def _check_strength(w: float, layer_weights: tuple[float, ...], direction: Guida
     layers, pairs = max(map(abs, layer_weights)), sum(abs(pair.weight) for pair in direction.pairs)
     if not abs(w) * layers * pairs <= LARGEST_STRENGTH:
         raise ValueError(
-            f"Modulation guidance: w {w:g} times the schedule's largest weight, {layers:g}, times the direction's weights, together {pairs:g}, "
-            f"is beyond {LARGEST_STRENGTH:g}, where numbers overflow and the picture becomes NaN. Lower w or the weights."
+            f"Modulation guidance: w {w:g} times the schedule's largest weight, {layers:g}, times the direction's weights, together "
+            f"{pairs:g}, is beyond {LARGEST_STRENGTH:g}, where numbers overflow and the picture becomes NaN. Lower w or the weights."
         )
 
 

@@ -27,12 +27,13 @@ def difference(tensors, minus):
     if isinstance(tensors, tuple):
         return tuple(None if part is None else difference(part, other) for part, other in zip(tensors, minus, strict=True))
     if is_dataclass(tensors):
-        return replace(tensors, **{field.name: difference(getattr(tensors, field.name), getattr(minus, field.name)) for field in fields(tensors)})
+        names = [field.name for field in fields(tensors)]
+        return replace(tensors, **{name: difference(getattr(tensors, name), getattr(minus, name)) for name in names})
     return tensors - minus
 
 
 def views(tensors, count: int) -> list:
-    """The same tensor, or structure of tensors, `count` times as new objects: one object in two blocks would be a guard of torch.compile."""
+    """The same tensor, or structure of tensors, `count` times as new objects: one object on two blocks is a guard of torch.compile."""
     if isinstance(tensors, Tensor):
         return tensors.expand(count, *tensors.shape).unbind()
     if isinstance(tensors, tuple):
@@ -43,12 +44,12 @@ def views(tensors, count: int) -> list:
     return [tensors] * count
 
 
-def for_rows(tensor: Tensor, rows: int, made) -> Tensor:
+def for_rows(tensor: Tensor, rows: int, made, advice: str) -> Tensor:
     """(R, ...), made for a batch of R rows -> for the `rows` that come, or one row for all of them.
 
     made: has what is known of the rows, see `Edit`. Another node may add rows within the model, or hand it one row at a time: right
     where all R are alike, which is looked at where it is not known, and nothing in them is a row's own. Raises ValueError otherwise:
-    nothing says which row is which.
+    nothing says which row is which. advice: how its owner makes them alike.
     """
     given = tensor.shape[0]
     if given == rows:
@@ -59,13 +60,18 @@ def for_rows(tensor: Tensor, rows: int, made) -> Tensor:
         return tensor[:1]
     raise ValueError(
         f"Another node runs the model's blocks on {rows} rows where its batch has {given}, and what is added differs from row to row, so "
-        "that nothing says which row gets what. Set cfg_rows to both, guide by a direction of one prompt, and leave out what adds each "
-        "row's own text (a max-pool projection, base prompts); or remove that node."
+        f"that nothing says which row gets what. {advice}; or remove that node."
     )
 
 
+_ALIKE = (
+    "Modulation guidance: set cfg_rows to both, guide by a direction of one prompt, and leave out what adds each row's own text (a "
+    "max-pool projection, base prompts)"
+)
+
+
 def _fitting(y: Tensor, shift: Tensor, made) -> Tensor:
-    shift = for_rows(shift, y.shape[0], made)
+    shift = for_rows(shift, y.shape[0], made, _ALIKE)
     return shift.reshape(shift.shape[0], *[1] * (y.ndim - shift.ndim), *shift.shape[1:])
 
 

@@ -17,7 +17,9 @@ those in a conditioning (Redux) where the prompt's are counted.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key, get_wrappers_with_key
@@ -35,6 +37,12 @@ from .shifts import for_rows, views
 from .text_place import PostInputPatches, placed
 
 TOKENS = ("prompt", "all")
+
+# How far tokens may be spread over the blocks, their scales multiplied. Measured on the small models of the tests, whose tokens are about
+# 1 large: in bf16 and fp32 pictures are NaN from 1e20 on, where squares overflow in a norm, and the tokens of real models are up to some
+# thousands; in fp16 (SD3 ran finite to 15,000 and not to 17,000) the tokens themselves overflow.
+LARGEST_SPREAD = 1e15
+LARGEST_SPREAD_FP16 = 15_000.0
 
 
 @dataclass(frozen=True)
@@ -72,6 +80,9 @@ class Scaling:
     start_percent: float
     end_percent: float
 
+    def alpha(self, layer: int) -> float:
+        return 1 + self.layer_weights[layer] * (self.scale - 1)
+
 
 def scale_variance(
     model,
@@ -105,6 +116,8 @@ def scale_variance(
         layer_weights = schedule.resolve(depth)
     tokens = WhichTokens(every_token, counted=bool(prompts))
     scaling = Scaling(scale, layer_weights, joint, tokens, prompts, start_percent, end_percent)
+    before = model.model_options["transformer_options"].get(_PATCH.key, ())
+    _check_spread(model, [*(other for other in before if len(other.layer_weights) == depth), scaling])
     remember(host.diffusion_model, _LAYERS, layers)
     model = _PATCH.put_on(model, scaling)
     # In its options, where the host finds it for each model of a guider that runs two.
@@ -112,6 +125,37 @@ def scale_variance(
     if prompts and not get_wrappers_with_key(*place, model.model_options, is_model_options=True):
         add_wrapper_with_key(*place, _counted_sampling, model.model_options, is_model_options=True)
     return model
+
+
+def _check_spread(model, scalings: list[Scaling]) -> None:
+    """Raises ValueError where the last of them, with those before it, makes numbers too large for what the model computes in."""
+    fp16 = (model.get_model_object("manual_cast_dtype") or model.model.get_dtype()) == torch.float16
+    last, spread, largest = scalings[-1], largest_spread(scalings), LARGEST_SPREAD_FP16 if fp16 else LARGEST_SPREAD
+    if spread > largest:
+        blocks = [layer for layer in range(len(last.layer_weights)) if any(scaling.alpha(layer) != 1 for scaling in scalings)]
+        beside = f", with the {len(scalings) - 1} Scale Text Variance before it," if len(scalings) > 1 else ""
+        raise ValueError(
+            f"Scale Text Variance: scale {last.scale:g} at {len(blocks)} blocks ({blocks[0]} to {blocks[-1]}){beside} spreads the text "
+            f"tokens {spread:.2g} times, since each block scales what the one before it scaled. Beyond {largest:g}, numbers overflow"
+            f"{' in fp16' if fp16 else ''} and the picture becomes NaN. Lower scale, or connect a schedule of fewer layers"
+            f"{', or have the model compute in bf16 (ModelComputeDtype before this node)' if fp16 else ''}."
+        )
+
+
+def largest_spread(scalings: Sequence[Scaling]) -> float:
+    """The largest product of |alpha| over blocks in a row, those multiplied whose windows meet.
+
+    Whatever their tokens: the prompt's are scaled by all of them.
+    """
+    edges = sorted({percent for scaling in scalings for percent in (scaling.start_percent, scaling.end_percent)})
+    largest = 1.0
+    for percent in (*edges, *((one + next) / 2 for one, next in pairwise(edges))):
+        acting = [scaling for scaling in scalings if scaling.start_percent <= percent <= scaling.end_percent]
+        spread = 1.0
+        for layer in range(len(scalings[0].layer_weights)):
+            spread = max(1.0, spread) * math.prod(abs(scaling.alpha(layer)) for scaling in acting)
+            largest = max(largest, spread)
+    return largest
 
 
 def joint_family_of(host: HostModel) -> Family:
@@ -180,9 +224,7 @@ def _edits(scalings: tuple[Scaling, ...], host: HostModel, call: Call, condition
     for tokens in dict.fromkeys(scaling.tokens for scaling in scalings):
         kept = views(tokens.kept(family, call), len(blocks))
         for layer, block in enumerate(blocks):
-            added = math.prod(
-                1 + scaling.layer_weights[layer] * (scaling.scale - 1) for scaling in scalings if scaling.tokens == tokens
-            ) - 1
+            added = math.prod(scaling.alpha(layer) for scaling in scalings if scaling.tokens == tokens) - 1
             function = scaled if layer < joint else in_mixed
             # No views of `start`, which is filled in within the model: torch.compile would have to keep them in step.
             tensors = (torch.full((1,), added, dtype=torch.float32, device=kept[layer].device), kept[layer], start)
@@ -207,7 +249,7 @@ def scaled(tokens: Tensor, added: Tensor, kept: Tensor, start: Tensor | None, ma
             "changes their number within the model, where nothing says which ones are the prompt's. Use only one of the two nodes."
         )
     z = tokens.float()
-    kept = for_rows(kept, len(z), made)
+    kept = for_rows(kept, len(z), made, "Scale Text Variance: set tokens to all, and disconnect clip and the texts")
     mean = (kept * z).sum(dim=1, keepdim=True) / kept.sum(dim=1, keepdim=True).clamp_min(1)
     return (z + added * kept * (z - mean)).to(tokens.dtype)
 

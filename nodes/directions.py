@@ -221,5 +221,5 @@ def _preset_positive(preset: str, subject: str) -> str:
         return settings["positive_with_subject"].format(subject=subject)
     if "positive" not in settings:
         example = f", e.g. {quoted(settings['example'])}" if "example" in settings else ""
-        raise ValueError(f"Guidance Preset: {preset} needs a subject{example}.")
+        raise ValueError(f"Guidance Preset: {quoted(preset)} needs a subject{example}.")
     return settings["positive"]

@@ -2,6 +2,7 @@
 
 import os
 import time
+from pathlib import Path
 
 import comfy.utils
 import folder_paths
@@ -10,11 +11,14 @@ from server import PromptServer
 from tqdm import tqdm
 from typing_extensions import override
 
+from ..model_patches.quoting import quoted
+from ..model_patches.text_files import read_text
 from ..pooled_proj.distillation import distill
 from ..pooled_proj.projection import INJECTIONS, POOLINGS
-from ..pooled_proj.settings import DATA, PRECISIONS, Settings
+from ..pooled_proj.settings import DATA, LARGEST_RATE, PRECISIONS, Settings
 from .queue_errors import checked
-from .sockets import CATEGORY, Projection
+from .saving import can_be_a_path
+from .sockets import CATEGORY, Projection, check_sockets
 
 TEXT_EVERY = 0.5  # seconds
 
@@ -32,7 +36,9 @@ class DistillPooledProjection(io.ComfyNode):
             "student. The model itself is not changed. Interrupting keeps what was learned so far, and the rest of the graph runs on.",
             search_aliases=["modulation guidance", "train projection", "distillation", "text blind", "make pooled projection"],
             inputs=[
-                io.Model.Input("model", tooltip="The model to make a projection for, straight from its loader or with LoRAs; not compiled."),
+                io.Model.Input(
+                    "model", tooltip="The model to make a projection for, straight from its loader or with LoRAs; not compiled.",
+                ),
                 io.Clip.Input("clip", tooltip="The text encoder the model itself uses."),
                 io.String.Input(
                     "prompts", multiline=True, default="",
@@ -41,17 +47,17 @@ class DistillPooledProjection(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "steps", default=1000, min=0, max=1000000,
-                    tooltip="Steps of training. The paper takes 4000, few-step models need less. 0: a projection that has learned nothing and "
-                    "changes nothing.",
+                    tooltip="Steps of training. The paper takes 4000, few-step models need less. 0: a projection that has learned nothing "
+                    "and changes nothing, or the connected one as it is.",
                 ),
                 io.Int.Input(
                     "batch_size", default=1, min=1, max=4096,
                     tooltip="Rows a step. As many as fit in memory; accumulation makes up for few.",
                 ),
                 io.Float.Input(
-                    "learning_rate", default=2e-5, min=1e-8, max=1.0, step=1e-8,
-                    tooltip="The highest. It warms up over the first 2 % of the steps and falls to a tenth by a cosine. 0.00002 is the paper's; "
-                    "short runs and small models take more.",
+                    "learning_rate", default=2e-5, min=1e-8, max=LARGEST_RATE, step=1e-8,
+                    tooltip="The highest. It warms up over the first 2 % of the steps and falls to a tenth by a cosine. 0.00002 is the "
+                    "paper's; short runs and small models take more.",
                 ),
                 io.Int.Input("width", default=1024, min=16, max=16384, step=8, tooltip="Of the pictures to train on, in pixels."),
                 io.Int.Input("height", default=1024, min=16, max=16384, step=8, tooltip="Of the pictures to train on, in pixels."),
@@ -66,8 +72,8 @@ class DistillPooledProjection(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "injection", options=list(INJECTIONS), default="time embedding",
-                    tooltip="Where it enters. Every text-blind model has a time embedding; Cosmos 1, Cosmos-Predict2 and Anima also adaln lora, where each "
-                    "layer learns a scale of its own.",
+                    tooltip="Where it enters. Every text-blind model has a time embedding; Cosmos 1, Cosmos-Predict2 and Anima also adaln "
+                    "lora, where each layer learns a scale of its own.",
                 ),
                 io.Clip.Input(
                     "pooled_clip", optional=True,
@@ -96,8 +102,8 @@ class DistillPooledProjection(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "data", options=list(DATA), default="samples", optional=True, advanced=True,
-                    tooltip="samples: pictures that the model itself makes first; noise: none, over empty latents, which starts at once and "
-                    "learns less well.",
+                    tooltip="samples: pictures that the model itself makes first; noise: none, over empty latents, which starts at once "
+                    "and learns less well.",
                 ),
                 io.Int.Input(
                     "samples_per_prompt", default=2, min=1, max=1024, optional=True, advanced=True,
@@ -109,11 +115,13 @@ class DistillPooledProjection(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "cfg", default=1.0, min=0.0, max=100.0, step=0.1, optional=True, advanced=True,
-                    tooltip="CFG of these pictures, with an empty negative prompt. 1 is right for few-step models; what you sample with, for others.",
+                    tooltip="CFG of these pictures, with an empty negative prompt. 1 is right for few-step models; what you sample with, "
+                    "for others.",
                 ),
                 io.Int.Input(
                     "pairs", default=4, min=1, max=1024, optional=True, advanced=True,
-                    tooltip="Noise levels, each with its noise, for every picture. The teacher looks at each once; from then on it is remembered.",
+                    tooltip="Noise levels, each with its noise, for every picture. The teacher looks at each once; from then on it is "
+                    "remembered.",
                 ),
                 io.Float.Input(
                     "cache", default=4.0, min=0.0, max=4096.0, step=0.5, optional=True, advanced=True,
@@ -151,13 +159,14 @@ class DistillPooledProjection(io.ComfyNode):
     ) -> io.NodeOutput:
         if clip is None:
             raise ValueError(
-                "Distill Pooled Projection: there is no text encoder on the clip input. If it comes from a checkpoint loader, the checkpoint "
-                "holds none; load it with a CLIP loader."
+                "Distill Pooled Projection: there is no text encoder on the clip input. If it comes from a checkpoint loader, the "
+                "checkpoint holds none; load it with a CLIP loader."
             )
+        check_sockets(cls, model=model, clip=clip, pooled_clip=pooled_clip, projection=projection)
         settings = Settings(
             steps=steps, batch_size=batch_size, learning_rate=learning_rate, width=width, height=height, seed=seed, pooling=pooling,
             injection=injection, frames=frames, accumulation=accumulation, checkpointing=checkpointing, data=data,
-            samples_per_prompt=samples_per_prompt, sample_steps=sample_steps, cfg=cfg, pairs=pairs, cache=int(cache * 1024**3),
+            samples_per_prompt=samples_per_prompt, sample_steps=sample_steps, cfg=cfg, pairs=pairs, cache=cache * 1024**3,
             precision=precision,
         )
         with _shown(cls.hidden, steps) as show:
@@ -192,16 +201,21 @@ class _shown:
 def _lines(prompts: str, prompts_file: str) -> list[str]:
     lines = prompts.splitlines()
     if prompts_file:
-        with open(_file(prompts_file), encoding="utf-8") as file:
-            lines += file.read().splitlines()
+        lines += read_text(_file(prompts_file), _told(prompts_file)).splitlines()
     if not any(line.strip() for line in lines):
         raise ValueError("Distill Pooled Projection: prompts is empty. Write prompts like those you use, one per line.")
     return lines
 
 
 def _file(name: str) -> str:
+    if not can_be_a_path(name):
+        raise ValueError(f"{_told(name)} holds a character that no file's name can have. Write another name.")
     folder = os.path.realpath(folder_paths.get_input_directory())
     path = os.path.realpath(os.path.join(folder, name))
-    if os.path.commonpath((folder, path)) != folder or not os.path.isfile(path):
-        raise ValueError(f"Distill Pooled Projection: there is no prompts_file {name!r} in ComfyUI's input folder ({folder}). Put it there.")
+    if not Path(path).is_relative_to(folder) or not os.path.exists(path):
+        raise ValueError(f"{_told(name)} is not in ComfyUI's input folder ({folder}). Put it there.")
     return path
+
+
+def _told(name: str) -> str:
+    return f"Distill Pooled Projection: prompts_file {quoted(name)}"

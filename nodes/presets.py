@@ -15,6 +15,7 @@ import folder_paths
 from ..model_patches.guidance import LARGEST_W
 from ..model_patches.quoting import quoted
 from ..model_patches.schedules import LAST_LAYER, LayerSchedule, ProportionalSchedule, RangeSchedule, parse_ranges
+from ..model_patches.text_files import read_text
 
 USER_FILE = "modulation_guidance_presets.json"
 
@@ -53,11 +54,10 @@ def schedule_of(preset: dict) -> LayerSchedule:
 def _users(path: Path) -> dict[str, dict]:
     if not os.path.exists(path):
         return {}
+    text = read_text(path, f"Guidance Preset: {path}", _LARGEST_FILE)
     try:
-        if not path.is_file() or path.stat().st_size > _LARGEST_FILE:  # reading a pipe would wait for ever
-            raise ValueError(f"it is no file, or one larger than {_LARGEST_FILE} bytes")
-        found = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, RecursionError, ValueError) as error:
+        found = json.loads(text)
+    except (RecursionError, ValueError) as error:
         raise ValueError(f"Guidance Preset: {path} cannot be read as JSON ({error}). Write {_FORM}.") from None
     if not isinstance(found, dict):
         raise ValueError(f"Guidance Preset: {path} holds no presets by name. Write {_FORM}.")

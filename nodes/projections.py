@@ -6,12 +6,12 @@ import folder_paths
 from comfy_api.latest import io
 from typing_extensions import override
 
-from ..model_patches.tensor_files import shown
+from ..model_patches.quoting import quoted
 from ..pooled_proj import formats
 from .directions import from_conditioning
 from .queue_errors import checked
 from .saving import check_prefix, save_numbered
-from .sockets import CATEGORY, Projection
+from .sockets import CATEGORY, Projection, check_sockets
 
 FOLDER = "pooled_projections"
 PEERS = ("modulation_guidance", "anima_mod_guidance", "anima_modulation_guidance")  # where other packs put the published files
@@ -100,6 +100,7 @@ class SavePooledProjection(io.ComfyNode):
     @classmethod
     @override
     def execute(cls, projection, filename_prefix=f"{FOLDER}/projection") -> io.NodeOutput:
+        check_sockets(cls, projection=projection)
         save_numbered(_SAVE, filename_prefix, lambda path: formats.save(projection, path, replace=False), FOLDER)
         return io.NodeOutput()
 
@@ -108,7 +109,7 @@ def _path(name: str) -> str:
     path = folder_paths.get_full_path(FOLDER, name) if name in folder_paths.get_filename_list(FOLDER) else None
     if path is None:
         raise ValueError(
-            f"Load Pooled Projection: there is no file '{shown(name)}' in models/{FOLDER} "
+            f"Load Pooled Projection: there is no file {quoted(name)} in models/{FOLDER} "
             f"({', '.join(folder_paths.get_folder_paths(FOLDER))}). Put it there, and choose it again."
         )
     return path

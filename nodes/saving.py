@@ -4,6 +4,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from itertools import count
+from pathlib import Path
 
 import folder_paths
 
@@ -49,17 +50,22 @@ def save_numbered(node: str, prefix: str, write: Callable[[str], None], spare: s
         raise ValueError(f"{failed} {_saved_elsewhere(os.path.basename(prefix)[:50], write, spare)}") from None
 
 
+def can_be_a_path(name: str) -> bool:
+    """Whether the system can be asked for it: NULs and halves of surrogate pairs it refuses in words of Python's."""
+    return not any(character == "\0" or "\ud800" <= character <= "\udfff" for character in name)
+
+
 def _told(node: str, prefix: str) -> str:
     return f"{node}: filename_prefix '{shown(prefix)}'"
 
 
 def _inside(node: str, prefix: str) -> str:
     """Where it leads. Raises ValueError if that is no name, or not in the output folder."""
-    if "\0" in prefix or any("\ud800" <= character <= "\udfff" for character in prefix):
+    if not can_be_a_path(prefix):
         raise ValueError(f"{_told(node, prefix)} holds a character that no file's name can have. Write another name.")
     output = os.path.realpath(folder_paths.get_output_directory())
     target = os.path.realpath(os.path.join(output, prefix))
-    if target == output or os.path.commonpath((output, target)) != output:
+    if target == output or not Path(target).is_relative_to(output):
         raise ValueError(
             f"{_told(node, prefix)} leads out of the output folder. Write a name, or a subfolder and a name, e.g. projections/mine."
         )

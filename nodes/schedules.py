@@ -19,8 +19,8 @@ ALIASES = ["modulation guidance", "layer schedule", "block weights", "dynamic gu
 def _final_layer():
     return io.Float.Input(
         "final_layer", default=0.0, min=-10.0, max=10.0, step=0.05, advanced=True,
-        tooltip="Weight at the output head, after the last layer. 0 leaves the head plain, as the paper's code does for most models; "
-        "guiding it shifts colors and contrast directly.",
+        tooltip="Weight at the output head, after the last layer. 0 leaves the head plain, as the paper's code does, which guides it "
+        "on HiDream alone: set 1 there. Guiding it shifts colors and contrast directly.",
     )
 
 

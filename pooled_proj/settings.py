@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 
+from ..model_patches.quoting import quoted
 from .projection import INJECTIONS, POOLINGS
 
 DATA = ("samples", "noise")
@@ -14,6 +15,7 @@ PRECISIONS = {"auto": None, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 WARM_UP = 0.02  # of the steps
 LAST_RATE = 0.1  # of the learning rate
+LARGEST_RATE = 1.0  # AdamW moves each weight by about as much a step; weights in use are below 1
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Settings:
     sample_steps: int = 8
     cfg: float = 1.0
     pairs: int = 4
-    cache: int = 4 << 30
+    cache: float = 4 << 30
     precision: str = "auto"
 
     def rate(self, step: int) -> float:
@@ -57,16 +59,21 @@ class Settings:
 
     def check(self) -> None:
         """Raises ValueError with the setting, its value and what it may be."""
+        for name, value in asdict(self).items():
+            if isinstance(value, float) and not math.isfinite(value):  # which no comparison below would notice of NaN
+                raise ValueError(f"Distilling: {name} is {value}; it must be a finite number.")
         least = {
             "steps": 0, "batch_size": 1, "width": 1, "height": 1, "frames": 1, "accumulation": 1, "samples_per_prompt": 1,
-            "sample_steps": 1, "pairs": 1, "cache": 0,
+            "sample_steps": 1, "pairs": 1, "cfg": 0, "cache": 0,
         }
         for name, minimum in least.items():
             if getattr(self, name) < minimum:
-                raise ValueError(f"Distilling: {name} is {getattr(self, name)}; it must be {minimum} at least.")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise ValueError(f"Distilling: learning_rate is {self.learning_rate}; it must be above 0, e.g. 0.00002.")
+                raise ValueError(f"Distilling: {name} is {quoted(getattr(self, name))}; it must be {minimum} at least.")
+        if not 0 < self.learning_rate <= LARGEST_RATE:
+            raise ValueError(
+                f"Distilling: learning_rate is {quoted(self.learning_rate)}; it must be above 0 and at most {LARGEST_RATE:g}, e.g. 0.00002."
+            )
         choices = {"pooling": POOLINGS, "injection": INJECTIONS, "data": DATA, "precision": PRECISIONS}
         for name, choice in choices.items():
-            if getattr(self, name) not in choice:
-                raise ValueError(f"Distilling: {name} is {getattr(self, name)!r}; it must be {' or '.join(choice)}.")
+            if getattr(self, name) not in list(choice):
+                raise ValueError(f"Distilling: {name} is {quoted(getattr(self, name))}; it must be {' or '.join(choice)}.")

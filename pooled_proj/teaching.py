@@ -70,7 +70,7 @@ class Teaching:
     """
 
     def __init__(
-        self, model, family: Family, network: ProjectionNetwork, pooling: str, injection: str, empty: Prompt, shape, cache: int, steps: int
+        self, model, family: Family, network: ProjectionNetwork, pooling: str, injection: str, empty: Prompt, shape, cache: float, steps: int
     ):
         self.model, self.family, self.network, self.pooling, self.shape, self.cache = model, family, network, pooling, shape, cache
         self.steps = steps

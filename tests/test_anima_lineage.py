@@ -1,4 +1,4 @@
-"""Anima's deeper kin, 2.9B of 40 blocks and 3.8B of 52: the scales of Anima's projection act on its own blocks, and nothing on those inserted."""
+"""Anima's deeper kin, 2.9B of 40 blocks and 3.8B of 52: the scales of Anima's projection act on its own blocks, none on those inserted."""
 
 from dataclasses import replace
 
@@ -94,7 +94,8 @@ def test_layers_of_a_schedule_are_those_of_the_model_at_hand(small, model, proje
 def test_window_keep_norm_and_rows(small, model, projections, form):
     window = tuple(model.get_model_object("model_sampling").percent_to_sigma(percent) for percent in (0.2, 0.8))
     made = guided(
-        small, projections, form, model, w=1.0, start_percent=0.2, end_percent=0.8, keep_norm=True, cfg_rows="opposed", schedule=schedule(4),
+        small, projections, form, model, w=1.0, start_percent=0.2, end_percent=0.8, keep_norm=True, cfg_rows="opposed",
+        schedule=schedule(4),
     )
     expected = term(small, projections, form, of(small, 4), w=1.0, window=window, keep_norm=True, rows="opposed")
     assert_equals_equations(small, model, made, expected, steps=4)
@@ -131,7 +132,7 @@ def test_scales_of_40_blocks_on_52(tmp_path):
 def test_other_depths_are_refused_by_number(projections, tmp_path, depth, file):
     small = deep(depth)
     projection = loaded(write(tmp_path / "a.pt", form_a(depth=file)))
-    with pytest.raises(ValueError, match=f"scales are for {file} layers, but this Anima model has {depth}. Load a projection made for this model"):
+    with pytest.raises(ValueError, match=f"scales are for {file} layers, but this Anima model has {depth}. Load a projection made"):
         apply(small.load(), small.pooled_direction(), projection=projection)
 
 

@@ -17,7 +17,7 @@ sys.path.insert(1, str(CHECKOUT))  # after the host's own folder, whose modules 
 
 from blind_families import WAN  # noqa: E402
 from distilling import PROMPTS, TextOf, distillation, needs_distilling, settings  # noqa: E402
-from tools.distill import Files, parsed  # noqa: E402
+from tools.distill import Files, check, parsed  # noqa: E402
 from tools.host import cache_folder  # noqa: E402
 from tools.small_models import WEIGHTS, write_small_models  # noqa: E402
 
@@ -42,7 +42,8 @@ def command(tmp_path_factory, encoder):
         one = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"] if processes else []  # 0: by Python alone
         launch = [sys.executable, *(several if processes > 1 else one)]
         return subprocess.run([
-            *launch, str(CHECKOUT / "tools" / "distill.py"), "--model", str(WEIGHTS / "small_world_wan.safetensors"), "--clip", str(encoder),
+            *launch, str(CHECKOUT / "tools" / "distill.py"),
+            "--model", str(WEIGHTS / "small_world_wan.safetensors"), "--clip", str(encoder),
             "--clip-type", "sd3", "--prompts", str(prompts), "--out", str(out), "--steps", str(STEPS), "--batch-size", "2", "--width", "80",
             "--height", "80", "--learning-rate", "0.01", "--sample-steps", "1", "--samples-per-prompt", "1", "--pairs", "2",
             "--checkpoint-every", "2", *options,
@@ -113,12 +114,20 @@ class Begun:
     step = 0
 
 
-@pytest.mark.parametrize("option, number, least", [("--held-out-every", "0", 1), ("--checkpoint-every", "0", 1), ("--stop-at", "-1", 0)])
-def test_counts_that_cannot_be_are_refused(monkeypatch, capsys, option, number, least):
-    monkeypatch.setattr(sys, "argv", ["distill.py", option, number])
-    with pytest.raises(SystemExit):
-        parsed(argparse.ArgumentParser(add_help=False))
-    assert f"argument {option}: {number} is too low; it must be {least} at least" in capsys.readouterr().err
+@pytest.mark.parametrize("options, words", [
+    (("--shift", "nan"), "--shift is nan; it must be a finite number above 0"),
+    (("--checkpoint-every", "0"), "--checkpoint-every is 0; it must be 1 at least"),
+    (("--held-out-every", "0"), "--held-out-every is 0; it must be 1 at least"),
+    (("--stop-at", "-1"), "--stop-at is -1; it must be 0 at least"),
+    (("--clip-type", "x" * 5000), r"There is no type of text encoder 'x*\.\.\.x*'; choose one of stable_diffusion"),
+    (("--clip-type", "__class__"), "There is no type of text encoder '__class__'"),
+    (("--model", "missing.safetensors"), "There is no file missing.safetensors"),
+], ids=lambda value: " ".join(value)[:30] if isinstance(value, tuple) else "")
+def test_what_cannot_work_is_said_before_anything_is_loaded(monkeypatch, encoder, options, words):
+    given = ["--model", str(encoder), "--clip", str(encoder), "--prompts", "prompts.txt", "--out", "out", *options]
+    monkeypatch.setattr(sys, "argv", ["distill.py", *given])
+    with pytest.raises(ValueError, match=words):
+        check(parsed(argparse.ArgumentParser(add_help=False)))
 
 
 def test_two_processes_train_one_projection(tmp_path, command, encoder):

@@ -1,6 +1,7 @@
 """Distilling a projection: its gradients, what it learns, and that it is the same however the run was cut."""
 
 import importlib
+import math
 from dataclasses import replace
 
 import comfy.model_management
@@ -273,12 +274,24 @@ def test_a_checkpoint_that_is_cut_or_foreign_is_refused_with_its_name(tmp_path, 
     (dict(injection="adaln lora"), "Wan takes no shift at its adaln lora. Set injection to time embedding"),
     (dict(pooling="sum"), "pooling is 'sum'; it must be clip or max or mean"),
     (dict(steps=-1), "steps is -1; it must be 0 at least"),
-    (dict(learning_rate=float("nan")), "learning_rate is nan"),
+    (dict(learning_rate=0.0), "learning_rate is 0.0; it must be above 0 and at most 1"),
+    (dict(learning_rate=1e30), "learning_rate is 1e.30; it must be above 0 and at most 1"),
+    *((dict([(name, value)]), f"{name} is {value}; it must be a finite number")
+      for name in ("learning_rate", "cfg", "cache") for value in (math.nan, math.inf)),
+    (dict(cfg=-1.0), "cfg is -1.0; it must be 0 at least"),
+    (dict(pooling="sum" * 10_000), r"pooling is 'sumsum[sum]*\.\.\.[sum]*'; it must be clip or max or mean"),
     (dict(width=4), "less than one latent"),
 ])
 def test_what_cannot_work_is_said(clip, changes, words):
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=words) as refused:
         run(WAN, clip=clip, **changes)
+    assert len(str(refused.value)) < 1000
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_the_node_says_of_a_cache_that_is_no_number(clip, value):
+    with pytest.raises(ValueError, match=f"cache is {value}; it must be a finite number"):
+        distilled(WAN.load(), clip, cache=value)
 
 
 def test_a_model_with_pooled_text_needs_none(clip):
@@ -387,7 +400,7 @@ def test_prompts_may_come_from_a_file_in_the_input_folder(tmp_path, clip, monkey
     projection, *_ = distilled(WAN.load(), clip, prompts="zero", prompts_file="prompts.txt", steps=1)
     assert projection.record["runs"][0]["prompts"] == 3
     for name in ("../secret.txt", str(tmp_path / "secret.txt"), "missing.txt"):
-        with pytest.raises(ValueError, match="no prompts_file"):
+        with pytest.raises(ValueError, match="prompts_file .* is not in ComfyUI's input folder"):
             distilled(WAN.load(), clip, prompts_file=name)
 
 

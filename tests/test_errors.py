@@ -165,5 +165,5 @@ def test_encode_without_an_encoder():
 
 @pytest.mark.parametrize("preset", ["counting", "color", "position"])
 def test_presets_with_a_slot_need_a_subject(preset):
-    with pytest.raises(ValueError, match=f"{preset} needs a subject"):
+    with pytest.raises(ValueError, match=f"'{preset}' needs a subject"):
         node("GuidancePreset", preset=preset, subject=" ")

@@ -147,7 +147,8 @@ def test_w_of_a_text_blind_model_needs_its_projection():
 def test_the_readme_says_the_settings_of_every_family():
     """Every cell is filled."""
     text = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-    rows = {cells[1].strip(): [cell.strip() for cell in cells[1:-1]] for cells in (line.split("|") for line in text.splitlines()) if len(cells) > 2}
+    lines = [line.split("|") for line in text.splitlines()]
+    rows = {cells[1].strip(): [cell.strip() for cell in cells[1:-1]] for cells in lines if len(cells) > 2}
     for family in families:
         cells = rows[family.name]
         assert all(cells), cells

@@ -184,7 +184,7 @@ def test_rows_that_change_within_the_forward(subject, model, forward):
     expected = sample(equation(subject, model, "both"), **SAMPLING)
     actual = sample(other(guided(subject, model, "both")), **SAMPLING)
     assert_guided(actual, expected, sample(model, **SAMPLING))
-    with pytest.raises(ValueError, match="Another node runs the model's blocks on . rows where its batch has 2.*Set cfg_rows to both"):
+    with pytest.raises(ValueError, match="Another node runs the model's blocks on . rows where its batch has 2.*set cfg_rows to both"):
         sample(other(guided(subject, model, "opposed")), **SAMPLING)
 
 

@@ -12,7 +12,7 @@ sys.path.insert(1, str(Path(__file__).parent.parent))  # after the host's own fo
 
 from tools.host import cache_folder, ensure_host  # noqa: E402
 from tools.server import Client, PromptError, running_server  # noqa: E402
-from tools.small_models import DIFFUSION_MODEL, TEXT_ENCODER, write_small_models  # noqa: E402
+from tools.small_models import DIFFUSION_MODEL, PROJECTION, TEXT_BLIND, TEXT_ENCODER, write_small_models  # noqa: E402
 
 LINKED = {
     "model": {"class_type": "UNETLoader", "inputs": {"unet_name": DIFFUSION_MODEL, "weight_dtype": "default"}},
@@ -20,6 +20,8 @@ LINKED = {
     "prompt": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["clip", 0], "text": "a red circle"}},
     "direction": {"class_type": "EncodeGuidanceDirection", "inputs": {"clip": ["clip", 0], "positive": "a", "negative": "b"}},
     "schedule": {"class_type": "GuidanceLayerScheduleText", "inputs": {"layers": "0-3: 1", "final_layer": 0.0}},
+    "text_blind": {"class_type": "UNETLoader", "inputs": {"unet_name": TEXT_BLIND, "weight_dtype": "default"}},
+    "projection": {"class_type": "LoadPooledProjection", "inputs": {"projection_name": PROJECTION}},
     "image": {"class_type": "EmptyImage", "inputs": {"width": 8, "height": 8, "batch_size": 1, "color": 0}},
 }
 SETTINGS = {"start_percent": 0.0, "end_percent": 1.0, "cfg_rows": "auto", "keep_norm": False}
@@ -37,13 +39,19 @@ RIGHT = {  # inputs that a node takes
     "GuidancePreset": {"preset": "hands", "subject": ""},
     "ScaleTextVariance": {"model": ["model", 0], "scale": 1.5, "start_percent": 0.0, "end_percent": 1.0},
     "GuidanceGrid": {"images": ["image", 0], "labels": "a"},
+    "SavePooledProjection": {"projection": ["projection", 0], "filename_prefix": "projection"},
+    "DistillPooledProjection": {
+        "model": ["text_blind", 0], "clip": ["clip", 0], "prompts": "a", "steps": 0, "batch_size": 1, "learning_rate": 2e-5, "width": 80,
+        "height": 80, "seed": 0, "pooling": "clip", "injection": "time embedding",
+    },
 }
 
 
 def prompt(class_type, **inputs):
     """One of our nodes with these inputs, and its first output shown."""
     tried = {"class_type": class_type, "inputs": RIGHT[class_type] | inputs}
-    return LINKED | {"tried": tried, "shown": {"class_type": "PreviewAny", "inputs": {"source": ["tried", 0]}}}
+    shown = {"class_type": "PreviewAny", "inputs": {"source": ["tried", 0]}}
+    return LINKED | {"tried": tried} | ({} if class_type == "SavePooledProjection" else {"shown": shown})
 
 
 @pytest.fixture(scope="module")
@@ -95,10 +103,13 @@ def test_what_the_host_says_of_wrong_types_is_left_to_it(client, class_type, inp
     ("CombineGuidanceDirections", "directions.direction0"), ("EncodeGuidanceDirection", "clip"),
     ("GuidanceDirectionFromConditioning", "positive"), ("GuidanceDirectionFromConditioning", "negative"),
     ("ScaleTextVariance", "model"), ("ScaleTextVariance", "schedule"), ("ScaleTextVariance", "clip"),
-    ("GuidanceLayerScheduleCurve", "curve"), ("GuidanceGrid", "images"),
+    ("GuidanceLayerScheduleCurve", "curve"), ("GuidanceGrid", "images"), ("SavePooledProjection", "projection"),
+    ("DistillPooledProjection", "model"), ("DistillPooledProjection", "clip"), ("DistillPooledProjection", "pooled_clip"),
+    ("DistillPooledProjection", "projection"),
 ])
 def test_a_constant_in_the_place_of_a_link_is_named(client, class_type, name, value):
-    optional = name in ("schedule", "projection", "base_positive", "base_negative") or (class_type, name) == ("ScaleTextVariance", "clip")
+    optional = name in ("schedule", "projection", "base_positive", "base_negative", "pooled_clip") and class_type != "SavePooledProjection"
+    optional |= (class_type, name) == ("ScaleTextVariance", "clip")
     if value is None and optional:
         client.run(prompt(class_type, **{name: value}))
         return

@@ -1,7 +1,11 @@
 """Scaled text tokens equal z~ = alpha (z - mean(z)) + mean(z), written before each block of a second load of the model."""
 
+import importlib
+import math
+
 import comfy.sd
 import flux
+import nodes
 import pytest
 import torch
 from benchmarks.in_process import node
@@ -13,6 +17,9 @@ from families.mochi import MOCHI
 from families.sd3 import SD3, SD35_MEDIUM
 from text_variance import Counting, FluxSmall, assert_equal_and_moved, equation, flux_equation, joint_alphas, layers, scale, with_formula
 from torch._dynamo.utils import counters
+
+PACK = nodes.NODE_CLASS_MAPPINGS["ScaleTextVariance"].__module__.rpartition(".nodes.")[0]
+variance = importlib.import_module(f"{PACK}.model_patches.variance")
 
 FAMILIES = (FluxSmall, SD35_MEDIUM, HIDREAM_I1, TEXT_TO_VIDEO, QWEN_IMAGE, MOCHI, FLUX2, CHROMA, HUNYUAN_VIDEO15)
 
@@ -191,6 +198,67 @@ def test_models_without_joint_attention_are_refused():
 def test_bad_numbers_are_refused(schnell, inputs, sentence):
     with pytest.raises(ValueError, match=sentence):
         scale(schnell, **inputs)
+
+
+# How far the scales of all blocks, multiplied, may spread the tokens.
+
+
+def spread(model, times, first=0, **inputs):
+    """The model with its joint blocks from `first` on scaled alike, to that product."""
+    last = len([alpha for alpha in joint_alphas(model, 2.0) if alpha == 2.0]) - 1
+    return scale(model, 1 + (times ** (1 / (last + 1 - first)) - 1) / 100, schedule=layers(f"{first}-{last}: 100"), **inputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_what_is_let_through_gives_numbers(small, dtype):
+    model = small.load()
+    model.set_model_compute_dtype(dtype)
+    assert small.sample(spread(model, 0.99e15)).isfinite().all()
+    with pytest.raises(ValueError, match=r"the text tokens 1\.1e\+15 times.*Beyond 1e\+15.*or connect a schedule of fewer layers\.$"):
+        spread(model, 1.1e15)
+
+
+def test_fp16_takes_less_and_bf16_is_proposed():
+    model = node("ModelComputeDtype", model=SD3.load(), dtype="fp16")[0]
+    assert SD3.sample(spread(model, 14_900.0)).isfinite().all()
+    with pytest.raises(ValueError, match="spreads the text tokens 1.6e.04 times.*Beyond 15000, numbers overflow in fp16 .*compute in bf16"):
+        spread(model, 16_000.0)
+    spread(node("ModelComputeDtype", model=model, dtype="bf16")[0], 16_000.0)
+
+
+def test_a_scale_is_refused_for_the_number_of_its_blocks():
+    deep = flux.flux(double=20, single=1)
+    with pytest.raises(ValueError, match=r"^Scale Text Variance: scale 10 at 20 blocks \(0 to 19\) spreads the text tokens 1e\+20 times"):
+        scale(deep, 10.0)
+    assert flux.sample(scale(deep, 3.0)).isfinite().all()
+    with pytest.raises(ValueError, match=r"scale 10 at 16 blocks \(4 to 19\)"):
+        scale(deep, 10.0, schedule=layers("4-19: 1"))
+    scale(deep, 10.0, schedule=layers("5-19: 1"))
+    with pytest.raises(ValueError, match=r"scale 1e\+308 at 2 blocks \(0 to 2\) spreads the text tokens inf times"):
+        scale(deep, 1e308, schedule=layers("0: 100, 2: -100"))
+
+
+def test_scales_of_several_nodes_count_together(schnell):
+    once = spread(schnell, 1e10)
+    with pytest.raises(ValueError, match=r"with the 1 Scale Text Variance before it, spreads the text tokens 1e\+20 times"):
+        spread(once, 1e10)
+    with pytest.raises(ValueError, match=r"1e\+20 times"):
+        spread(once, 1e10, tokens="all")
+    with pytest.raises(ValueError, match=r"1e\+20 times"):  # where neither end of a window lies in the gap between the two that scale down
+        spread(scale(scale(once, 0.0, end_percent=0.3), 0.0, start_percent=0.6), 1e10)
+    spread(spread(schnell, 1e10, end_percent=0.4), 1e10, start_percent=0.5)
+    spread(scale(once, 0.0), 1e10)
+
+
+def test_both_choices_of_tokens_overflow_together(schnell, monkeypatch):
+    monkeypatch.setattr(variance, "LARGEST_SPREAD", math.inf)
+    assert not flux.sample(spread(spread(schnell, 1e10), 1e10, tokens="all")).isfinite().all()
+
+
+def test_what_blocks_before_scaled_down_does_not_count(schnell):
+    """A block adds text anew, which those behind it scale."""
+    with pytest.raises(ValueError, match=r"1e\+16 times"):
+        spread(scale(schnell, 0.0, schedule=layers("0: 1")), 1e16, first=1)
 
 
 def test_schedules_that_cannot_work_are_refused(schnell):

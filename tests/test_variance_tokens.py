@@ -12,6 +12,7 @@ from benchmarks.in_process import node
 from blind_families import QWEN_IMAGE
 from comfy.ldm.hidream.model import HiDreamImageTransformer2DModel
 from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper
+from comfy.patcher_extension import WrappersMP
 from comfy_extras import nodes_custom_sampler
 from families.hidream import DIMS, HIDREAM_I1
 from families.hunyuan_video import TEXT_TO_VIDEO
@@ -55,6 +56,27 @@ def test_rows_of_zeros_are_padding(schnell):
     assert_equal_and_moved(flux.sample(scale(schnell, 2.0), **sampling), expected, flux.sample(schnell, **sampling))
     expected = flux.sample(flux_equation(schnell, 2.0), **sampling)
     torch.testing.assert_close(flux.sample(scale(schnell, 2.0, tokens="all"), **sampling), expected, **TOLERANCE)
+
+
+def test_rows_handed_over_one_by_one_are_refused_with_what_helps_here(schnell):
+    """They take no cfg_rows, which guidance has for this."""
+
+    def one_by_one(executor, *args, **inputs):
+        def of(row):
+            return [value[row:row + 1] if isinstance(value, torch.Tensor) else value for value in args]
+
+        return torch.cat([executor(*of(row), **inputs) for row in range(len(args[0]))])
+
+    other = schnell.clone()
+    other.add_wrapper(WrappersMP.DIFFUSION_MODEL, one_by_one)
+    negative = flux.conditioning(2)
+    negative[0][0][:, 3:] = 0
+    sampling = dict(positive=flux.conditioning(1), negative=negative, cfg=2.0)
+    with pytest.raises(ValueError, match="runs the model's blocks on 1 rows where its batch has 2.*set tokens to all") as refused:
+        flux.sample(scale(other, 2.0), **sampling)
+    assert "cfg_rows" not in str(refused.value)
+    expected = flux.sample(flux_equation(schnell, 2.0), **sampling)
+    torch.testing.assert_close(flux.sample(scale(other, 2.0, tokens="all"), **sampling), expected, **TOLERANCE)
 
 
 def test_a_prompt_of_zeros_stays_one(schnell):

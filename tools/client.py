@@ -28,7 +28,7 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("out"))
     options = parser.parse_args()
 
-    workflow = json.loads(options.workflow.read_text(encoding="utf-8"))
+    workflow = json.loads(options.workflow.read_text(encoding="utf-8-sig"))
     if options.prompt is not None:
         set_input(workflow, "CLIPTextEncode", "text", options.prompt, title="Prompt")
     if options.w is not None:

@@ -13,6 +13,7 @@ import argparse
 import importlib.util
 import json
 import logging
+import math
 import os
 import sys
 import time
@@ -27,6 +28,8 @@ from tqdm import tqdm
 CHECKOUT = Path(__file__).resolve().parent.parent
 sys.path.append(str(CHECKOUT))
 
+from model_patches.quoting import quoted  # noqa: E402
+from model_patches.text_files import read_text  # noqa: E402
 from tools.small_world.files import write_whole  # noqa: E402
 from tools.small_world.host import use_host  # noqa: E402
 
@@ -75,11 +78,11 @@ def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
     parser.add_argument("--pooled-clip-type", default="stable_diffusion", help="as in CLIPLoader")
     parser.add_argument("--prompts", type=Path, required=True, help="a text file, one prompt per line")
     parser.add_argument("--held-out", type=Path, help="a text file with prompts never trained on, whose loss is measured")
-    parser.add_argument("--held-out-every", type=at_least(1), default=200, help="steps from one such measurement to the next")
+    parser.add_argument("--held-out-every", type=int, default=200, help="steps from one such measurement to the next")
     parser.add_argument("--projection", type=Path, help="a projection file to go on from")
     parser.add_argument("--out", type=Path, required=True, help="the folder of the results")
-    parser.add_argument("--checkpoint-every", type=at_least(1), default=200, help="steps")
-    parser.add_argument("--stop-at", type=at_least(0), help="leave the run at this step, as a cut would")
+    parser.add_argument("--checkpoint-every", type=int, default=200, help="steps")
+    parser.add_argument("--stop-at", type=int, help="leave the run at this step, as a cut would")
     for setting in fields(pack("pooled_proj.distillation").Settings):
         default = DEFAULTS.get(setting.name, setting.default)
         flag, text = "--" + setting.name.replace("_", "-"), HELP.get(setting.name, "see the node's help (default: %(default)s)")
@@ -90,31 +93,21 @@ def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
     return parser.parse_args()
 
 
-def at_least(least: int):
-    """What argparse makes a whole number with, and refuses lower ones by."""
-    def number(text: str) -> int:
-        if int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text} is too low; it must be {least} at least")
-        return int(text)
-
-    return number
-
-
 def run(accelerator: Accelerator, options: argparse.Namespace) -> None:
     distillation = pack("pooled_proj.distillation")
     formats = pack("pooled_proj.formats")
     settings = distillation.Settings(**{setting.name: getattr(options, setting.name) for setting in fields(distillation.Settings)})
     workers = distillation.Workers(accelerator.process_index, accelerator.num_processes, lambda tensor: accelerator.reduce(tensor, "mean"))
-    for path in (options.model, *options.clip, *(options.pooled_clip or ())):
-        if not path.is_file():
-            raise ValueError(f"There is no file {path}.")
+    check(options)
+    prompts = lines("--prompts", options.prompts)
+    held_out = lines("--held-out", options.held_out) if options.held_out else []
     files = Files(options.out, main=accelerator.is_main_process)
     checkpoint = files.checkpoint()
     with distillation.out_of_memory_explained(settings):
         training = distillation.Distillation(
-            *loaded(options), lines(options.prompts), settings, pooled_clip(options),
-            projection=formats.load(options.projection) if options.projection else None,
-            held_out=lines(options.held_out) if options.held_out else [], workers=workers, checkpoint=checkpoint, origin=origin(options),
+            *loaded(options), prompts, settings, pooled_clip(options),
+            projection=formats.load(options.projection) if options.projection else None, held_out=held_out, workers=workers,
+            checkpoint=checkpoint, origin=origin(options),
         )
         accelerator.wait_for_everyone()  # all have looked at the files before one writes them
         files.begin(training)
@@ -125,6 +118,21 @@ def run(accelerator: Accelerator, options: argparse.Namespace) -> None:
             training.prepare(show)
         with training.running():
             train(training, files, options, show=accelerator.is_main_process)
+
+
+def check(options: argparse.Namespace) -> None:
+    """Raises ValueError for what the settings' own check does not see, before anything is loaded."""
+    for path in (options.model, *options.clip, *(options.pooled_clip or ())):
+        if not path.is_file():
+            raise ValueError(f"There is no file {path}.")
+    for kind in (options.clip_type, options.pooled_clip_type):
+        clip_type(kind)
+    if options.shift is not None and not 0 < options.shift < math.inf:
+        raise ValueError(f"--shift is {options.shift}; it must be a finite number above 0, e.g. 3.")
+    for name, least in (("held_out_every", 1), ("checkpoint_every", 1), ("stop_at", 0)):
+        number = getattr(options, name)
+        if number is not None and number < least:
+            raise ValueError(f"--{name.replace('_', '-')} is {number}; it must be {least} at least.")
 
 
 def train(training, files, options, show: bool) -> None:
@@ -255,15 +263,20 @@ def pooled_clip(options):
 def clip(paths, kind: str):
     import comfy.sd
 
-    if not hasattr(comfy.sd.CLIPType, kind.upper()):
-        raise ValueError(f"There is no type of text encoder {kind!r}; choose one of {', '.join(name.lower() for name in comfy.sd.CLIPType.__members__)}.")
-    return comfy.sd.load_clip([str(path) for path in paths], clip_type=comfy.sd.CLIPType[kind.upper()])
+    return comfy.sd.load_clip([str(path) for path in paths], clip_type=clip_type(kind))
 
 
-def lines(path: Path) -> list[str]:
-    if not path.is_file():
-        raise ValueError(f"There is no file {path}.")
-    return path.read_text(encoding="utf-8").splitlines()
+def clip_type(kind: str):
+    import comfy.sd
+
+    if kind.upper() not in comfy.sd.CLIPType.__members__:
+        kinds = ", ".join(name.lower() for name in comfy.sd.CLIPType.__members__)
+        raise ValueError(f"There is no type of text encoder {quoted(kind)}; choose one of {kinds}.")
+    return comfy.sd.CLIPType[kind.upper()]
+
+
+def lines(option: str, path: Path) -> list[str]:
+    return read_text(path, f"{option} {path}").splitlines()
 
 
 if __name__ == "__main__":
