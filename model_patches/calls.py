@@ -67,9 +67,9 @@ class CallPatch:
             result = executor(noise, latent_image, sampler, sigmas, denoise_mask, sampling.counting(callback), *args, **kwargs)
         except InterruptProcessingException:
             sampling.interrupted = True
-            without_harm(self._tell, options[self.key], sampling, watch)
+            without_harm(self._tell, options.get(self.key, ()), sampling, watch)
             raise
-        without_harm(self._tell, options[self.key], sampling, watch)
+        without_harm(self._tell, options.get(self.key, ()), sampling, watch)
         return result
 
     def _tell(self, values: tuple, sampling: Sampling, watch: Watch) -> None:
