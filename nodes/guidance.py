@@ -7,7 +7,7 @@ from ..model_patches.guidance import CFG_ROWS, LARGEST_W, check_percents, guide,
 from .projections import with_base
 from .queue_errors import checked
 from .sockets import CATEGORY, Direction, Projection, Schedule, check_sockets
-from .telling import HIDDEN, teller
+from .telling import teller
 
 
 def settings_inputs(schedule: str) -> list[io.Input]:
@@ -76,7 +76,6 @@ class ApplyModulationGuidance(io.ComfyNode):
                 ),
             ],
             outputs=[io.Model.Output("model", display_name="model", tooltip="The guided model.")],
-            hidden=HIDDEN,
         )
 
     @classmethod

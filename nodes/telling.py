@@ -3,14 +3,11 @@
 import logging
 from dataclasses import dataclass
 
-from comfy_api.latest import io
 from comfy_execution.progress import get_progress_state
 from comfy_execution.utils import get_executing_context
 from server import PromptServer
 
 from ..model_patches.telling import Told
-
-HIDDEN = [io.Hidden.unique_id]  # what the schema of such a node needs
 
 
 @dataclass(frozen=True)
@@ -40,8 +37,9 @@ class Teller:
 
 def teller(cls) -> Teller:
     """For `guide` and `scale_variance`, of the node class `cls` as it executes."""
-    node = cls.hidden and cls.hidden.unique_id
-    return Teller(cls.GET_SCHEMA().display_name, node, node and _shown_as(node))
+    context = get_executing_context()
+    node = context and context.node_id
+    return Teller(cls.define_schema().display_name, node, node and _shown_as(node))
 
 
 class _Lines:

@@ -8,7 +8,7 @@ from ..model_patches.quoting import quoted
 from ..model_patches.variance import TOKENS, prompt_tokens, scale_variance
 from .queue_errors import checked
 from .sockets import CATEGORY, Schedule, check_sockets
-from .telling import HIDDEN, teller
+from .telling import teller
 
 
 class ScaleTextVariance(io.ComfyNode):
@@ -73,7 +73,6 @@ class ScaleTextVariance(io.ComfyNode):
                 ),
             ],
             outputs=[io.Model.Output("model", display_name="model", tooltip="The model with scaled text tokens.")],
-            hidden=HIDDEN,
         )
 
     @classmethod
