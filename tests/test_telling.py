@@ -338,3 +338,22 @@ def test_rows_of_another_number_are_measured_too(schnell, told):
     sample(other, cfg=2.0)
     [(_, text)] = told()
     assert longest(text) >= longest(expected) * 0.9
+
+
+def test_a_compiled_model_is_measured_too_in_the_same_graphs(schnell, told):
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    sample(apply(schnell, direction(), w=W))
+    [(_, expected)] = told()
+    torch._dynamo.reset()
+    compiled = node("TorchCompileModel", model=flux.flux(), backend=backend)[0]
+    sample(apply(compiled, direction(), w=W))
+    assert told() == [(False, expected)]
+    count = len(graphs)
+    sample(untold(compiled))
+    assert count >= 1 and len(graphs) == count, "telling is no other graph"
+    torch._dynamo.reset()
