@@ -10,12 +10,14 @@ from functools import partial
 from threading import RLock
 from typing import Any
 
+from comfy.model_management import InterruptProcessingException
 from comfy.patcher_extension import WrappersMP
 
 from .conditionings import conditional_chunks, tell_conditionings_apart
 from .families import Call, Sampling
 from .host_model import HostModel
 from .injection import Edit, Watch, run_edited
+from .telling import Told, without_harm
 
 _TURNS: weakref.WeakKeyDictionary[Any, RLock] = weakref.WeakKeyDictionary()  # of diffusion models
 
@@ -26,11 +28,13 @@ class CallPatch:
 
     edits: (values, model, call, conditional) -> the edits of this call, none where nothing is to be done. Runs outside any compiled
     region, the only place of a call where numbers and layers are read. around: (values) -> whether any edit is one for function wrappers.
+    told: (value, sampling, what says that layers were not reached) -> what the value's `teller`, where it has one, is to tell.
     """
 
     name: str
     key: str
     edits: Callable[[tuple, HostModel, Call, list[bool | None]], Sequence[Edit]]
+    told: Callable[[Any, Sampling, str | None], Told]
     around: Callable[[tuple], bool] = lambda values: False
 
     def put_on(self, model, value):
@@ -53,21 +57,43 @@ class CallPatch:
     def _sampling(self) -> str:
         return f"{self.key}_sampling"
 
-    def _sample(self, executor, *args, **kwargs):
-        """OUTER_SAMPLE wrapper: gives all calls of a sampling what they share, and says where other nodes keep it from layers."""
-        watch = Watch()
+    def _sample(self, executor, noise, latent_image, sampler, sigmas, denoise_mask=None, callback=None, *args, **kwargs):
+        """OUTER_SAMPLE wrapper: gives all calls of a sampling what they share, and says afterwards what was done."""
+        sampling, watch = Sampling(len(sigmas) - 1), Watch()
         # The guider's options are copies made for this sampling.
-        executor.class_obj.model_options["transformer_options"][self._sampling] = (Sampling(), watch)
-        result = executor(*args, **kwargs)
-        missed, due = len(watch.due - watch.made), len(watch.due)
-        if missed:
-            what = "did nothing" if missed == due else f"left out {missed} of the {due} layers it acts on"
-            logging.warning(
-                "%s %s in this sampling of %d calls: there the model's own layers were never run. Another node runs copies of them, or "
-                "code of its own in their place: a loader that moves layers piece by piece, a cache, a sampler, a node that skips layers. "
-                "Take these out one by one.", self.name, what, watch.calls,
-            )
+        options = executor.class_obj.model_options["transformer_options"]
+        options[self._sampling] = (sampling, watch)
+        try:
+            result = executor(noise, latent_image, sampler, sigmas, denoise_mask, sampling.counting(callback), *args, **kwargs)
+        except InterruptProcessingException:
+            sampling.interrupted = True
+            without_harm(self._tell, options.get(self.key, ()), sampling, watch)
+            raise
+        without_harm(self._tell, options.get(self.key, ()), sampling, watch)
         return result
+
+    def _tell(self, values: tuple, sampling: Sampling, watch: Watch) -> None:
+        if not sampling.steps:
+            return
+        missed = self._missed(sampling, watch)
+        if missed is not None and not all(value.teller for value in values):
+            logging.warning("%s", missed)
+        for value in values:
+            if value.teller is not None:
+                value.teller(self.told(value, sampling, missed))
+
+    def _missed(self, sampling: Sampling, watch: Watch) -> str | None:
+        """Where other nodes kept it from layers, a sentence on that."""
+        missed, due = len(watch.due - watch.made), len(watch.due)
+        never_called = sampling.calls == 0 and not sampling.interrupted
+        if not (missed or never_called):
+            return None
+        what = "did nothing" if missed == due else f"left out {missed} of the {due} layers it acts on"
+        return (
+            f"{self.name} {what} in this sampling of {watch.calls} calls: there the model's own layers were never run. Another node runs copies "
+            "of them, or code of its own in their place: a loader that moves layers piece by piece, a cache, a sampler, a node that skips "
+            "layers. Take these out one by one."
+        )
 
     def _call(self, executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **kwargs):
         """APPLY_MODEL wrapper."""
@@ -86,6 +112,8 @@ class CallPatch:
             return run()
         host = HostModel.called(executor.class_obj)
         sampling, watch = transformer_options.get(self._sampling, (None, Watch()))
+        if sampling is not None:
+            sampling.calls += 1
         with _TURNS.setdefault(host.diffusion_model, RLock()):
             conditional = conditional_chunks(transformer_options, self._numbers, len(x))
             sample_sigmas = transformer_options.get("sample_sigmas")

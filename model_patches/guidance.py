@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,8 @@ from .injection import Edit
 from .layers import as_applied, remember
 from .quoting import quoted
 from .schedules import LayerSchedule, starting_at
-from .shifts import shifted, views
+from .shifts import shifted, shifted_in_sight, views
+from .telling import Teller, longest, of_guidance, without_harm
 
 KEY = "modulation_guidance"
 
@@ -41,8 +42,10 @@ class Guidance:
     cfg_rows: "both" guides every row, "cond" the conditional rows only, "opposed" the unconditional rows with -w.
     keep_norm: rescale the guided y to the norm of the plain y, per row.
     start_percent, end_percent: the part of sampling that is guided, 0 the start, 1 the end.
+    family: the model's, by name. teller: gets what is told after each sampling; None where nobody asks.
     """
 
+    family: str
     direction: GuidanceDirection
     text: TextPath
     w: float
@@ -51,6 +54,7 @@ class Guidance:
     keep_norm: bool
     start_percent: float
     end_percent: float
+    teller: Teller | None = None
 
     def acts_at(self, call: Call, conditional: list[bool | None]) -> bool:
         """Whether the direction shifts anything at this call."""
@@ -75,12 +79,14 @@ def guide(
     end_percent: float = 1.0,
     projection=None,
     start_layer: int | None = None,
+    teller: Teller | None = None,
 ):
     """A clone of the ModelPatcher `model` with one more guidance on it.
 
     schedule None and cfg_rows "auto" take what the reference implementation does for the model's family; start_layer, where given,
     takes the place of the schedule's.
     projection: for text-blind models, what makes a TextPath: projection.text_path(family, diffusion_model).
+    teller: called after each sampling with what was done in it, or why nothing was.
     Raises ValueError for a model, direction, schedule or number that cannot work, with what to do about it.
     """
     check_percents(start_percent, end_percent)
@@ -103,6 +109,7 @@ def guide(
             f"Layer schedule: final_layer is {schedule.final_layer}, but this projection adds nothing at the output head. Set it to 0."
         )
     guidance = Guidance(
+        family=family.name,
         direction=direction,
         text=text,
         w=w,
@@ -111,6 +118,7 @@ def guide(
         keep_norm=keep_norm,
         start_percent=start_percent,
         end_percent=end_percent,
+        teller=teller,
     )
     remember(diffusion_model, text.injection, family.injections[text.injection].blocks(diffusion_model))
     model = _PATCH.put_on(model, guidance)
@@ -210,7 +218,7 @@ def _acts_at_the_head(guidances: tuple[Guidance, ...]) -> bool:
     )
 
 
-_PATCH = CallPatch("Modulation guidance", KEY, _edits, _acts_at_the_head)
+_PATCH = CallPatch("Modulation guidance", KEY, _edits, of_guidance, _acts_at_the_head)
 
 
 def _injected(guidances: list[Guidance], injection: Injection, host: HostModel, call: Call, conditional: list[bool | None]) -> list[Edit]:
@@ -220,6 +228,7 @@ def _injected(guidances: list[Guidance], injection: Injection, host: HostModel, 
     if injection.head:
         targets = [*targets, injection.head(diffusion_model)]
     sums = _terms(guidances, diffusion_model, call, conditional)
+    see = _measuring(sums, injection, targets[0].carry is not None, diffusion_model, call)
     alike, own = all(terms.alike for terms in sums), any(terms.base is not None for terms in sums)
     layers: dict[tuple, list[int]] = {}
     for layer, target in enumerate(targets):
@@ -237,8 +246,31 @@ def _injected(guidances: list[Guidance], injection: Injection, host: HostModel, 
             part = targets[layer].part
             tensors = (part(diffusion_model, view) if part else view, kept_view)
             is_head = layer == len(guidances[0].layer_weights) - 1
-            edits[layer] = Edit(targets[layer], shifted, tensors, alike and not carry, own, is_head, matters)
+            if carry:
+                edits[layer] = Edit(targets[layer], shifted, tensors, own=own, around=is_head, matters=matters)
+            else:
+                edits[layer] = Edit(targets[layer], shifted_in_sight, tensors, alike, own, is_head, matters, see)
     return edits
+
+
+def _measuring(sums: list[_Terms], injection: Injection, carried: bool, diffusion_model: nn.Module, call: Call):
+    """Notes which guidances act; once in a sampling, what measures their shifts beside y, for the edits of this call to do it with y."""
+    if call.sampling is None:
+        return None
+    tallies = [(terms, call.sampling.acted(terms.guidance)) for terms in sums if terms.delta is not None]
+    unknown = [(terms, tally) for terms, tally in tallies if tally.longest is None and terms.guidance.teller is not None]
+    if not unknown:
+        return None
+
+    def measure(y: Tensor) -> None:
+        for terms, tally in unknown:
+            if tally.longest is None:
+                tally.longest = longest(terms.lengths, y)
+
+    if not carried:
+        return partial(without_harm, measure)
+    without_harm(lambda: measure(injection.y(diffusion_model, call)))
+    return None
 
 
 @dataclass(frozen=True)
@@ -287,6 +319,15 @@ class _Terms:
         shifts = {weight: self._unscaled(weight) for weight in set(weights)}
         shifts = torch.stack([shifts[weight] for weight in weights])
         return shifts * self.scales.reshape(len(weights), *[1] * (shifts.ndim - 2), -1)
+
+    @property
+    def lengths(self) -> Tensor:
+        """Of what the direction adds to y, at the layer where it adds most, (R,) or (R, T)."""
+        *weights, head = self.guidance.layer_weights
+        if self.scales is None:
+            return max(map(abs, (*weights, head))) * self.delta.norm(dim=-1)
+        scaled = [abs(weight) * (self.delta * scale).norm(dim=-1) for weight, scale in zip(weights, self.scales, strict=True)]
+        return torch.stack([*scaled, abs(head) * self.delta.norm(dim=-1)]).amax(dim=0)
 
     def _unscaled(self, weight: float) -> Tensor:
         terms = [] if self.delta is None else [weight * self.delta]

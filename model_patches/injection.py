@@ -33,7 +33,8 @@ class Edit(NamedTuple):
 
     made: a `Made`. alike: whether the tensors are known to be the same for every row of the batch; own: whether they hold something of
     each row, as its text. around: whether it also holds where a function wrapper runs that part of the model by itself. matters:
-    whether it changes anything; another one is there to keep the graph of torch.compile the same.
+    whether it changes anything; another one is there to keep the graph of torch.compile the same. see: gets the argument as it came,
+    after the call, where `function` keeps it (as `shifted_in_sight` does) and the edit came to be made.
     """
 
     target: BlockInput
@@ -43,6 +44,7 @@ class Edit(NamedTuple):
     own: bool = False
     around: bool = False
     matters: bool = True
+    see: Callable[[Tensor], None] | None = None
 
 
 @dataclass
@@ -59,7 +61,7 @@ class Watch:
 
 class Made:
     """What is not a tensor in an edit: alike and own, as in Edit; repeats, as in BlockInput; owner, whose it is; reached, whether it came
-    to be made.
+    to be made; y, the argument as it came, where the edit's function keeps it.
 
     One object for each edit: torch.compile would guard on one that two modules share. It guards on no attribute that is not read.
     """
@@ -67,6 +69,7 @@ class Made:
     def __init__(self, alike: bool, own: bool, repeats: bool, owner: str):
         self.alike, self.own, self.repeats, self.owner = alike, own, repeats, owner
         self.reached = False
+        self.y: Tensor | None = None
 
 
 def run_edited(model: nn.Module, edits: Iterable[Edit], run: Callable[[], Any], watch: Watch, owner: str) -> Any:
@@ -75,8 +78,8 @@ def run_edited(model: nn.Module, edits: Iterable[Edit], run: Callable[[], Any], 
     A call within another's adds its edits to the modules that both change; within one of the same owner, they take its edits' place.
     """
     of_module: dict[nn.Module, list] = {}
-    watched = {}
-    for number, (target, function, tensors, alike, own, _, matters) in enumerate(edits):
+    watched, sights = {}, []
+    for number, (target, function, tensors, alike, own, _, matters, see) in enumerate(edits):
         known = of_module.get(target.module)
         if known is None:
             known = of_module[target.module] = [edit for edit in target.module.__dict__.get(_EDITS, ()) if edit[-1].owner != owner]
@@ -84,6 +87,8 @@ def run_edited(model: nn.Module, edits: Iterable[Edit], run: Callable[[], Any], 
         known.append((target.name, target.position, function, tensors, made))
         if matters:
             watched[number] = made
+        if see is not None:
+            sights.append((see, made))
     for module_edits in of_module.values():
         module_edits.sort(key=itemgetter(0))  # of two arguments, whichever came first: the graph is the same
     kinds = {module: _joined(map(_kind, module_edits)) for module, module_edits in of_module.items()}
@@ -97,6 +102,9 @@ def run_edited(model: nn.Module, edits: Iterable[Edit], run: Callable[[], Any], 
     watch.calls += 1
     watch.due |= watched.keys()
     watch.made |= {number for number, made in watched.items() if made.reached}
+    for see, made in sights:
+        if made.y is not None:
+            see(made.y)
     return result
 
 

@@ -26,14 +26,12 @@ from .host_model import HostModel
 from .injection import Edit, Watch, run_edited
 from .memory import out_of_memory
 from .schedules import LayerSchedule
+from .telling import BURNING, burning
 
 PERCENTS = (0.1, 0.5, 0.9)  # of the sampling schedule, where y is looked at
 
 # Cosines from here on count as the same direction, or as opposite ones.
 ALIKE = 0.9
-# A shift this long beside y breaks pictures, at 1 nothing of them is left. Seen on the small world's model (tools/small_world), all
-# layers guided; the later guidance starts, the more it takes.
-BURNING = 0.6
 
 
 @dataclass(frozen=True)
@@ -231,7 +229,4 @@ def _on_strengths(labels: list[str], strengths: Tensor, directions: list[Tensor]
         elif strongest >= BURNING:
             at = layers.nan_to_num().argmax().item()
             where = "the output head" if at == len(layers) - 1 else f"layer {at}"
-            yield (
-                f"{label} at w {w:g} will burn the picture: its shift is {strongest:.2f} times as long as y ({where}), and {BURNING:g} is "
-                f"much. Stay below w {abs(w) * BURNING / strongest:.2g}."
-            )
+            yield burning(f"{label} at w {w:g} will", w, strongest, f" ({where})")

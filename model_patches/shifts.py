@@ -22,6 +22,12 @@ def shifted(y, added, norm_kept: Tensor | None, made=None):
     return guided if added is None else guided + _fitting(y, added, made)
 
 
+def shifted_in_sight(y: Tensor, added: Tensor | None, norm_kept: Tensor | None, made):
+    """`shifted`, of y itself, which can be looked at on `made` until the call is over."""
+    made.y = y
+    return shifted(y, added, norm_kept, made)
+
+
 def difference(tensors, minus):
     """tensors - minus, for tensors or structures of them."""
     if isinstance(tensors, tuple):

@@ -34,6 +34,7 @@ from .injection import Edit, Made
 from .layers import as_applied, remember
 from .schedules import LayerSchedule
 from .shifts import for_rows, views
+from .telling import Teller, of_scaling
 from .text_place import PostInputPatches, placed
 
 TOKENS = ("prompt", "all")
@@ -69,9 +70,10 @@ class WhichTokens:
 class Scaling:
     """One scale-up on one model: alpha is 1 + weight (scale - 1) at each layer, of which the first `joint` are joint blocks.
 
-    prompts: whose tokens are counted, on all nodes together; () where none are.
+    prompts: whose tokens are counted, on all nodes together; () where none are. family, teller: as in Guidance.
     """
 
+    family: str
     scale: float
     layer_weights: tuple[float, ...]
     joint: int
@@ -79,6 +81,7 @@ class Scaling:
     prompts: tuple[PromptTokens, ...]
     start_percent: float
     end_percent: float
+    teller: Teller | None = None
 
     def alpha(self, layer: int) -> float:
         return 1 + self.layer_weights[layer] * (self.scale - 1)
@@ -92,10 +95,11 @@ def scale_variance(
     end_percent: float = 1.0,
     every_token: bool = False,
     prompts: tuple[PromptTokens, ...] = (),
+    teller: Teller | None = None,
 ):
     """A clone of the ModelPatcher `model` with the variance of its text tokens scaled; several multiply.
 
-    every_token: padding too. prompts: what `prompt_tokens` made of all prompts that are sampled with.
+    every_token: padding too. prompts: what `prompt_tokens` made of all prompts that are sampled with. teller: as in `guide`.
     schedule None scales before the joint blocks alone, not before those where text and image share one stream.
     Raises ValueError for a model, schedule or number that cannot work, with what to do about it.
     """
@@ -115,7 +119,7 @@ def scale_variance(
     else:
         layer_weights = schedule.resolve(depth)
     tokens = WhichTokens(every_token, counted=bool(prompts))
-    scaling = Scaling(scale, layer_weights, joint, tokens, prompts, start_percent, end_percent)
+    scaling = Scaling(family.name, scale, layer_weights, joint, tokens, prompts, start_percent, end_percent, teller)
     before = model.model_options["transformer_options"].get(_PATCH.key, ())
     _check_spread(model, [*(other for other in before if len(other.layer_weights) == depth), scaling])
     remember(host.diffusion_model, _LAYERS, layers)
@@ -210,6 +214,8 @@ def _edits(scalings: tuple[Scaling, ...], host: HostModel, call: Call, condition
     ]
     if not scalings:
         return []
+    for scaling in scalings if call.sampling else ():
+        call.sampling.acted(scaling)
     family = joint_family_of(host)
     in_mixed = scaled_first if family.text_tokens.mixed_text_first else scaled_last
     joint, depths = scalings[0].joint, {len(scaling.layer_weights) for scaling in scalings}
@@ -232,7 +238,7 @@ def _edits(scalings: tuple[Scaling, ...], host: HostModel, call: Call, condition
     return edits
 
 
-_PATCH = CallPatch("Scale Text Variance", "text_variance", _edits)
+_PATCH = CallPatch("Scale Text Variance", "text_variance", _edits, of_scaling)
 
 
 def scaled(tokens: Tensor, added: Tensor, kept: Tensor, start: Tensor | None, made: Made) -> Tensor:

@@ -4,7 +4,8 @@ import math
 
 from PIL import Image, ImageDraw
 
-from ..model_patches.inspection import BURNING, Inspection
+from ..model_patches.inspection import Inspection
+from ..model_patches.telling import BURNING
 from .pictures import ALARM, COLORS, FAINT, INK, PAPER, fitted, font, line_height, shortened, wrapped
 
 WIDTH, MARGIN = 1280, 32

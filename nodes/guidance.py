@@ -7,6 +7,7 @@ from ..model_patches.guidance import CFG_ROWS, LARGEST_W, check_percents, guide,
 from .projections import with_base
 from .queue_errors import checked
 from .sockets import CATEGORY, Direction, Projection, Schedule, check_sockets
+from .telling import teller
 
 
 def settings_inputs(schedule: str) -> list[io.Input]:
@@ -93,5 +94,5 @@ class ApplyModulationGuidance(io.ComfyNode):
             base_negative=base_negative,
         )
         projection = with_base(projection, base_positive, base_negative)
-        model = guide(model, direction, w, schedule, cfg_rows, keep_norm, start_percent, end_percent, projection)
+        model = guide(model, direction, w, schedule, cfg_rows, keep_norm, start_percent, end_percent, projection, teller=teller(cls))
         return io.NodeOutput(model, ui={"model_depth": [guided_depth(model)]})  # for the schedule's drawing in the editor

@@ -8,6 +8,7 @@ from ..model_patches.quoting import quoted
 from ..model_patches.variance import TOKENS, prompt_tokens, scale_variance
 from .queue_errors import checked
 from .sockets import CATEGORY, Schedule, check_sockets
+from .telling import teller
 
 
 class ScaleTextVariance(io.ComfyNode):
@@ -88,7 +89,7 @@ class ScaleTextVariance(io.ComfyNode):
         check_sockets(cls, model=model, schedule=schedule, clip=clip)
         texts = _texts(tokens, clip, prompt, negative_prompt, prompts or {})
         counted = prompt_tokens(model, clip, texts) if texts else ()
-        return io.NodeOutput(scale_variance(model, scale, schedule, start_percent, end_percent, tokens == "all", counted))
+        return io.NodeOutput(scale_variance(model, scale, schedule, start_percent, end_percent, tokens == "all", counted, teller(cls)))
 
 
 def _texts(tokens, clip, prompt, negative_prompt, prompts) -> list[str]:

@@ -39,11 +39,51 @@ class BlockInput(NamedTuple):
     repeats: bool = False
 
 
-class Sampling:
-    """One sampling, from its first step to its last. known: what is remembered for as long, see OncePerPrompt."""
+@dataclass
+class Tally:
+    """What one value on a model did in a sampling.
 
-    def __init__(self):
+    steps: those at which it acted, by how many were done before. longest: |shift of y| / |y| where it acted first, the largest of rows
+    and layers, a tensor of no dimension; None where it is not known.
+    """
+
+    steps: set[int] = field(default_factory=set)
+    longest: Tensor | None = None
+
+
+class Sampling:
+    """One sampling, from its first step to its last.
+
+    known: what is remembered for as long, see OncePerPrompt. steps: how many are due; done: how many are done; calls: how many calls of
+    the model came by. interrupted: whether the user stopped it.
+    """
+
+    def __init__(self, steps: int = 0):
         self.known: dict[tuple, Tensor] = {}
+        self.steps = steps
+        self.done = self.calls = 0
+        self.interrupted = False
+        self._tallies: dict[int, Tally] = {}
+
+    def tally(self, value: Any) -> Tally:
+        """Of a value on the model, by its identity."""
+        return self._tallies.setdefault(id(value), Tally())
+
+    def acted(self, value: Any) -> Tally:
+        """Notes that the value acts at the step under way."""
+        tally = self.tally(value)
+        tally.steps.add(self.done)
+        return tally
+
+    def counting(self, callback: Callable | None) -> Callable:
+        """A sampler's callback that counts its steps."""
+
+        def count(step, *state, **named):
+            self.done = max(self.done, step + 1)
+            if callback is not None:
+                callback(step, *state, **named)
+
+        return count
 
 
 @dataclass(frozen=True)

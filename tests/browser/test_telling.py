@@ -1,0 +1,50 @@
+"""After a run the node itself says what was done, in both renderings of the editor."""
+
+import json
+from pathlib import Path
+
+FIRST_STEPS = Path(__file__).parent.parent.parent / "workflows" / "first_steps_small_world.json"
+DONE = "FLUX.1, layers 2-11 of 12, w {w}, rows both, 3 of 3 steps, longest shift 0."
+TEXT = "$$node-text-preview"  # the editor's widget for a text that a node sends
+
+
+def run(editor, w):
+    """Runs the first-steps workflow on three steps, guided by w."""
+    editor.page.evaluate(
+        """(w) => {
+            for (const { type, widgets } of app.graph.nodes) {
+                const set = (name, value) => { widgets.find((widget) => widget.name === name).value = value }
+                if (type === 'KSampler') set('steps', 3)
+                if (type === 'ApplyModulationGuidance') set('w', w)
+            }
+            app.queuePrompt(0)
+        }""",
+        w,
+    )
+
+
+def told(editor, part):
+    editor.page.wait_for_function(
+        """([name, part]) => app.graph.nodes.find(({ type }) => type === 'ApplyModulationGuidance')
+            .widgets.find((widget) => widget.name === name)?.value?.includes(part)""",
+        arg=[TEXT, part],
+        timeout=60_000,
+    )
+
+
+def test_the_node_says_what_was_done_after_a_run(editor, rendering):
+    workflow = json.loads(FIRST_STEPS.read_text(encoding="utf-8"))
+    editor.load(workflow)
+    values = "app.graph.serialize().nodes.find(({ type }) => type === 'ApplyModulationGuidance').widgets_values"
+    saved = editor.page.evaluate(values)
+    # Numbers of its own for each rendering: what the host has kept it does not sample again.
+    w = {"old": 0.8, "new": 0.9}[rendering]
+    for w, part in ((w, DONE.format(w=w)), (0, "⚠ Nothing was guided: w is 0.")):
+        run(editor, w)
+        told(editor, part)
+        editor.page.evaluate("app.canvas.centerOnNode(app.graph.nodes.find(({ type }) => type === 'ApplyModulationGuidance'))")
+        shown = editor.page.get_by_text(part).first
+        shown.wait_for()
+        assert shown.bounding_box()["height"] > 10
+    assert editor.page.evaluate(values)[0] == 0 and len(editor.page.evaluate(values)) == len(saved), "the text is saved nowhere"
+    assert TEXT not in json.dumps(editor.prompt()) + json.dumps(editor.page.evaluate("app.graph.serialize()"))
