@@ -8,7 +8,7 @@ import pytest
 
 CHECKOUT = Path(__file__).parent.parent.parent
 PACK = "ComfyUI-Modulation-Guidance"
-DETAILS = re.compile("View details|Show missing models")  # of what a workflow lacks, as the editor's versions have it
+DETAILS = re.compile("View details|Show missing models|See Errors")  # of what a workflow lacks, as the editor's versions have it
 GRAPHS = sorted((CHECKOUT / "workflows").glob("*.json"))
 
 
