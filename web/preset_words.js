@@ -43,7 +43,9 @@ async function show(node) {
   const seen = wordsOf(node, await words)
   const boxes = document.querySelectorAll(`[data-node-id="${node.id}"] textarea`) // in the new rendering; in the order of the widgets
   BOXES.forEach((name, index) => {
-    for (const box of [widget(node, name)?.element, boxes[index]]) if (box) box.placeholder = seen[name]
+    const { element, label } = widget(node, name)
+    element.placeholder = `${label ?? name}: ${seen[name]}` // the old rendering writes no name beside it
+    if (boxes[index]) boxes[index].placeholder = seen[name]
   })
 }
 
