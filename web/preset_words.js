@@ -41,8 +41,7 @@ function watch(node) {
 
 async function show(node) {
   const seen = wordsOf(node, await words)
-  // Those of the new rendering, in the order of the widgets. Ids are a graph's own: a subgraph's node may have that of one in view.
-  const boxes = node.graph === app.canvas.graph ? document.querySelectorAll(`[data-node-id="${node.id}"] textarea`) : []
+  const boxes = document.querySelectorAll(`[data-node-id="${node.id}"] textarea`) // in the new rendering; in the order of the widgets
   BOXES.forEach((name, index) => {
     const { element, label } = widget(node, name)
     element.placeholder = `${label ?? name}: ${seen[name]}` // the old rendering writes no name beside it

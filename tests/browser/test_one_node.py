@@ -87,15 +87,6 @@ def test_a_blueprint_is_found_put_down_and_is_what_it_says(editor, path):
     assert made == {number: {"class_type": each["class_type"], "inputs": each["inputs"]} for number, each in wanted.items()}
 
 
-def test_a_node_inside_a_blueprint_leaves_the_boxes_of_others_alone(editor):
-    editor.render_nodes(True)
-    for _ in range(12):  # so that one of them has the number of the node inside
-        editor.add("CLIPTextEncode")
-    add_by_search(editor, "Modulation Guidance (FLUX.1)", "Modulation Guidance (FLUX.1)")
-    editor.settle()
-    assert not any(editor.page.evaluate(BOXES))
-
-
 def test_a_blueprint_between_the_loader_and_the_sampler_runs(editor, client):
     editor.render_nodes(False)
     small_run(editor)
