@@ -40,7 +40,10 @@ class ModulationGuidance(io.ComfyNode):
             ],
             has_intermediate_output=True,
             inputs=[
-                io.Model.Input("model", tooltip="The diffusion transformer to guide: FLUX.1, SD3.5, HiDream, HunyuanVideo; Anima and others with a projection."),
+                io.Model.Input(
+                    "model",
+                    tooltip="The diffusion transformer to guide: FLUX.1, SD3.5, HiDream, HunyuanVideo; Anima and others with a projection.",
+                ),
                 io.Clip.Input(
                     "clip",
                     tooltip="The text encoder the model itself uses, e.g. for FLUX.1 DualCLIPLoader with type flux. For a projection of the "
@@ -52,8 +55,9 @@ class ModulationGuidance(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "strength", default=1.0, min=-_LARGEST_STRENGTH, max=_LARGEST_STRENGTH, step=0.05,
-                    tooltip="How far to go. 1 is right for every model: the guidance scale w that is known for it (FLUX.1 3, SD3.5 2), which this "
-                    "multiplies. 0: no guidance (with a projection its base stays in). Negative: the opposite way. Too much burns the picture.",
+                    tooltip="How far to go. 1 is right for every model: the guidance scale w that is known for it (FLUX.1 3, SD3.5 2), "
+                    "which this multiplies. 0: no guidance (with a projection its base stays in). Negative: the opposite way. Too much burns "
+                    "the picture.",
                 ),
                 io.String.Input(
                     "subject", default="",
@@ -104,8 +108,8 @@ def _words(preset: str, subject: str, positive: str, negative: str) -> tuple[str
         for name, words in (("positive", positive), ("negative", negative)):
             if not words.strip():
                 raise ValueError(
-                    f"{NAME}: {CUSTOM} needs both positive and negative, and {name} is empty. Write what is wanted and what is not, or choose "
-                    "a preset."
+                    f"{NAME}: {CUSTOM} needs both positive and negative, and {name} is empty. Write what is wanted and what is not, or "
+                    "choose a preset."
                 )
         return positive, negative
     settings = preset_named(preset, NAME, CUSTOM)
@@ -118,7 +122,8 @@ def _words(preset: str, subject: str, positive: str, negative: str) -> tuple[str
 def _check_strength(strength: float) -> None:
     if not -_LARGEST_STRENGTH <= strength <= _LARGEST_STRENGTH:
         raise ValueError(
-            f"{NAME}: strength is {quoted(strength)}; it goes from {-_LARGEST_STRENGTH:g} to {_LARGEST_STRENGTH:g}, and 1 is what is known to work."
+            f"{NAME}: strength is {quoted(strength)}; it goes from {-_LARGEST_STRENGTH:g} to {_LARGEST_STRENGTH:g}, and 1 is what is "
+            "known to work."
         )
 
 

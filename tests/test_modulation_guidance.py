@@ -106,7 +106,9 @@ def test_on_anima_with_a_max_pool_projection(narrow_clip, projection, preset, la
     assert_same(ANIMA.sample, one(model, narrow_clip, preset, projection=given), expected, model)
 
 
-@pytest.mark.parametrize("preset, layers", [("complexity", None), ("hands", None), ("booru quality", "2-5: 1"), ("booru quality (safe)", "3-5: 1")])
+@pytest.mark.parametrize("preset, layers", [
+    ("complexity", None), ("hands", None), ("booru quality", "2-5: 1"), ("booru quality (safe)", "3-5: 1"),
+])
 def test_on_anima_with_clip_and_scales(clip, projection, preset, layers):
     model, given = ANIMA.load(), projection("a.pt", form_a())
     expected = several(model, clip, *WORDS[preset], layers=layers, projection=given)

@@ -155,19 +155,19 @@ def test_without_a_schedule_a_workflow_is_guided_as_the_reference_does(client, n
 
 
 @pytest.mark.parametrize("name, blueprint, settings", [
-    ("flux_schnell_aesthetics", "FLUX.1", {"w": 3.0, "positive": "Extremely complex, the highest quality", "negative": "Very simple, no details at all"}),
-    ("sd35_large_complexity", "SD3.5", {"w": 2.0, "positive": "Extremely complex, the highest quality", "negative": "Very simple, no details at all"}),
-    ("anima_max_pool_complexity", "Anima", {"w": 3.0, "positive": "absurdres, masterpiece, score_9", "negative": "worst quality, low quality, score_1"}),
+    ("flux_schnell_aesthetics", "FLUX.1", (3.0, "Extremely complex, the highest quality", "Very simple, no details at all")),
+    ("sd35_large_complexity", "SD3.5", (2.0, "Extremely complex, the highest quality", "Very simple, no details at all")),
+    ("anima_max_pool_complexity", "Anima", (3.0, "absurdres, masterpiece, score_9", "worst quality, low quality, score_1")),
 ], indirect=["name"])
 def test_a_blueprint_in_place_of_our_nodes_guides_as_they_do(client, name, blueprint, settings):
-    apart, w = workflow(name), settings.pop("w")
+    apart, (w, positive, negative) = workflow(name), settings
     (apply,), (encode,) = (nodes(apart, class_type) for class_type in ("ApplyModulationGuidance", "EncodeGuidanceDirection"))
     apply["inputs"]["w"] = w
     apply["inputs"].pop("schedule", None)
     if blueprint == "Anima":  # the small one has other layers than 28, and booru quality carries its own there
         apply["inputs"]["schedule"] = ["preset", 4]
         apart["preset"] = {"class_type": "GuidancePreset", "inputs": {"preset": "booru quality", "subject": ""}, "_meta": {"title": ""}}
-    encode["inputs"].update(settings)
+    encode["inputs"].update(positive=positive, negative=negative)
     (path,) = (path for path in BLUEPRINTS if blueprint in path.stem)
     inside, guided = prompt_of(path, apply["inputs"]["model"])
     together = json.loads(json.dumps(apart)) | with_small_checkpoints(inside)

@@ -11,7 +11,8 @@ const words = texts()
 const nodes = new Set()
 // The new rendering makes the boxes itself, and anew whenever a node comes back into view; it puts no placeholder into them.
 const rendered = new MutationObserver((changes) => {
-  if (changes.some(({ addedNodes }) => [...addedNodes].some((each) => each.querySelector?.('textarea') || each.localName === 'textarea'))) nodes.forEach(show)
+  const hasBox = (each) => each.localName === 'textarea' || each.querySelector?.('textarea')
+  if (changes.some(({ addedNodes }) => [...addedNodes].some(hasBox))) nodes.forEach(show)
 })
 let presets = {}
 

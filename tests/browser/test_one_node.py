@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from urllib.parse import urlencode
 
 import pytest
 
@@ -104,7 +105,6 @@ def test_a_blueprint_between_the_loader_and_the_sampler_runs(editor, client):
     )
     outputs = run(editor, client)
     plain, guided = (
-        client.request("/view?" + "&".join(f"{key}={value}" for key, value in outputs[str(node_of(editor, "SaveImage", name))]["images"][0].items()))
-        for name in ("Plain", "Guided")
+        client.request("/view?" + urlencode(outputs[str(node_of(editor, "SaveImage", name))]["images"][0])) for name in ("Plain", "Guided")
     )
     assert plain[:4] == guided[:4] == b"\x89PNG" and plain != guided
