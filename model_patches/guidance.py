@@ -20,7 +20,7 @@ from .host_model import HostModel
 from .injection import Edit
 from .layers import as_applied, remember
 from .quoting import quoted
-from .schedules import LayerSchedule, starting_at
+from .schedules import LayerSchedule, ProportionalSchedule, starting_at
 from .shifts import shifted, shifted_in_sight, views
 from .telling import Teller, longest, of_guidance, without_harm
 
@@ -100,6 +100,8 @@ def guide(
     _check_direction(direction, family, text, diffusion_model)
     depth = family.depth(diffusion_model)
     schedule = schedule or text.schedule(family, depth)
+    if isinstance(schedule, ProportionalSchedule) and (places := family.places(schedule.depth, depth)):
+        schedule = schedule.placed(places)
     if start_layer is not None:
         schedule = starting_at(schedule, start_layer)
     layer_weights = (*text.weights(schedule, depth), schedule.final_layer)
@@ -127,6 +129,13 @@ def guide(
     if new:
         model.set_additional_models(KEY, [*beside, *new])
     return model
+
+
+def family_and_depth(model) -> tuple[str, int]:
+    """The name of the family of a ModelPatcher's model, and how many layers it has. Raises ValueError where it has no family."""
+    host = HostModel.of(model)
+    family = family_of(host)
+    return family.name, family.depth(host.diffusion_model)
 
 
 def known_w(model, projection=None) -> float | None:

@@ -98,6 +98,7 @@ class ProportionalSchedule:
     """The ranges of a TextSchedule written for a model of `depth` layers, carried over in proportion to any other depth.
 
     Every range keeps at least one layer, so that none is lost in a shallower model; of two that meet in one layer the first has it.
+    On a model that is known to be made of one of `depth` layers by inserting others, `placed` is right.
     """
 
     ranges: tuple[tuple[int, int, float], ...]
@@ -120,6 +121,14 @@ class ProportionalSchedule:
             stop = max(start + 1, round((last + 1) * depth / self.depth))
             weights[start:stop] = [weight] * (stop - start)
         return tuple(weights)
+
+    def placed(self, places: tuple[int, ...]) -> TextSchedule:
+        """For a model in which the layers stand at `places`; those inserted between two named ones go with the one before."""
+        weights = {layer: weight for first, last, weight in self.ranges for layer in range(first, last + 1)}
+        ranges = (
+            (places[layer], places[layer + 1] - 1 if layer + 1 in weights else places[layer], weight) for layer, weight in weights.items()
+        )
+        return TextSchedule(tuple(ranges), self.final_layer)
 
 
 @dataclass(frozen=True)

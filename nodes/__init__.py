@@ -11,6 +11,7 @@ from .distillation import DistillPooledProjection
 from .guidance import ApplyModulationGuidance
 from .host_version import too_old
 from .inspection import InspectGuidance
+from .modulation_guidance import ModulationGuidance
 from .projections import LoadPooledProjection, SavePooledProjection
 from .schedules import GuidanceLayerSchedule, GuidanceLayerScheduleCurve, GuidanceLayerScheduleText
 from .sweep import GuidanceGrid, SweepModulationGuidance
@@ -21,6 +22,7 @@ class ModulationGuidanceExtension(ComfyExtension):
     @override
     async def get_node_list(self):
         return [
+            ModulationGuidance,
             EncodeGuidanceDirection,
             GuidanceDirectionFromConditioning,
             CombineGuidanceDirections,

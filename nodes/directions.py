@@ -8,9 +8,11 @@ from typing_extensions import override
 
 from ..model_patches.directions import EncodedPrompt, GuidanceDirection, PromptPair, combine
 from ..model_patches.quoting import quoted
-from .presets import USER_FILE, presets, presets_that_can_be_read, schedule_of
+from .presets import USER_FILE, positive_of, preset_named, presets, presets_that_can_be_read, schedule_of
 from .queue_errors import checked
 from .sockets import CATEGORY, Direction, Schedule, check_sockets
+
+_PRESET = "Guidance Preset"
 
 
 class EncodeGuidanceDirection(io.ComfyNode):
@@ -45,13 +47,7 @@ class EncodeGuidanceDirection(io.ComfyNode):
     @classmethod
     @override
     def execute(cls, clip, positive, negative) -> io.NodeOutput:
-        if clip is None:
-            raise ValueError(
-                "Encode Guidance Direction: there is no text encoder on the clip input. If it comes from a checkpoint loader, "
-                "the checkpoint holds none; load it with a CLIP loader."
-            )
-        check_sockets(cls, clip=clip)
-        return io.NodeOutput(GuidanceDirection((PromptPair(_encoded(clip, positive), _encoded(clip, negative)),)))
+        return io.NodeOutput(encoded_direction(cls, clip, positive, negative))
 
 
 class GuidanceDirectionFromConditioning(io.ComfyNode):
@@ -127,7 +123,7 @@ class GuidancePreset(io.ComfyNode):
         sources = "\n".join(f"{name}: {preset['source']}" for name, preset in known.items() if "source" in preset)
         return io.Schema(
             node_id="GuidancePreset",
-            display_name="Guidance Preset",
+            display_name=_PRESET,
             category=CATEGORY,
             description="Prompt pairs and settings to start from: from the paper, and from users. Wire positive and negative "
             "into Encode Guidance Direction, w and schedule into Apply Modulation Guidance. Your own presets go into "
@@ -157,7 +153,7 @@ class GuidancePreset(io.ComfyNode):
     @classmethod
     @override
     def validate_inputs(cls, preset=None, subject=None):
-        return checked(_preset_positive, preset, subject)
+        return checked(positive_of, preset, subject, _PRESET)
 
     @classmethod
     @override
@@ -167,9 +163,20 @@ class GuidancePreset(io.ComfyNode):
     @classmethod
     @override
     def execute(cls, preset, subject="") -> io.NodeOutput:
-        positive = _preset_positive(preset, subject)
-        settings = presets()[preset]
+        positive = positive_of(preset, subject, _PRESET)
+        settings = preset_named(preset, _PRESET)
         return io.NodeOutput(positive, settings["negative"], float(settings["w"]), settings["start_layer"], schedule_of(settings))
+
+
+def encoded_direction(node: type[io.ComfyNode], clip, positive: str, negative: str) -> GuidanceDirection:
+    """From negative to positive, as that encoder has them. Raises ValueError, beginning with the node's name, where it is none."""
+    if clip is None:
+        raise ValueError(
+            f"{node.define_schema().display_name}: there is no text encoder on the clip input. If it comes from a checkpoint loader, "
+            "the checkpoint holds none; load it with a CLIP loader."
+        )
+    check_sockets(node, clip=clip)
+    return GuidanceDirection((PromptPair(_encoded(clip, positive), _encoded(clip, negative)),))
 
 
 def _encoded(clip, text: str) -> EncodedPrompt:
@@ -209,17 +216,3 @@ def _weights(text: str, directions: dict) -> list[float]:
             raise ValueError(f"Combine Guidance Directions: the weight {quoted(part.strip())} is not a number. Write e.g. 1, 0.5")
         numbers.append(number)
     return numbers
-
-
-def _preset_positive(preset: str, subject: str) -> str:
-    known = presets()
-    if preset not in list(known):
-        raise ValueError(f"Guidance Preset: there is no preset {quoted(preset)}; choose one of {quoted(list(known))}.")
-    settings = known[preset]
-    subject = subject.strip()
-    if subject and "positive_with_subject" in settings:
-        return settings["positive_with_subject"].format(subject=subject)
-    if "positive" not in settings:
-        example = f", e.g. {quoted(settings['example'])}" if "example" in settings else ""
-        raise ValueError(f"Guidance Preset: {quoted(preset)} needs a subject{example}.")
-    return settings["positive"]

@@ -94,5 +94,10 @@ class ApplyModulationGuidance(io.ComfyNode):
             base_negative=base_negative,
         )
         projection = with_base(projection, base_positive, base_negative)
-        model = guide(model, direction, w, schedule, cfg_rows, keep_norm, start_percent, end_percent, projection, teller=teller(cls))
-        return io.NodeOutput(model, ui={"model_depth": [guided_depth(model)]})  # for the schedule's drawing in the editor
+        return guided(cls, model, direction, w, schedule, cfg_rows, keep_norm, start_percent, end_percent, projection)
+
+
+def guided(cls, *arguments, **settings) -> io.NodeOutput:
+    """The answer of a node of the class `cls` that puts guidance on a model; arguments and errors as those of `guide`."""
+    model = guide(*arguments, **settings, teller=teller(cls))
+    return io.NodeOutput(model, ui={"model_depth": [guided_depth(model)]})  # for the schedule's drawing in the editor

@@ -2,7 +2,8 @@
 
 The user's file is modulation_guidance_presets.json in ComfyUI's user folder, of the same form: a name, and for it positive, or
 positive_with_subject with {subject} in it, or both; negative; w; start_layer; and if wanted layers, as Layer Schedule (Text) has
-them, with depth, the number of layers of the model they were written for; source, where it comes from; and example, a subject.
+them, with depth, the number of layers of the model they were written for; family, the models that w and the layers were found on;
+source, where it comes from; and example, a subject.
 """
 
 import json
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import folder_paths
 
+from ..model_patches.families import FAMILIES
 from ..model_patches.guidance import LARGEST_W
 from ..model_patches.quoting import quoted
 from ..model_patches.schedules import LAST_LAYER, LayerSchedule, ProportionalSchedule, RangeSchedule, parse_ranges
@@ -22,11 +24,13 @@ USER_FILE = "modulation_guidance_presets.json"
 _OWN = json.loads((Path(__file__).parent / "presets.json").read_text(encoding="utf-8"))
 _LARGEST_FILE = 1_000_000  # bytes
 
+CUSTOM = "custom"  # of Modulation Guidance: no preset
+_FAMILIES = [family.name for family in FAMILIES]
 _TEXTS = ("positive", "positive_with_subject", "negative", "source", "example")
 _FORM = (
     '{"my preset": {"positive": "...", "negative": "...", "w": 3.0, "start_layer": 5, "source": "..."}}, with "positive_with_subject" '
     'where it speaks of a subject: "{subject} with natural hands", and "layers": "13-30: 1, 31-45: 0.3333" with "depth": 57 where it has '
-    "layers of its own"
+    'layers of its own, and "family": "FLUX.1" for the models that w and layers were found on'
 )
 
 
@@ -42,6 +46,25 @@ def presets_that_can_be_read() -> dict[str, dict]:
     except ValueError as error:
         logging.warning("%s Until then there are the pack's own presets, without yours.", error)
         return _OWN
+
+
+def preset_named(name: str, node: str, *others: str) -> dict:
+    """The preset of that name. Raises ValueError, beginning with the node's name, where there is none; others: more that it offers."""
+    known = presets()
+    if name not in list(known):
+        raise ValueError(f"{node}: there is no preset {quoted(name)}; choose one of {quoted([*known, *others])}.")
+    return known[name]
+
+
+def positive_of(name: str, subject: str, node: str) -> str:
+    """What the preset wants. Raises ValueError, beginning with the node's name, where it needs a subject and has none."""
+    preset, subject = preset_named(name, node), subject.strip()
+    if subject and "positive_with_subject" in preset:
+        return preset["positive_with_subject"].format(subject=subject)
+    if "positive" not in preset:
+        example = f", e.g. {quoted(preset['example'])}" if "example" in preset else ""
+        raise ValueError(f"{node}: {name} needs a subject{example}.")
+    return preset["positive"]
 
 
 def schedule_of(preset: dict) -> LayerSchedule:
@@ -62,7 +85,7 @@ def _users(path: Path) -> dict[str, dict]:
     if not isinstance(found, dict):
         raise ValueError(f"Guidance Preset: {path} holds no presets by name. Write {_FORM}.")
     for name, preset in found.items():
-        wrong = _what_is_wrong(preset)
+        wrong = "has a name that Modulation Guidance gives to words of one's own" if name == CUSTOM else _what_is_wrong(preset)
         if wrong:
             raise ValueError(f"Guidance Preset: {quoted(name)} in {path} {wrong}. Write {_FORM}.")
     return found
@@ -71,7 +94,7 @@ def _users(path: Path) -> dict[str, dict]:
 def _what_is_wrong(preset) -> str | None:
     if not isinstance(preset, dict):
         return f"is {quoted(preset)}"
-    unknown = set(preset) - {*_TEXTS, "w", "start_layer", "layers", "depth"}
+    unknown = set(preset) - {*_TEXTS, "w", "start_layer", "layers", "depth", "family"}
     if unknown:
         return f"has {quoted(sorted(unknown)[0])}, which is not known"
     for key in _TEXTS:
@@ -85,6 +108,8 @@ def _what_is_wrong(preset) -> str | None:
     with_subject = preset.get("positive_with_subject", "{subject}")
     if "{" in with_subject.replace("{subject}", "") or "}" in with_subject.replace("{subject}", ""):
         return f"has positive_with_subject {quoted(with_subject)}; braces stand only around subject"
+    if preset.get("family", _FAMILIES[0]) not in _FAMILIES:
+        return f"has family {quoted(preset['family'])}; choose one of {', '.join(_FAMILIES)}"
     w, start = preset["w"], preset["start_layer"]
     if isinstance(w, bool) or not isinstance(w, (int, float)) or not abs(w) <= LARGEST_W:
         return f"has w {quoted(w)}, which is no number from {-LARGEST_W:g} to {LARGEST_W:g}"

@@ -90,7 +90,7 @@ def with_small_checkpoints(prompt):
         inputs = node["inputs"]
         inputs.update({name: SMALL_FOR[value] for name, value in inputs.items() if isinstance(value, str) and value in SMALL_FOR})
         if node["class_type"] in TEXT_ENCODERS:
-            encoder = TEXT_ENCODERS[node["class_type"]]
+            encoder = "sd3" if inputs.get("type") == "sd3" else TEXT_ENCODERS[node["class_type"]]
             node.update(class_type="CLIPLoader", inputs={"clip_name": TEXT_ENCODER, "type": encoder, "device": "default"})
         if inputs.get("unet_name") in BUILT_SMALL:
             node.update(class_type="LoadSmallModel", inputs={"unet_name": inputs["unet_name"]})

@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 from urllib.parse import urlparse
 
+import blueprints
 import folder_paths
 import nodes as host_nodes
 import pytest
+from blueprints import BLUEPRINTS
 
 CHECKOUT = Path(__file__).parent.parent
 GRAPHS = sorted((CHECKOUT / "workflows").glob("*.json"))
@@ -33,7 +35,16 @@ def path(request):
 
 
 def test_every_model_file_has_an_address_or_the_note_says_where_it_comes_from(path):
-    graph = read(path)["nodes"]
+    check_addresses(read(path)["nodes"])
+
+
+@pytest.mark.parametrize("blueprint", BLUEPRINTS, ids=lambda path: path.stem)
+def test_so_has_every_file_of_a_blueprint(blueprint):
+    _, subgraph = blueprints.read(blueprint)
+    check_addresses(subgraph["nodes"])
+
+
+def check_addresses(graph):
     note = "\n".join(node["widgets_values"][0] for node in graph if node["type"] == "MarkdownNote")
     loaders = {node["id"]: files(node.get("widgets_values", [])) for node in graph if node["type"] != "MarkdownNote"}
     assert any(loaders.values())

@@ -24,6 +24,7 @@ OURS = {
         ],
         ["model"],
     ),
+    "ModulationGuidance": (["model", "clip", "preset", "strength", "subject", "positive", "negative", "projection"], ["model"]),
     "LoadPooledProjection": (["projection_name"], ["projection"]),
     "SavePooledProjection": (["projection", "filename_prefix"], []),
     "ScaleTextVariance": (
@@ -67,6 +68,7 @@ def test_types():
         "MODEL", "GUIDANCE_DIRECTION", "FLOAT", "FLOAT", "FLOAT", "COMBO", "BOOLEAN", "LAYER_SCHEDULE", "POOLED_PROJECTION",
         "CONDITIONING", "CONDITIONING", "MODEL",
     ]
+    assert types("ModulationGuidance") == ["MODEL", "CLIP", "COMBO", "FLOAT", "STRING", "STRING", "STRING", "POOLED_PROJECTION", "MODEL"]
     assert types("ScaleTextVariance") == [
         "MODEL", "FLOAT", "FLOAT", "FLOAT", "LAYER_SCHEDULE", "COMBO", "CLIP", "STRING", "STRING", "COMFY_AUTOGROW_V3", "MODEL",
     ]
@@ -78,6 +80,9 @@ def test_types():
 def test_ranges_and_choices():
     inputs = {i.id: i for i in host_nodes.NODE_CLASS_MAPPINGS["ApplyModulationGuidance"].GET_SCHEMA().inputs}
     assert (inputs["w"].min, inputs["w"].max) == (-50, 50)
+    inputs_of_one = {i.id: i for i in host_nodes.NODE_CLASS_MAPPINGS["ModulationGuidance"].GET_SCHEMA().inputs}
+    assert (inputs_of_one["strength"].min, inputs_of_one["strength"].max) == (-10, 10)
+    assert inputs_of_one["projection"].optional and inputs_of_one["preset"].options[-1] == "custom"
     assert inputs["cfg_rows"].options == ["auto", "both", "cond", "opposed"]
     assert inputs["schedule"].optional and not inputs["direction"].optional
     prompts = host_nodes.NODE_CLASS_MAPPINGS["ScaleTextVariance"].GET_SCHEMA().inputs[-1]
@@ -93,6 +98,7 @@ def test_defaults():
     assert defaults("GuidanceLayerSchedule") == dict(start_layer=5, end_layer=-1, taper_layers=0, taper_scale=0.25, final_layer=0.0)
     assert defaults("ApplyModulationGuidance") == dict(w=3.0, start_percent=0.0, end_percent=1.0, cfg_rows="auto", keep_norm=False)
     assert defaults("CombineGuidanceDirections") == dict(weights="")
+    assert defaults("ModulationGuidance") == dict(preset="complexity", strength=1.0, subject="", positive="", negative="")
     assert defaults("ScaleTextVariance") == dict(scale=1.5, start_percent=0.0, end_percent=1.0, tokens="prompt")
     assert defaults("SweepModulationGuidance") == dict(
         w_values="0, 1.5, 3, 6", start_layers="0, 5, 10", start_percent=0.0, end_percent=1.0, cfg_rows="auto", keep_norm=False,

@@ -123,6 +123,9 @@ def test_every_preset_of_ours_says_where_it_comes_from():
     ({"a": MINE | {"layers": "0-5: 1", "depth": 10**400}}, "'a' in .* has layers that cannot be used .*1001 at most"),
     ({"a": MINE | {"layers": "0: 1" + "0" * 400, "depth": 28}}, "'a' in .* has layers that cannot be used"),
     ({"a": MINE | {"layers": "x" * 900_000, "depth": 28}}, "'a' in .* has layers that cannot be used"),
+    ({"a": MINE | {"family": "FLUX"}}, "'a' in .* has family 'FLUX'; choose one of FLUX.1, SD3, "),
+    ({"a": MINE | {"family": ["FLUX.1"]}}, "'a' in .* has family \\['FLUX.1'\\]; choose one of"),
+    ({"custom": MINE}, "'custom' in .* has a name that Modulation Guidance gives to words of one's own"),
     ({"a": MINE | {"negativ": "x"}}, "'a' in .* has 'negativ', which is not known"),
 ], ids=lambda value: value[:40] if isinstance(value, str) else "")
 def test_a_file_that_is_wrong_is_named_and_ours_go_on_being_offered(write, caplog, content, sentence):

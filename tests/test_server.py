@@ -13,6 +13,7 @@ import av
 import numpy as np
 import psutil
 import pytest
+from blueprints import BLUEPRINTS, prompt_of
 from PIL import Image, ImageChops
 from small_checkpoints import FRAMES, with_small_checkpoints, write_server_nodes, write_small_checkpoints
 
@@ -151,6 +152,40 @@ def test_without_a_schedule_a_workflow_is_guided_as_the_reference_does(client, n
     assert same(by_itself, scheduled(start_layer, final_layer))
     assert not same(by_itself, scheduled(start_layer - 1, final_layer))
     assert not same(by_itself, scheduled(start_layer, 1 - final_layer))
+
+
+@pytest.mark.parametrize("name, blueprint, settings", [
+    ("flux_schnell_aesthetics", "FLUX.1", (3.0, "Extremely complex, the highest quality", "Very simple, no details at all")),
+    ("sd35_large_complexity", "SD3.5", (2.0, "Extremely complex, the highest quality", "Very simple, no details at all")),
+    ("anima_max_pool_complexity", "Anima", (3.0, "absurdres, masterpiece, score_9", "worst quality, low quality, score_1")),
+], indirect=["name"])
+def test_a_blueprint_in_place_of_our_nodes_guides_as_they_do(client, name, blueprint, settings):
+    apart, (w, positive, negative) = workflow(name), settings
+    (apply,), (encode,) = (nodes(apart, class_type) for class_type in ("ApplyModulationGuidance", "EncodeGuidanceDirection"))
+    apply["inputs"]["w"] = w
+    apply["inputs"].pop("schedule", None)
+    if blueprint == "Anima":  # the small one has other layers than 28, and booru quality carries its own there
+        apply["inputs"]["schedule"] = ["preset", 4]
+        apart["preset"] = {"class_type": "GuidancePreset", "inputs": {"preset": "booru quality", "subject": ""}, "_meta": {"title": ""}}
+    encode["inputs"].update(positive=positive, negative=negative)
+    (path,) = (path for path in BLUEPRINTS if blueprint in path.stem)
+    inside, guided = prompt_of(path, apply["inputs"]["model"])
+    together = json.loads(json.dumps(apart)) | with_small_checkpoints(inside)
+    ours = next(number for number, node in apart.items() if node is apply)
+    for node in together.values():
+        node["inputs"] = {key: guided if value == [ours, 0] else value for key, value in node["inputs"].items()}
+    made, expected = pictures(client, together), pictures(client, apart)
+    assert same(made["Guided"], expected["Guided"]) and not same(made["Guided"], made["Plain"])
+
+
+def test_the_host_offers_the_blueprints(client):
+    offered = [entry for entry in client.get("/global_subgraphs").items() if entry[1]["source"] == "custom_node"]
+    assert {entry["name"] for _, entry in offered} == {path.stem for path in BLUEPRINTS}
+    for number, entry in offered:
+        assert entry["info"]["node_pack"] == "custom_nodes.ComfyUI-Modulation-Guidance"
+        data = json.loads(client.get(f"/global_subgraphs/{number}")["data"])
+        (subgraph,) = data["definitions"]["subgraphs"]
+        assert [each["type"] for each in subgraph["inputs"]] == [each["type"] for each in subgraph["outputs"]] == ["MODEL"]
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,9 @@ RIGHT = {  # inputs that a node takes
     "GuidanceLayerScheduleText": {"layers": "0-3: 1", "final_layer": 0.0},
     "GuidanceLayerScheduleCurve": {"curve": {"points": [[0, 1]], "interpolation": "linear"}, "final_layer": 0.0},
     "GuidancePreset": {"preset": "hands", "subject": ""},
+    "ModulationGuidance": {
+        "model": ["model", 0], "clip": ["clip", 0], "preset": "custom", "strength": 1.0, "subject": "", "positive": "a", "negative": "b",
+    },
     "ScaleTextVariance": {"model": ["model", 0], "scale": 1.5, "start_percent": 0.0, "end_percent": 1.0},
     "GuidanceGrid": {"images": ["image", 0], "labels": "a"},
     "SavePooledProjection": {"projection": ["projection", 0], "filename_prefix": "projection"},

@@ -28,6 +28,7 @@ from tools.server import PACK, Client, running_server  # noqa: E402
 ASSETS = CHECKOUT / "web" / "docs" / "assets"
 WORKFLOWS = CHECKOUT / "workflows"
 FIRST_STEPS = WORKFLOWS / "first_steps_small_world.json"
+RUN = (FIRST_STEPS, WORKFLOWS / "modulation_guidance_one_node.json")  # on the small world, with a plain and a guided picture
 PREVIEW = (640, 360)  # pixels
 EDGE = 12  # around a node
 KINDS = {  # which folder of models a loader of this name reads
@@ -68,9 +69,10 @@ def main():
                 if options.twins:
                     editor.load(workflow)
                     write_whole(WORKFLOWS / "api" / path.name, json.dumps(editor.prompt(), indent=2, ensure_ascii=False) + "\n")
-                if path == FIRST_STEPS:
-                    after_run, pair = first_steps(editor, client, workflow)
-                    save_jpg(ASSETS / "first_steps.jpg", after_run, (1400, 1400))
+                if path in RUN:
+                    after_run, pair = run_here(editor, client, workflow)
+                    if path == FIRST_STEPS:
+                        save_jpg(ASSETS / "first_steps.jpg", after_run, (1400, 1400))
                     preview = side_by_side(pair)
                 else:
                     preview = graph_picture(editor, workflow)
@@ -127,11 +129,12 @@ def screenshot(editor, margin=30):
     return editor.page.screenshot(clip={"x": 70, "y": 90, "width": width * scale, "height": height * scale})
 
 
-def first_steps(editor, client, workflow):
+def run_here(editor, client, workflow):
     """(PNG of the graph after a run, PNGs of the plain and the guided picture)."""
     editor.render_nodes(True)
     editor.load(workflow)
     titles = {str(node["id"]): node.get("title") for node in workflow["nodes"]}
+    client.post("/history", {"clear": True})
     editor.page.evaluate("app.queuePrompt(0)")
     while not (history := client.get("/history")):
         editor.page.wait_for_timeout(500)

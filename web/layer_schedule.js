@@ -6,6 +6,7 @@
  */
 
 import { app } from '../../scripts/app.js'
+import { after } from './after.js'
 import { BOX_HEIGHT, ScheduleBars } from './schedule_bars.js'
 import { ScheduleError, isDepth, largestLayer, weightsOf } from './schedule_weights.js'
 import { texts } from './texts.js'
@@ -34,16 +35,6 @@ app.registerExtension({
     if (SCHEDULE_NODES.includes(node.comfyClass)) addShape(node)
   }
 })
-
-/** Runs `more` after a node's own method, which many extensions wrap in this way. */
-function after(object, method, more) {
-  const own = object[method]
-  object[method] = function (...args) {
-    const result = own?.apply(this, args)
-    more.apply(this, args)
-    return result
-  }
-}
 
 function addShape(node) {
   const bars = new ScheduleBars()

@@ -1,6 +1,7 @@
 """What a person does: find nodes by search, put them down, wire them, run, and look."""
 
 import json
+import re
 import time
 from pathlib import Path
 
@@ -25,7 +26,8 @@ def add_by_search(editor, words, name):
         except playwright.TimeoutError:
             continue
     search.fill(words)
-    editor.page.get_by_test_id("result-item").filter(has_text=name).first.click()
+    title = re.compile(rf"^\s*{re.escape(name)}(?! \()")  # descriptions, which stand there too, name other nodes
+    editor.page.get_by_test_id("result-item").filter(has_text=title).first.click()
     editor.page.wait_for_function("before => app.graph.nodes.length === before + 1", arg=before)
     editor.page.locator("[role=dialog]").wait_for(state="hidden")  # it takes clicks as long as it fades
     for _ in range(3):

@@ -1,0 +1,138 @@
+"""One node in place of four: words, strength, and a guided model."""
+
+import json
+
+from comfy_api.latest import io
+from typing_extensions import override
+
+from ..model_patches.guidance import family_and_depth, known_w
+from ..model_patches.quoting import quoted
+from ..model_patches.schedules import LayerSchedule
+from .directions import encoded_direction
+from .guidance import guided
+from .presets import CUSTOM, positive_of, preset_named, presets, presets_that_can_be_read, schedule_of
+from .queue_errors import checked
+from .sockets import CATEGORY, Projection, check_sockets
+
+NAME = "Modulation Guidance"
+_SHOWN = ("positive", "positive_with_subject", "negative", "example")  # by web/preset_words.js
+_LARGEST_STRENGTH = 10.0
+_USUAL_W = 3.0  # of nearly every model whose w is known
+
+
+class ModulationGuidance(io.ComfyNode):
+    @classmethod
+    @override
+    def define_schema(cls):
+        known = presets_that_can_be_read()
+        words = {name: {key: preset[key] for key in _SHOWN if key in preset} for name, preset in known.items()}
+        return io.Schema(
+            node_id="ModulationGuidance",
+            display_name=NAME,
+            category=CATEGORY,
+            description="More detail, better quality, hands or colors: choose a preset, and put this node between the model loader (after "
+            "LoRAs) and the sampler. It takes the layers and the guidance scale that are known for your model. Costs no speed. "
+            "The same as Encode Guidance Direction and Apply Modulation Guidance, in one node.",
+            search_aliases=[
+                "guidance", "mod guidance", "detail", "details", "more detail", "add detail", "detailer", "sharpness", "sharpen", "quality",
+                "flux quality", "better quality", "image quality", "anima", "anima mod guidance", "flux", "sd3", "aesthetics", "realism",
+                "hands", "fix hands", "booru quality",
+            ],
+            has_intermediate_output=True,
+            inputs=[
+                io.Model.Input(
+                    "model",
+                    tooltip="The diffusion transformer to guide: FLUX.1, SD3.5, HiDream, HunyuanVideo; Anima and others with a projection.",
+                ),
+                io.Clip.Input(
+                    "clip",
+                    tooltip="The text encoder the model itself uses, e.g. for FLUX.1 DualCLIPLoader with type flux. For a projection of the "
+                    "CLIP + scales kind: CLIP-L alone, by CLIPLoader.",
+                ),
+                io.Combo.Input(
+                    "preset", options=[*known, CUSTOM], default=next(iter(known)), extra_dict={"words": words},
+                    tooltip=f"What to steer. Its words are seen below in gray. {CUSTOM}: your own words, in both boxes.",
+                ),
+                io.Float.Input(
+                    "strength", default=1.0, min=-_LARGEST_STRENGTH, max=_LARGEST_STRENGTH, step=0.05,
+                    tooltip="How far to go. 1 is right for every model: the guidance scale w that is known for it (FLUX.1 3, SD3.5 2), "
+                    "which this multiplies. 0: no guidance (with a projection its base stays in). Negative: the opposite way. Too much burns "
+                    "the picture.",
+                ),
+                io.String.Input(
+                    "subject", default="",
+                    tooltip="What the preset speaks of: for counting the number and things (three apples), for color and position the "
+                    "things as they should be, for hands whose hands (A boy; optional). Other presets need none.",
+                ),
+                io.String.Input(
+                    "positive", multiline=True, dynamic_prompts=True, default="",
+                    tooltip="What is wanted. Empty: the words of the preset, shown in gray.",
+                ),
+                io.String.Input(
+                    "negative", multiline=True, dynamic_prompts=True, default="",
+                    tooltip="What is not wanted. Empty: the words of the preset, shown in gray.",
+                ),
+                Projection.Input(
+                    "projection", optional=True,
+                    tooltip="Only for models without text in their modulation (Anima, Cosmos, Wan, Qwen-Image ...), which need one: "
+                    "from Load Pooled Projection.",
+                ),
+            ],
+            outputs=[io.Model.Output("model", display_name="model", tooltip="The guided model.")],
+        )
+
+    @classmethod
+    @override
+    def validate_inputs(cls, preset=None, strength=None, subject=None, positive=None, negative=None):
+        of_words = checked(_words, preset, subject, positive, negative)
+        return checked(_check_strength, strength, kind=float) if of_words is True else of_words
+
+    @classmethod
+    @override
+    def fingerprint_inputs(cls, preset, **others):
+        return json.dumps(presets().get(preset))  # the user's file may have changed
+
+    @classmethod
+    @override
+    def execute(cls, model, clip, preset, strength=1.0, subject="", positive="", negative="", projection=None) -> io.NodeOutput:
+        check_sockets(cls, model=model, projection=projection)
+        _check_strength(strength)
+        positive, negative = _words(preset, subject, positive, negative)
+        w, schedule = _known_settings(preset, model, projection)
+        return guided(cls, model, encoded_direction(cls, clip, positive, negative), strength * w, schedule, projection=projection)
+
+
+def _words(preset: str, subject: str, positive: str, negative: str) -> tuple[str, str]:
+    """(p+, p-): what is written, and where nothing is, the preset's."""
+    if preset == CUSTOM:
+        for name, words in (("positive", positive), ("negative", negative)):
+            if not words.strip():
+                raise ValueError(
+                    f"{NAME}: {CUSTOM} needs both positive and negative, and {name} is empty. Write what is wanted and what is not, or "
+                    "choose a preset."
+                )
+        return positive, negative
+    settings = preset_named(preset, NAME, CUSTOM)
+    return (
+        positive if positive.strip() else positive_of(preset, subject, NAME),
+        negative if negative.strip() else settings["negative"],
+    )
+
+
+def _check_strength(strength: float) -> None:
+    if not -_LARGEST_STRENGTH <= strength <= _LARGEST_STRENGTH:
+        raise ValueError(
+            f"{NAME}: strength is {quoted(strength)}; it goes from {-_LARGEST_STRENGTH:g} to {_LARGEST_STRENGTH:g}, and 1 is what is "
+            "known to work."
+        )
+
+
+def _known_settings(preset: str, model, projection) -> tuple[float, LayerSchedule | None]:
+    """(w, schedule) at strength 1: the preset's own on the models it was found on, elsewhere what is known for the model."""
+    settings = {} if preset == CUSTOM else preset_named(preset, NAME)
+    w, (family, depth) = known_w(model, projection), family_and_depth(model)
+    if settings.get("family") == family:
+        fits = "layers" in settings or settings["start_layer"] < depth
+        return settings["w"], schedule_of(settings) if fits else None
+    is_for_all = "layers" in settings and "family" not in settings
+    return (settings.get("w", _USUAL_W) if w is None else w), (schedule_of(settings) if is_for_all else None)
