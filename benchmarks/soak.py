@@ -39,6 +39,7 @@ def main():
             run_under(host, [__file__, *sys.argv[1:]])
         from tools.small_models import write_small_models
 
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # small models lose much to threads where cores are shared
         models = cache_folder() / "small-world"
         write_small_models(models)
         print(f"ComfyUI {host.version}, seed {options.seed}", flush=True)

@@ -63,7 +63,7 @@ def positive_of(name: str, subject: str, node: str) -> str:
         return preset["positive_with_subject"].format(subject=subject)
     if "positive" not in preset:
         example = f", e.g. {quoted(preset['example'])}" if "example" in preset else ""
-        raise ValueError(f"{node}: {name} needs a subject{example}.")
+        raise ValueError(f"{node}: {quoted(name)} needs a subject{example}.")
     return preset["positive"]
 
 
