@@ -217,7 +217,7 @@ REFUSED = [
     (dict(preset="custom", positive="a"), "custom needs both positive and negative, and negative is empty"),
     (dict(preset="custom", negative="a", positive=" "), "custom needs both positive and negative, and positive is empty"),
     (dict(preset="nonesuch"), "there is no preset 'nonesuch'; choose one of .*'booru quality \\(safe\\)', 'custom'"),
-    (dict(preset="counting", subject=""), "counting needs a subject, e.g. 'three apples'"),
+    (dict(preset="counting", subject=""), "'counting' needs a subject, e.g. 'three apples'"),
     (dict(strength=math.nan), "strength is nan; it goes from -10 to 10"),
     (dict(strength=10.5), "strength is 10.5; it goes from -10 to 10"),
     (dict(strength=-math.inf), "strength is -inf"),
