@@ -41,6 +41,7 @@ function addShape(node) {
   const widget = node.addDOMWidget(WIDGET, 'modulation_guidance_shape', bars.element, {
     serialize: false, // not in the prompt
     hideOnZoom: false,
+    hideInPanel: true, // the side panel would draw an empty row, and set the width of the bars on the node by its own
     margin: MARGIN,
     getMinHeight: () => BOX_HEIGHT + 2 * MARGIN,
     getMaxHeight: () => BOX_HEIGHT + 2 * MARGIN

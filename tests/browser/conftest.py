@@ -1,6 +1,7 @@
 """The real server and its editor in a real browser, one of each for all tests of this folder.
 
 Where there is no Chromium the tests are skipped, unless MODULATION_GUIDANCE_BROWSER is "required".
+MODULATION_GUIDANCE_FRONTEND names a version of the editor in place of the host's own (tools/frontend.py has them).
 """
 
 import os
@@ -13,6 +14,7 @@ CHECKOUT = Path(__file__).parent.parent.parent
 sys.path.insert(1, str(CHECKOUT))  # after the host's own folder, whose modules go first
 
 from tools.browser import find_chromium, open_editor  # noqa: E402
+from tools.frontend import frontend_arguments  # noqa: E402
 from tools.host import cache_folder, ensure_host  # noqa: E402
 from tools.server import Client, running_server  # noqa: E402
 from tools.small_models import write_small_models  # noqa: E402
@@ -24,7 +26,8 @@ def client():
     write_small_models(models)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")  # small models lose much to threads where cores are shared
-        with running_server(ensure_host(), [models]) as url:
+        host = ensure_host()
+        with running_server(host, [models], frontend_arguments(host)) as url:
             yield Client(url)
 
 

@@ -8,6 +8,8 @@ import pytest
 from benchmarks.in_process import node as run_node
 from PIL import Image, ImageChops
 
+playwright = pytest.importorskip("playwright.sync_api")
+
 MODULE = "/extensions/ComfyUI-Modulation-Guidance/schedule_weights.js"
 BARS = ".modulation-guidance-bars"
 CURVE = {"points": [[0, 0], [0.1, 1], [1, 1]], "interpolation": "monotone_cubic"}
@@ -191,3 +193,23 @@ def test_the_drawing_is_saved_nowhere(editor, rendering):
     assert [list(prompt[str(node)]["inputs"]) for node in nodes.values()] == [
         ["start_layer", "end_layer", "taper_layers", "taper_scale", "final_layer"], ["layers", "final_layer"], ["curve", "final_layer"],
     ]
+
+
+def test_the_side_panel_leaves_the_drawing_to_the_node(editor, rendering):
+    node = editor.add("GuidanceLayerSchedule", (100, 50))
+    panel = editor.page.get_by_test_id("properties-panel")
+    if not panel.is_visible():
+        editor.page.get_by_label("Toggle properties panel").first.click()
+    for _ in range(10):  # what the editor still does as it opens can take the selection away again
+        editor.page.evaluate("id => { app.canvas.deselectAll(); app.canvas.selectNode(app.graph.getNodeById(id)) }", node)
+        try:
+            panel.get_by_text("start_layer").first.wait_for(timeout=3000)
+            break
+        except playwright.TimeoutError:
+            continue
+    editor.settle()
+    assert panel.get_by_text("shape", exact=True).count() == 0
+    for width in (320, 260):
+        editor.page.evaluate("([id, width]) => { const node = app.graph.getNodeById(id); node.setSize([width, node.size[1]]); app.canvas.setDirty(true, true) }",
+                             [node, width])
+        editor.page.wait_for_function("([bars, width]) => Math.abs(document.querySelector(bars).offsetWidth + 20 - width) <= 20", arg=[BARS, width])

@@ -1,5 +1,6 @@
 """The shared workflows as the editor sees them: whole, explained, with a picture, and the same as their API form."""
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -32,6 +33,39 @@ def test_a_workflow_opens_whole_and_converts_to_its_api_form(editor, client, pat
             known = {name for kind in ("required", "optional") for name in offered["input"].get(kind, {})}
             wanted[number]["inputs"] = {name: value for name, value in wanted[number]["inputs"].items() if name in known | node["inputs"].keys()}
     assert made == wanted
+
+
+SMALLEST_ZOOM = 8 / 14  # below it, the old rendering draws no text
+GROUP_TITLE = 34  # the height of a group's title
+LAYOUT = """() => {
+    const boxes = app.graph.nodes.map((node) => {
+        const drawn = document.querySelector(`[data-node-id="${node.id}"]`)
+        const [left, top, width, height] = node.boundingRect
+        return { name: node.title, note: node.type === 'MarkdownNote', left, top, right: left + width,
+                 bottom: drawn ? top + drawn.offsetHeight : top + height }
+    })
+    const titles = app.graph.groups.map(({ title, pos, size }) => ({ name: title, left: pos[0], top: pos[1], right: pos[0] + size[0], bottom: pos[1] + size[1] }))
+    return { boxes, titles, zoom: app.canvas.ds.scale, unreadable: app.canvas.low_quality }
+}"""
+
+
+def overlap(one, other):
+    return one["left"] < other["right"] and other["left"] < one["right"] and one["top"] < other["bottom"] and other["top"] < one["bottom"]
+
+
+def test_workflows_open_readable_with_the_note_first_and_nothing_over_another(editor, rendering):
+    for path in GRAPHS:
+        editor.page.evaluate("workflow => app.loadGraphData(workflow, true, true, null, { openSource: 'template' })", read(path))
+        editor.settle()
+        layout = editor.page.evaluate(LAYOUT)
+        boxes, groups = layout["boxes"], layout["titles"]
+        assert layout["zoom"] > SMALLEST_ZOOM and not layout["unreadable"], (path.stem, layout["zoom"])
+        assert not [(path.stem, one["name"], other["name"]) for one, other in itertools.combinations(boxes, 2) if overlap(one, other)]
+        assert not [(path.stem, one["name"], other["name"]) for one, other in itertools.combinations(groups, 2) if overlap(one, other)]
+        titles = [group | {"bottom": group["top"] + GROUP_TITLE} for group in groups]
+        assert not [(path.stem, box["name"], title["name"]) for box in boxes for title in titles if overlap(box, title)]
+        (note,) = [box for box in boxes if box["note"]]
+        assert note["left"] == min(box["left"] for box in boxes) and note["top"] == min(box["top"] for box in boxes), path.stem
 
 
 def test_every_api_form_has_its_workflow():
