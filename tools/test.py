@@ -13,6 +13,7 @@ import xml.etree.ElementTree
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parent.parent
+MOST_PROCESSES = 4  # of tests at once, which take some 4 GB each with their servers
 sys.path[0] = str(CHECKOUT)  # in place of tools/: its modules are imported as tools.*
 
 from tools.host import ARCHIVES, DEFAULT_VERSION, SetupError, ensure_host, run_under  # noqa: E402
@@ -53,9 +54,14 @@ def main():
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("Interrupted. Run it again to go on.")
-    if subprocess.run([host.python, "-c", "import pytest"], capture_output=True, check=False).returncode:
-        sys.exit(f"error: {host.python} has no pytest: install tests/requirements.txt there, or unset COMFYUI_PATH to have a ComfyUI set up for the tests.")
+    if subprocess.run([host.python, "-c", "import pytest, xdist"], capture_output=True, check=False).returncode:
+        sys.exit(
+            f"error: {host.python} has no pytest or no pytest-xdist: install tests/requirements.txt there, or unset COMFYUI_PATH to have "
+            "a ComfyUI set up for the tests."
+        )
     if not any(Path(argument.split("::")[0]).exists() for argument in for_pytest):
+        if not any(argument.startswith(("-n", "--matrix", "--pdb")) for argument in for_pytest):
+            for_pytest += ["-n", str(min(MOST_PROCESSES, os.cpu_count() or 1)), "--dist", "loadfile"]
         for_pytest.append(CHECKOUT / "tests")
     run_under(host, ["-m", "pytest", *for_pytest])
 
