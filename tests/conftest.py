@@ -8,7 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
+
+# Models this small gain nothing from threads, and lose much where cores are shared; with one thread sums do not depend on the load.
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch, and for the servers and commands that tests start
+
+import torch  # noqa: E402
 
 # The host's own folder goes first: both hold a `nodes`.
 sys.path[:0] = [os.environ["COMFYUI_PATH"], str(Path(__file__).parent.parent)]
@@ -17,9 +21,7 @@ from benchmarks.in_process import load_host  # noqa: E402
 from tools.host import write_whole  # noqa: E402
 
 load_host()
-# Models this small gain nothing from threads, and lose much where cores are shared.
 torch.set_num_threads(1)
-
 
 MATRIX = "## The matrix"
 

@@ -18,10 +18,8 @@ from tools.small_models import write_small_models  # noqa: E402
 def client():
     models = cache_folder() / "small-world"
     write_small_models(models)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        with running_server(ensure_host(), [models], ["--cache-classic"]) as url:
-            yield Client(url)
+    with running_server(ensure_host(), [models], ["--cache-classic"]) as url:
+        yield Client(url)
 
 
 def test_a_short_run_has_every_kind_and_ends_well(client, capsys):
