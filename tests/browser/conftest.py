@@ -24,11 +24,8 @@ from tools.small_models import write_small_models  # noqa: E402
 def client():
     models = cache_folder() / "small-world"
     write_small_models(models)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")  # small models lose much to threads where cores are shared
-        host = ensure_host()
-        with running_server(host, [models], frontend_arguments(host)) as url:
-            yield Client(url)
+    with running_server(ensure_host(), [models]) as url:
+        yield Client(url)
 
 
 @pytest.fixture(scope="module")  # not longer: while playwright runs, asyncio.run of later tests is refused
