@@ -24,7 +24,8 @@ from tools.small_models import write_small_models  # noqa: E402
 def client():
     models = cache_folder() / "small-world"
     write_small_models(models)
-    with running_server(ensure_host(), [models]) as url:
+    host = ensure_host()
+    with running_server(host, [models], frontend_arguments(host)) as url:
         yield Client(url)
 
 
