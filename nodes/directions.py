@@ -25,7 +25,7 @@ class EncodeGuidanceDirection(io.ComfyNode):
             category=CATEGORY,
             description="Encodes what the picture should have and what it should not have as a direction for Apply Modulation "
             "Guidance. Only the modulation of the model sees these two prompts; attention still sees your own prompt alone.",
-            search_aliases=["modulation guidance", "positive negative direction", "quality direction", "clip direction"],
+            search_aliases=["modulation guidance", "guidance prompt", "encode prompt", "positive negative direction", "quality direction", "clip direction"],
             inputs=[
                 io.Clip.Input(
                     "clip",
@@ -128,7 +128,9 @@ class GuidancePreset(io.ComfyNode):
             description="Prompt pairs and settings to start from: from the paper, and from users. Wire positive and negative "
             "into Encode Guidance Direction, w and schedule into Apply Modulation Guidance. Your own presets go into "
             f"{USER_FILE} in ComfyUI's user folder.",
-            search_aliases=["modulation guidance", "direction preset", "quality preset", "aesthetics", "hands", "counting"],
+            search_aliases=[
+                "modulation guidance", "direction preset", "quality preset", "detail", "realism", "aesthetics", "hands", "counting", "booru quality",
+            ],
             inputs=[
                 io.Combo.Input("preset", options=list(known), tooltip=f"What to steer, and where it comes from.\n{sources}"),
                 io.String.Input(

@@ -59,7 +59,9 @@ class ApplyModulationGuidance(io.ComfyNode):
             category=CATEGORY,
             description="Shifts the modulation of a diffusion transformer along a direction: y + w (y(p+) - y(p-)), layer by layer. "
             "Costs no speed, works with and without CFG, and adds up when applied more than once.",
-            search_aliases=["modulation guidance", "mod guidance", "quality guidance", "adaln guidance", "clip guidance"],
+            search_aliases=[
+                "modulation guidance", "guidance", "mod guidance", "detail", "more detail", "quality guidance", "adaln guidance", "clip guidance",
+            ],
             has_intermediate_output=True,  # the depth reaches an editor opened after the run, too
             inputs=[
                 io.Model.Input("model", tooltip="The diffusion transformer to guide."),

@@ -33,7 +33,9 @@ class InspectGuidance(io.ComfyNode):
                 io.Model.Input("model", tooltip="The diffusion transformer to be guided."),
                 io.Autogrow.Input("directions", template=directions, tooltip="The directions to look at; a new input appears as you connect one."),
                 io.String.Input(
-                    "labels", default="", tooltip="A name for each direction, in order, separated by commas. Empty: direction 1, direction 2 ...",
+                    "labels", default="",
+                    tooltip="A name for each direction, in order, separated by commas. Empty: as the inputs are called, direction0, "
+                    "direction1 ...",
                 ),
                 io.Float.Input(
                     "w", default=3.0, min=-LARGEST_W, max=LARGEST_W, step=0.1,
@@ -65,14 +67,19 @@ class InspectGuidance(io.ComfyNode):
     @override
     def execute(cls, model, directions, labels="", w=3.0, schedule=None, projection=None) -> io.NodeOutput:
         check_sockets(cls, model=model, schedule=schedule, projection=projection, **directions)
-        connected = [directions[name] for name in sorted(directions, key=lambda name: int(name.removeprefix("direction")))]
+        connected = [directions[name] for name in _in_order(directions)]
         labels = _labels(labels, directions)
         inspection = inspect(model, connected, [shortened(label) for label in labels], w, schedule, projection)
         return io.NodeOutput(to_image(inspection_picture(inspection, labels, w)), _report(inspection, labels, w))
 
 
 def _labels(text: str, directions: dict) -> list[str]:
-    return names(text, len(directions), "Inspect Guidance", "direction")
+    return names(text, _in_order(directions), "Inspect Guidance", "directions")
+
+
+def _in_order(directions: dict) -> list[str]:
+    """The names of the inputs, by which the labels call them too."""
+    return sorted(directions, key=lambda name: int(name.removeprefix("direction")))
 
 
 def _report(inspection: Inspection, labels: list[str], w: float) -> str:

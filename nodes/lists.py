@@ -25,11 +25,11 @@ def numbers(text: str, node: str, name: str, example: str, kind: Callable[[str],
     return list(dict.fromkeys(found))
 
 
-def names(text: str, count: int, node: str, default: str) -> list[str]:
-    """`count` names of a comma-separated text; for an empty one default 1, default 2 ... Raises ValueError for another count."""
+def names(text: str, defaults: list[str], node: str, kind: str) -> list[str]:
+    """As many names of a comma-separated text as there are defaults, which an empty one gives. Raises ValueError for another count."""
     if not text.strip():
-        return [f"{default} {i}" for i in range(1, count + 1)]
+        return defaults
     found = text.count(",") + 1
-    if found != count:
-        raise ValueError(f"{node}: {found} labels ({quoted(text)}) for {count} {default}s. Give one for each, or leave labels empty.")
+    if found != len(defaults):
+        raise ValueError(f"{node}: {found} labels ({quoted(text)}) for {len(defaults)} {kind}. Give one for each, or leave labels empty.")
     return [part.strip() for part in text.split(",")]

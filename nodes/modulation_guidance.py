@@ -83,9 +83,8 @@ class ModulationGuidance(io.ComfyNode):
 
     @classmethod
     @override
-    def validate_inputs(cls, preset=None, strength=None, subject=None, positive=None, negative=None):
-        of_words = checked(_words, preset, subject, positive, negative)
-        return checked(_check_strength, strength, kind=float) if of_words is True else of_words
+    def validate_inputs(cls, preset=None, subject=None, positive=None, negative=None):
+        return checked(_words, preset, subject, positive, negative)
 
     @classmethod
     @override

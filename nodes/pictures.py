@@ -17,7 +17,8 @@ SMALLEST_CELL = 224  # pixels; smaller pictures are enlarged, or nothing could b
 TALLEST_ENLARGED = 4 * SMALLEST_CELL
 LARGEST_SIDE = 8192
 
-_LABEL = re.compile(r"w (\S+?)(?:, start (\d+))?")
+PLAIN = "plain"  # the label of the picture without guidance
+_LABEL = re.compile(rf"({PLAIN}|w \S+?)(?:, start (\d+))?")
 
 
 def to_image(picture: Image.Image) -> Tensor:
@@ -53,7 +54,7 @@ def grid(pictures: list[Image.Image], labels: list[str], title: str = "") -> Ima
         places, captions = [[(i % across, i // across)] for i in range(len(pictures))], labels
     else:
         scales, starts, places = axes
-        columns, rows = [shortened(f"w {w}") for w in scales], [shortened(f"start layer {start}") for start in starts]
+        columns, rows = [shortened(scale) for scale in scales], [shortened(f"start layer {start}") for start in starts]
         captions = [""] * len(pictures)
     factor = _factor(largest, len(columns), len(rows))
     pictures = [picture.resize(tuple(max(round(side * factor), 1) for side in picture.size), Image.LANCZOS) for picture in pictures]
@@ -75,9 +76,9 @@ def _factor(largest: tuple[int, int], columns: int, rows: int) -> float:
 
 
 def _axes(labels: list[str]):
-    """(w of each column, start layer of each row, the places of each picture), or None unless the labels are a sweep's.
+    """(heading of each column, start layer of each row, the places of each picture), or None unless the labels are a sweep's.
 
-    What has no start layer, the model at w 0, stands in every row.
+    What has no start layer, the plain picture or the model at w 0, stands in every row.
     """
     matches = [_LABEL.fullmatch(label) for label in labels]
     if not all(matches) or not any(match[2] for match in matches):

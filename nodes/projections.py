@@ -44,7 +44,7 @@ class LoadPooledProjection(io.ComfyNode):
             category=CATEGORY,
             description="Loads a small network that adds the pooled text to the modulation of a model that has none (Anima, "
             "Cosmos, Wan, Qwen-Image ...), so that it can be guided. Reads published projections and those distilled here.",
-            search_aliases=["modulation guidance", "pooled text projection", "text blind", "anima mod guidance", "cosmos clip projection"],
+            search_aliases=["modulation guidance", "pooled text projection", "text blind", "anima", "anima mod guidance", "cosmos clip projection"],
             inputs=[
                 io.Combo.Input(
                     "projection_name", options=folder_paths.get_filename_list(FOLDER),

@@ -3,6 +3,10 @@
 The host skips its own min, max and choice checks for every input in the signature of `validate_inputs`, and hands a node
 with an Autogrow input that input too: both must be answered there. An input that it could not make a number of, or whose link
 is broken, it has refused in words of its own, and hands it over all the same, as it came.
+
+It lays what is answered to every input in that signature, in an error each; nothing of ours can narrow it. So a signature
+holds the inputs of one question only, and the sentence says which of them is wrong; what else there is to check is left to the
+host's own min and max, and to `execute`.
 """
 
 from collections.abc import Callable

@@ -6,15 +6,16 @@ from comfy_api.latest import io
 from torch import Tensor
 from typing_extensions import override
 
-from ..model_patches.guidance import LARGEST_W, check_percents, guide
+from ..model_patches.guidance import LARGEST_W, guide
 from ..model_patches.quoting import quoted
 from ..model_patches.schedules import LAST_LAYER
 from .guidance import settings_inputs
 from .lists import numbers
-from .pictures import from_image, grid, to_image
+from .pictures import PLAIN, from_image, grid, to_image
 from .projections import with_base
 from .queue_errors import checked
 from .sockets import CATEGORY, Direction, check_sockets
+from .telling import teller
 
 MOST_MODELS = 1000  # each is a sampling
 
@@ -37,8 +38,8 @@ class SweepModulationGuidance(io.ComfyNode):
                 Direction.Input("direction", tooltip="What is wanted and not wanted, from Encode Guidance Direction."),
                 io.String.Input(
                     "w_values", default="0, 1.5, 3, 6",
-                    tooltip="Guidance scales, separated by commas. 0 is the model without guidance, made once whatever the start layers; "
-                    "with a projection its base stays in, and with base prompts it is made for each start layer.",
+                    tooltip="Guidance scales, separated by commas. 0 is the plain picture, made once whatever the start layers; with a max "
+                    "or mean projection or with base prompts it is not plain, and with base prompts it is made for each start layer.",
                 ),
                 io.String.Input(
                     "start_layers", default="0, 5, 10",
@@ -51,17 +52,14 @@ class SweepModulationGuidance(io.ComfyNode):
             ],
             outputs=[
                 io.Model.Output("models", display_name="models", is_output_list=True, tooltip="One guided model for each w and start layer."),
-                io.String.Output("labels", display_name="labels", is_output_list=True, tooltip="What each is, for Guidance Grid: w 3, start 5."),
+                io.String.Output("labels", display_name="labels", is_output_list=True, tooltip="What each is, for Guidance Grid: plain, or w 3, start 5."),
             ],
         )
 
     @classmethod
     @override
-    def validate_inputs(cls, w_values=None, start_layers=None, start_percent=None, end_percent=None):
-        for answer in (
-            checked(_scales, w_values), checked(_layers, start_layers), checked(_settings, w_values, start_layers),
-            checked(check_percents, start_percent, end_percent, kind=float),
-        ):
+    def validate_inputs(cls, w_values=None, start_layers=None):
+        for answer in (checked(_scales, w_values), checked(_layers, start_layers), checked(_settings, w_values, start_layers)):
             if answer is not True:
                 return answer
         return True
@@ -76,15 +74,17 @@ class SweepModulationGuidance(io.ComfyNode):
             cls, model=model, direction=direction, schedule=schedule, projection=projection, base_positive=base_positive,
             base_negative=base_negative,
         )
-        # The base of a projection goes in at w 0 too, and only where the schedule guides: then start layers differ at w 0.
-        alike_at_0 = base_positive is None and base_negative is None
+        # The base of a projection goes in at w 0 too; where base_positive and base_negative make it, only where the schedule guides.
+        based_by_layer = base_positive is not None or base_negative is not None
         projection = with_base(projection, base_positive, base_negative)
+        at_0 = "w 0" if projection is not None and projection.has_base else PLAIN
         models = {}
         for w, start in _settings(w_values, start_layers):
-            label = f"w {_written(w)}" if w == 0 and alike_at_0 else f"w {_written(w)}, start {start}"
+            label = at_0 if w == 0 and not based_by_layer else f"w {_written(w)}, start {start}"
             if label not in models:
                 models[label] = guide(
-                    model, direction, w, schedule, cfg_rows, keep_norm, start_percent, end_percent, projection, start_layer=start
+                    model, direction, w, schedule, cfg_rows, keep_norm, start_percent, end_percent, projection, start_layer=start,
+                    teller=teller(cls, label),
                 )
         return io.NodeOutput(list(models.values()), list(models))
 

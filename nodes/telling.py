@@ -15,35 +15,37 @@ class Teller:
     """Of a node, by its name.
 
     node: its number in the prompt, None where it runs in none. shown_as: the number of the node that the user sees, another one where
-    a node put it into the graph as the prompt ran.
+    a node put it into the graph as the prompt ran. label: of the model, where the node makes several.
     """
 
     name: str
     node: str | None
     shown_as: str | None
+    label: str
 
     def __call__(self, told: Told) -> None:
         where = "" if self.node is None else f" ({self.node})"
-        logging.log(logging.WARNING if told.warns else logging.INFO, "%s%s: %s", self.name, where, told.text)
+        text = f"{self.label}: {told.text}" if self.label else told.text
+        logging.log(logging.WARNING if told.warns else logging.INFO, "%s%s: %s", self.name, where, text)
         context = get_executing_context()
         if self.node is None or context is None:
             return
         lines = _LINES.of_prompt(context.prompt_id).setdefault(self.shown_as, {})
-        lines[self.node, context.node_id] = _shown_as(context.node_id), ("⚠ " if told.warns else "") + told.text
+        lines[self.node, self.label, context.node_id] = _shown_as(context.node_id), ("⚠ " if told.warns else "") + text
         server = PromptServer.instance
         if server.client_id is not None:  # without, every editor that is open would show it
             server.send_progress_text(_together([*lines.values()]), self.shown_as, server.client_id)
 
 
-def teller(cls) -> Teller:
-    """For `guide` and `scale_variance`, of the node class `cls` as it executes."""
+def teller(cls, label: str = "") -> Teller:
+    """For `guide` and `scale_variance`, of the node class `cls` as it executes; label: of the model, where it makes several."""
     context = get_executing_context()
     node = context and context.node_id
-    return Teller(cls.define_schema().display_name, node, node and _shown_as(node))
+    return Teller(cls.define_schema().display_name, node, node and _shown_as(node), label)
 
 
 class _Lines:
-    """Of the prompt that runs, {number of the node seen: {(number of ours, of the sampler): (number of the sampler seen, text)}}.
+    """Of the prompt that runs, {number of the node seen: {(number of ours, label, number of the sampler): (that of the sampler seen, text)}}.
 
     Not with the tellers: the host keeps what a node made, tellers too, and one node may make several.
     """

@@ -64,6 +64,11 @@ class PooledProjection:
         return self.weights["scales"].shape[0] if "scales" in self.weights else None
 
     @property
+    def has_base(self) -> bool:
+        """Whether the prompt's own text goes into the model, whatever w."""
+        return self.pooling != "clip" or self.base_positive is not None or self.base_negative is not None
+
+    @property
     def patcher(self) -> ModelPatcher:
         """The network on the host's own device."""
         return self.patcher_on(comfy.model_management.get_torch_device())

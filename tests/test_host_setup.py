@@ -142,7 +142,7 @@ def test_a_folder_that_is_no_comfyui_is_named(tmp_path, monkeypatch):
         host.ensure_host()
 
 
-def test_the_python_beside_a_comfyui_is_used(tmp_path, monkeypatch):
+def test_this_python_is_used_if_it_has_torch_or_else_the_one_beside_a_comfyui(tmp_path, monkeypatch):
     folder = tmp_path / "ComfyUI"
     (folder / "comfy").mkdir(parents=True)
     for name in ("main.py", "nodes.py"):
@@ -154,7 +154,12 @@ def test_the_python_beside_a_comfyui_is_used(tmp_path, monkeypatch):
     beside = host.environment_python(tmp_path / "venv")
     beside.parent.mkdir(parents=True)
     beside.touch()
-    assert host.ensure_host().python == beside
+    assert host.ensure_host().python == Path(sys.executable), "which has torch"
+    without = (
+        f"import sys; sys.path.insert(0, {str(CHECKOUT)!r}); from tools.host import ensure_host; print(ensure_host().python)"
+    )
+    found = subprocess.run([sys.executable, "-I", "-S", "-c", without], capture_output=True, text=True, check=True)  # -S: no site-packages
+    assert found.stdout.strip() == str(beside)
     monkeypatch.setenv("COMFYUI_PYTHON", str(tmp_path / "nowhere"))
     with pytest.raises(host.SetupError, match="no such file"):
         host.ensure_host()

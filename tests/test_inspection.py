@@ -108,7 +108,7 @@ def test_warns_of_directions_that_make_no_sense_together(schnell, other, sentenc
 def test_warns_of_a_scale_that_burns_and_says_which_does_not(schnell):
     _, report = inspect(schnell, flux.direction(10), w=20.0)
     (warning,) = report["warnings"]
-    assert warning.startswith("direction 1 at w 20 will burn the picture: its shift is ")
+    assert warning.startswith("direction0 at w 20 will burn the picture: its shift is ")
     below = float(warning.split("below w ")[1].rstrip("."))
     assert inspect(schnell, flux.direction(10), w=below * 0.95)[1]["warnings"] == []
     assert inspect(schnell, flux.direction(10), w=below * 1.1)[1]["warnings"]
@@ -134,6 +134,13 @@ def test_a_compiled_model_is_not_compiled_for_it(schnell):
     compiled = node("TorchCompileModel", model=flux.flux(), backend=backend)[0]
     assert inspect(compiled, flux.direction(10))[1] == inspect(schnell, flux.direction(10))[1]
     assert not graphs
+
+
+def test_without_labels_directions_are_called_as_their_inputs(schnell):
+    connected = {name: flux.direction(10) for name in ("direction10", "direction2")}
+    report = json.loads(node("InspectGuidance", model=schnell, directions=connected, labels="", w=0.1)[1])
+    assert report["labels"] == ["direction2", "direction10"]
+    assert report["warnings"][0].startswith("direction2 and direction10 are nearly the same direction")
 
 
 def test_sixteen_directions_and_long_labels_are_drawn(schnell):

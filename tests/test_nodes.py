@@ -53,6 +53,14 @@ def test_interface(node_id):
     assert all(part.tooltip for part in [*schema.inputs, *schema.outputs])
 
 
+@pytest.mark.parametrize("word, node_id", [
+    ("guidance", "ApplyModulationGuidance"), ("detail", "ApplyModulationGuidance"), ("encode prompt", "EncodeGuidanceDirection"),
+    ("detail", "GuidancePreset"), ("rare concepts", "ScaleTextVariance"), ("anima", "LoadPooledProjection"),
+])
+def test_a_search_for_what_is_wanted_finds_the_node(word, node_id):
+    assert word in host_nodes.NODE_CLASS_MAPPINGS[node_id].GET_SCHEMA().search_aliases
+
+
 def test_types():
     def types(node_id):
         schema = host_nodes.NODE_CLASS_MAPPINGS[node_id].GET_SCHEMA()

@@ -197,6 +197,21 @@ def test_each_row_of_a_batch_takes_its_own_side_under_guiders_that_count_otherwi
     torch.testing.assert_close(actual, expected, **TOLERANCE)
 
 
+@pytest.mark.parametrize("form, base, labels", [
+    ("A", False, ["plain", "w 2, start 0", "w 2, start 1"]),
+    ("A", True, ["w 0, start 0", "w 0, start 1", "w 2, start 0", "w 2, start 1"]),
+    ("B", False, ["w 0", "w 2, start 0", "w 2, start 1"]),
+])
+def test_a_sweep_says_plain_where_w_0_is_the_plain_picture(small, model, projections, form, base, labels):
+    direction = small.pooled_direction() if form == "A" else small.direction()
+    sides = {"base_positive": small.pooled(1), "base_negative": small.pooled(2)} if base else {}
+    made = node(
+        "SweepModulationGuidance", model=model, direction=direction, projection=projections[form][0], w_values="0, 2", start_layers="0, 1", **sides
+    )
+    assert made[1] == labels
+    assert torch.equal(small.sample(made[0][0]), small.sample(model)) == (labels[0] == "plain")
+
+
 def test_clones_and_the_model_itself_stay_as_they_were(small, projections):
     model = small.load()
     before = small.sample(model)

@@ -97,6 +97,21 @@ def test_what_the_host_says_of_wrong_types_is_left_to_it(client, class_type, inp
     assert "Exception when validating" not in str(refused.value)
 
 
+@pytest.mark.parametrize("class_type, inputs, named", [
+    ("SweepModulationGuidance", {"w_values": "0, x"}, {"w_values", "start_layers"}),
+    ("SweepModulationGuidance", {"end_percent": 2.0}, {"end_percent"}),
+    ("ModulationGuidance", {"strength": 11.0}, {"strength"}),
+    ("ModulationGuidance", {"preset": "counting", "positive": ""}, {"preset", "subject", "positive", "negative"}),
+    ("CombineGuidanceDirections", {"weights": "x"}, {"weights"}),
+    ("InspectGuidance", {"labels": "a, b"}, {"labels"}),
+])
+def test_what_is_wrong_is_laid_to_the_inputs_of_that_question_alone(client, class_type, inputs, named):
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        client.post("/prompt", {"prompt": prompt(class_type, **inputs)})
+    errors = json.loads(refused.value.read())["node_errors"]["tried"]["errors"]
+    assert sorted(error["extra_info"]["input_name"] for error in errors) == sorted(named)
+
+
 @pytest.mark.parametrize("value", ["a text", 5, None, True, {"a": 1}, {"__value__": [[1, {}]]}], ids=repr)
 @pytest.mark.parametrize("class_type, name", [
     ("ApplyModulationGuidance", "model"), ("ApplyModulationGuidance", "direction"), ("ApplyModulationGuidance", "schedule"),

@@ -173,6 +173,16 @@ def test_text_variance_tells_on_its_node(client):
     assert texts["scaled"] == "FLUX.1, layers 0-3 of 12, scale 1.25, every row, prompt tokens, 4 of 4 steps" and "w 1.7" in texts[APPLY]
 
 
+def test_a_sweep_tells_on_its_node_a_line_for_each_model(client):
+    prompt = workflow()
+    inputs = {name: value for name, value in prompt[APPLY]["inputs"].items() if name != "w"}
+    prompt[APPLY].update(class_type="SweepModulationGuidance", inputs=inputs | {"w_values": "0.5, 1", "start_layers": "2, 4"})
+    *_, (node, text) = told(client, prompt)
+    lines = text.split("\n")
+    assert node == APPLY and [line.split(": ")[0] for line in lines] == [f"w {w}, start {start}" for w in ("0.5", "1") for start in (2, 4)]
+    assert all("4 of 4 steps" in line for line in lines)
+
+
 def test_nobody_else_is_told(client):
     """A prompt of no editor's, as a script queues it, shows nothing in the editors that are open."""
     assert told(client, workflow(w=1.8), queued_by_us=False) == []

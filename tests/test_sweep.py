@@ -36,13 +36,13 @@ def plain(color, width=320, height=240, batch=1):
 
 def test_one_model_for_each_w_and_start_layer_and_one_unguided(schnell):
     models, labels = sweep(schnell, w_values="0, 1.5, 3, 6", start_layers="0, 5, 7")
-    assert labels == ["w 0", *(f"w {w}, start {start}" for w in ("1.5", "3", "6") for start in (0, 5, 7))]
+    assert labels == ["plain", *(f"w {w}, start {start}" for w in ("1.5", "3", "6") for start in (0, 5, 7))]
     assert len(models) == len(labels) == 10
 
 
 def test_each_model_is_what_apply_makes_of_it(schnell):
     models, labels = sweep(schnell, w_values="0, -1, 2", cfg_rows="opposed", keep_norm=True, start_percent=0.1)
-    expected = {"w 0": schnell} | {
+    expected = {"plain": schnell} | {
         f"w {w}, start {start}": flux.apply(
             schnell, flux.direction(), w=float(w), schedule=flux.schedule(start), cfg_rows="opposed", keep_norm=True, start_percent=0.1
         )
@@ -116,7 +116,7 @@ def test_bad_lists_are_refused(schnell, inputs, sentence):
 
 
 def test_a_number_named_twice_counts_once(schnell):
-    assert sweep(schnell, w_values="2, 2.0, 0, -0", start_layers="5, 5")[1] == ["w 2, start 5", "w 0"]
+    assert sweep(schnell, w_values="2, 2.0, 0, -0", start_layers="5, 5")[1] == ["w 2, start 5", "plain"]
 
 
 RED, GREEN, BLUE, GREY = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (0.5, 0.5, 0.5)
@@ -146,6 +146,14 @@ def test_w_goes_across_and_start_layers_down():
     (red,), (green,), (blue,) = red, green, blue
     assert grey[0][0] == grey[1][0] < red[0] == green[0] < blue[0]
     assert grey[0][1] == red[1] < grey[1][1] == green[1] == blue[1]
+
+
+def test_the_plain_picture_stands_in_every_row_under_its_name():
+    labels = ["plain", "w 2, start 0", "w 2, start 5"]
+    pictures = [plain(GREY), plain(RED), plain(GREEN)]
+    image, numbered = grid(pictures, labels), grid(pictures, ["w 0", *labels[1:]])
+    assert centers(image, GREY, 320, 240) == centers(numbered, GREY, 320, 240) and len(centers(image, GREY, 320, 240)) == 2
+    assert (image != numbered).any(dim=-1).nonzero()[:, 1].max() < min(center[0] for center in centers(image, RED, 320, 240)), "its column alone"
 
 
 def test_other_labels_stand_below_their_pictures():

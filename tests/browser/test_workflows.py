@@ -68,6 +68,14 @@ def test_workflows_open_readable_with_the_note_first_and_nothing_over_another(ed
         assert note["left"] == min(box["left"] for box in boxes) and note["top"] == min(box["top"] for box in boxes), path.stem
 
 
+@pytest.mark.parametrize("name, depth", [("first_steps_small_world", 12), ("distill_a_projection", 7), ("flux_dev_complexity_schedule", 57)])
+def test_a_schedule_is_drawn_for_the_depth_of_its_workflows_model(editor, name, depth):
+    editor.load(read(CHECKOUT / "workflows" / f"{name}.json"))
+    bars = editor.page.locator(".modulation-guidance-bars")
+    bars.get_by_text(f" of {depth} layers guided").wait_for()
+    assert len(bars.inner_text().splitlines()) == 1, "no other line, of a depth that is assumed"
+
+
 def test_every_api_form_has_its_workflow():
     assert {path.name for path in (CHECKOUT / "workflows" / "api").glob("*.json")} == {path.name for path in GRAPHS}
 
