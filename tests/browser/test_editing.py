@@ -96,8 +96,9 @@ def run(editor, client):
 
 
 def small_run(editor):
-    """The first steps, with two sampling steps and without our node."""
+    """The first steps, with two sampling steps, without our node and without the depth that a run has told."""
     editor.load(FIRST_STEPS)
+    editor.page.evaluate("app.graph.nodes.forEach((node) => delete node.properties.model_depth)")
     editor.page.evaluate(
         """() => {
             for (const node of app.graph.nodes) if (node.type === 'KSampler') node.widgets.find(({ name }) => name === 'steps').value = 2
@@ -119,6 +120,7 @@ def test_nodes_found_dropped_wired_and_run_make_a_guided_picture(editor, client)
     wire(editor, node_of(editor, "EncodeGuidanceDirection"), "direction", node, "direction")
     wire(editor, node_of(editor, "GuidanceLayerSchedule"), "schedule", node, "schedule")
     wire(editor, node, "model", node_of(editor, "KSampler", "Sample guided"), "model")
+    assert "depth assumed until a run" in editor.page.locator(BARS).inner_text()
     outputs = run(editor, client)
     plain, guided = (
         client.request("/view?" + "&".join(f"{key}={value}" for key, value in outputs[str(node_of(editor, "SaveImage", name))]["images"][0].items()))
