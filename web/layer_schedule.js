@@ -11,7 +11,9 @@ import { BOX_HEIGHT, ScheduleBars } from './schedule_bars.js'
 import { ScheduleError, isDepth, largestLayer, weightsOf } from './schedule_weights.js'
 import { texts } from './texts.js'
 
-const SCHEDULE_NODES = ['GuidanceLayerSchedule', 'GuidanceLayerScheduleText', 'GuidanceLayerScheduleCurve']
+const TEXT = 'GuidanceLayerScheduleText'
+const CURVE = 'GuidanceLayerScheduleCurve'
+const SCHEDULE_NODES = ['GuidanceLayerSchedule', TEXT, CURVE]
 const SOCKET = 'LAYER_SCHEDULE'
 const WIDGET = 'shape'
 const TYPICAL_DEPTH = 57 // FLUX.1
@@ -48,11 +50,18 @@ function addShape(node) {
   })
   widget.serialize = false // not in the workflow's widget values
   node.modulationGuidanceBars = bars
+  if (node.comfyClass === CURVE) adviseOnCurve(bars)
   const redraw = () => draw(node)
   for (const each of node.widgets) if (each !== widget) after(each, 'callback', redraw)
   for (const event of ['onConfigure', 'onConnectionsChange', 'onWidgetChanged']) after(node, event, redraw)
   node.setSize([node.size[0], Math.max(node.size[1], node.computeSize()[1])])
   redraw()
+}
+
+/** The old rendering cannot edit a curve, and says no more than that. */
+async function adviseOnCurve(bars) {
+  const text = await words
+  bars.adviseInOldRendering(text('editCurve', { node: LiteGraph.registered_node_types[TEXT].title }))
 }
 
 async function draw(node) {

@@ -2,18 +2,13 @@
 
 import { app } from '../../scripts/app.js'
 import { after } from './after.js'
+import { boxesOf, whenRendered } from './text_boxes.js'
 import { texts } from './texts.js'
 
 const NODE = 'ModulationGuidance'
 const BOXES = ['positive', 'negative']
 
 const words = texts()
-const nodes = new Set()
-// The new rendering makes the boxes itself, and anew whenever a node comes back into view; it puts no placeholder into them.
-const rendered = new MutationObserver((changes) => {
-  const hasBox = (each) => each.localName === 'textarea' || each.querySelector?.('textarea')
-  if (changes.some(({ addedNodes }) => [...addedNodes].some(hasBox))) nodes.forEach(show)
-})
 let presets = {}
 
 app.registerExtension({
@@ -28,26 +23,14 @@ app.registerExtension({
     const redraw = () => show(node)
     for (const name of ['preset', 'subject']) after(widget(node, name), 'callback', redraw)
     for (const event of ['onConfigure', 'onWidgetChanged', 'onConnectionsChange']) after(node, event, redraw)
-    after(node, 'onAdded', () => watch(node))
-    after(node, 'onRemoved', () => nodes.delete(node) && !nodes.size && rendered.disconnect())
+    whenRendered(node, redraw)
     redraw()
   }
 })
 
-function watch(node) {
-  if (!nodes.size) rendered.observe(document.body, { childList: true, subtree: true })
-  nodes.add(node)
-  show(node)
-}
-
 async function show(node) {
   const seen = wordsOf(node, await words)
-  const boxes = document.querySelectorAll(`[data-node-id="${node.id}"] textarea`) // in the new rendering; in the order of the widgets
-  BOXES.forEach((name, index) => {
-    const { element, label } = widget(node, name)
-    element.placeholder = `${label ?? name}: ${seen[name]}` // the old rendering writes no name beside it
-    if (boxes[index]) boxes[index].placeholder = seen[name]
-  })
+  for (const name of BOXES) for (const box of boxesOf(node, widget(node, name))) box.placeholder = seen[name]
 }
 
 /** As nodes/modulation_guidance.py takes them; what cannot run says what it lacks. */

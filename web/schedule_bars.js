@@ -1,9 +1,13 @@
 /** A schedule's weights as bars: one a layer, the output head's apart at the right, crisp at every zoom. */
 
+import { addStyle } from './pack.js'
+
 const SVG = 'http://www.w3.org/2000/svg'
 const COLORS = { positive: '#3b9eff', negative: '#f0803c', layer: 'currentColor' }
 const HEIGHT = 100 // of the drawing in its own units; the page stretches it
 export const BOX_HEIGHT = 112 // pixels
+
+addStyle('[data-node-id] .modulation-guidance-old-rendering { display: none }')
 
 export class ScheduleBars {
   constructor() {
@@ -17,8 +21,16 @@ export class ScheduleBars {
     this.drawing.setAttribute('preserveAspectRatio', 'none')
     Object.assign(this.drawing.style, { flex: '1 1 0', height: '0', minHeight: '0', width: '100%', display: 'block' })
     this.axis = element('div', { display: 'flex', justifyContent: 'space-between', opacity: '0.65', lineHeight: '12px' })
-    this.caption = element('div', { textAlign: 'center', lineHeight: '12px', height: '24px', whiteSpace: 'pre-line', overflow: 'hidden' })
+    this.caption = element('div', { textAlign: 'center', lineHeight: '12px', height: '24px', whiteSpace: 'pre-line', overflow: 'hidden', flexShrink: '0' })
     this.element.append(this.drawing, this.axis, this.caption)
+  }
+
+  /** Adds a sentence below all others for the old rendering alone, where nothing of a node is in the page but such boxes. */
+  adviseInOldRendering(sentence) {
+    const advice = element('div', { textAlign: 'center', lineHeight: '12px', flexShrink: '0' })
+    advice.classList.add('modulation-guidance-old-rendering')
+    advice.textContent = sentence
+    this.element.append(advice)
   }
 
   /** @param {number[]} weights one per layer, and last the head's. @param {string} head what the head is called */
