@@ -93,7 +93,7 @@ def measure(options) -> dict:
     import torch
 
     pack = nodes.NODE_CLASS_MAPPINGS["DistillPooledProjection"].__module__.rpartition(".nodes.")[0]
-    distillation = importlib.import_module(f"{pack}.pooled_proj.distillation")
+    distillation = importlib.import_module(f"{pack}.training.distillation")
     if options.threads:
         torch.set_num_threads(options.threads)
     dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32

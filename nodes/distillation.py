@@ -13,9 +13,9 @@ from typing_extensions import override
 
 from ..model_patches.quoting import quoted
 from ..model_patches.text_files import read_text
-from ..pooled_proj.distillation import distill
 from ..pooled_proj.projection import INJECTIONS, POOLINGS
-from ..pooled_proj.settings import DATA, LARGEST_RATE, PRECISIONS, Settings
+from ..training.distillation import distill
+from ..training.settings import DATA, LARGEST_RATE, PRECISIONS, Settings
 from .queue_errors import checked
 from .saving import can_be_a_path
 from .sockets import CATEGORY, Projection, check_sockets

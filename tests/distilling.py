@@ -11,7 +11,7 @@ import pytest
 import torch
 
 PACK = nodes.NODE_CLASS_MAPPINGS["DistillPooledProjection"].__module__.rpartition(".nodes.")[0]
-distillation = importlib.import_module(f"{PACK}.pooled_proj.distillation")
+distillation = importlib.import_module(f"{PACK}.training.distillation")
 
 needs_distilling = pytest.mark.skipif(
     not hasattr(comfy.latent_formats.LatentFormat, "temporal_downscale_ratio"), reason="distilling needs ComfyUI 0.24.0"

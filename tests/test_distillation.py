@@ -18,7 +18,7 @@ from safetensors.torch import save as safetensors_bytes
 
 pytestmark = needs_distilling
 
-checkpoints = importlib.import_module(f"{PACK}.pooled_proj.checkpoints")
+checkpoints = importlib.import_module(f"{PACK}.training.checkpoints")
 Distillation, distill = distillation.Distillation, distillation.distill
 
 

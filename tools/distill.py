@@ -83,7 +83,7 @@ def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="the folder of the results")
     parser.add_argument("--checkpoint-every", type=int, default=200, help="steps")
     parser.add_argument("--stop-at", type=int, help="leave the run at this step, as a cut would")
-    for setting in fields(pack("pooled_proj.distillation").Settings):
+    for setting in fields(pack("training.distillation").Settings):
         default = DEFAULTS.get(setting.name, setting.default)
         flag, text = "--" + setting.name.replace("_", "-"), HELP.get(setting.name, "see the node's help (default: %(default)s)")
         if isinstance(default, bool):
@@ -94,7 +94,7 @@ def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
 
 
 def run(accelerator: Accelerator, options: argparse.Namespace) -> None:
-    distillation = pack("pooled_proj.distillation")
+    distillation = pack("training.distillation")
     formats = pack("pooled_proj.formats")
     settings = distillation.Settings(**{setting.name: getattr(options, setting.name) for setting in fields(distillation.Settings)})
     workers = distillation.Workers(accelerator.process_index, accelerator.num_processes, lambda tensor: accelerator.reduce(tensor, "mean"))
@@ -164,7 +164,7 @@ class Files:
     def checkpoint(self):
         """Where the run was cut, or None at its start."""
         if self.state.exists():
-            return pack("pooled_proj.checkpoints").load(self.state)
+            return pack("training.checkpoints").load(self.state)
         if self.projection.exists():
             raise ValueError(
                 f"{self.projection} is there, without a checkpoint to go on from, and would be replaced. Choose another --out; to go on from what "
@@ -204,7 +204,7 @@ class Files:
         """The checkpoint first: after a cut between the two, the projection is made from it."""
         if self.main:
             with self._said(self.state):
-                pack("pooled_proj.checkpoints").save(training.state(), self.state)
+                pack("training.checkpoints").save(training.state(), self.state)
             self._save_projection(training)
 
     def _save_projection(self, training) -> None:
@@ -241,7 +241,7 @@ def contents(paths: list[Path]) -> str:
                 file.seek(size * number // 256)
                 parts.append(file.read(4096))
         parts.append(str(size))
-    return pack("pooled_proj.checkpoints").digest(*parts)
+    return pack("training.checkpoints").digest(*parts)
 
 
 def loaded(options):

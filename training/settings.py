@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from ..model_patches.quoting import quoted
-from .projection import INJECTIONS, POOLINGS
+from ..pooled_proj.projection import INJECTIONS, POOLINGS
 
 DATA = ("samples", "noise")
 PRECISIONS = {"auto": None, "bf16": torch.bfloat16, "fp32": torch.float32}

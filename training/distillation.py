@@ -24,14 +24,14 @@ from torch import Tensor, nn
 from ..model_patches.families import family_of
 from ..model_patches.host_model import HostModel
 from ..model_patches.memory import out_of_memory
+from ..pooled_proj.network import ProjectionNetwork
+from ..pooled_proj.projection import PooledProjection
+from ..pooled_proj.text_path import TIME, check_fits
 from .checkpoints import Checkpoint, digest
 from .differentiable import differentiable
 from .lessons import Batch, Lessons, Prompt, generator, latent_shape, make_samples, sampled_prompts
-from .network import ProjectionNetwork
-from .projection import PooledProjection
 from .settings import PRECISIONS, Settings
 from .teaching import Course, Teaching
-from .text_path import TIME, check_fits
 
 GRADIENT_NORM = 1.0
 

@@ -15,10 +15,10 @@ from ..model_patches.directions import EncodedPrompt, GuidanceDirection
 from ..model_patches.families import OWN_TEXT, Call, Family, TextPath
 from ..model_patches.guidance import guide
 from ..model_patches.schedules import RangeSchedule
+from ..pooled_proj.network import ProjectionNetwork, pool
+from ..pooled_proj.text_path import TIME, Placed
 from .differentiable import plain_attention
 from .lessons import Batch, Lessons, Prompt
-from .network import ProjectionNetwork, pool
-from .text_path import TIME, Placed
 
 
 @dataclass(frozen=True, eq=False)
