@@ -14,8 +14,8 @@ from typing_extensions import override
 from ..model_patches.quoting import quoted
 from ..model_patches.text_files import read_text
 from ..pooled_proj.projection import INJECTIONS, POOLINGS
-from ..training.distillation import distill
-from ..training.settings import DATA, LARGEST_RATE, PRECISIONS, Settings
+from ..training.projection import ProjectionSettings, distill
+from ..training.settings import DATA, LARGEST_RATE, PRECISIONS
 from .queue_errors import checked
 from .saving import can_be_a_path
 from .sockets import CATEGORY, Projection, check_sockets
@@ -163,7 +163,7 @@ class DistillPooledProjection(io.ComfyNode):
                 "checkpoint holds none; load it with a CLIP loader."
             )
         check_sockets(cls, model=model, clip=clip, pooled_clip=pooled_clip, projection=projection)
-        settings = Settings(
+        settings = ProjectionSettings(
             steps=steps, batch_size=batch_size, learning_rate=learning_rate, width=width, height=height, seed=seed, pooling=pooling,
             injection=injection, frames=frames, accumulation=accumulation, checkpointing=checkpointing, data=data,
             samples_per_prompt=samples_per_prompt, sample_steps=sample_steps, cfg=cfg, pairs=pairs, cache=cache * 1024**3,

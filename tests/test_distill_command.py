@@ -17,7 +17,7 @@ sys.path.insert(1, str(CHECKOUT))  # after the host's own folder, whose modules 
 
 from blind_families import WAN  # noqa: E402
 from distilling import PROMPTS, TextOf, distillation, needs_distilling, settings  # noqa: E402
-from tools.distill import Files, check, parsed  # noqa: E402
+from tools.distill import Files, Projections, check, parsed  # noqa: E402
 from tools.host import cache_folder  # noqa: E402
 from tools.small_models import WEIGHTS, write_small_models  # noqa: E402
 
@@ -80,19 +80,19 @@ def test_a_cut_between_the_two_files_is_made_good(tmp_path):
     def training(checkpoint=None):
         return distillation.Distillation(WAN.load(), TextOf(WAN), PROMPTS, settings(WAN, data="noise"), checkpoint=checkpoint)
 
-    files, run = Files(tmp_path, main=True), training()
+    files, run = Files(tmp_path, Projections(None), main=True), training()
     run.prepare()
     with torch.inference_mode(False), torch.enable_grad(), run.running():
         run.take_step()
         files.save(run)
-    whole = files.projection.read_bytes()
-    files.projection.write_bytes(b"of a checkpoint before")
+    whole = files.result.read_bytes()
+    files.result.write_bytes(b"of a checkpoint before")
     files.begin(training(files.checkpoint()))
-    assert files.projection.read_bytes() == whole
+    assert files.result.read_bytes() == whole
 
 
 def test_what_stands_in_the_folder_is_neither_believed_nor_replaced(tmp_path, monkeypatch):
-    def refused(words, made=lambda: Files(tmp_path, main=True).checkpoint()):
+    def refused(words, made=lambda: Files(tmp_path, Projections(None), main=True).checkpoint()):
         with pytest.raises(ValueError, match=words):
             made()
 
@@ -103,8 +103,8 @@ def test_what_stands_in_the_folder_is_neither_believed_nor_replaced(tmp_path, mo
     refused("The checkpoint checkpoint.safetensors cannot be read")
     for line in ("nonsense", "[" * 5000, "3", "{}", '{"step": "x"}', "\0\0"):
         metrics.write_text('{"step": 1}\n' + line + "\n")
-        refused("metrics.jsonl, line 2 is not what this command has written. Remove the line", lambda: Files(tmp_path, True).begin(Begun()))
-    refused("metrics.jsonl: File exists. See that --out is a folder", lambda: Files(metrics, main=True))
+        refused("metrics.jsonl, line 2 is not what this command has written. Remove the line", lambda: Files(tmp_path, Projections(None), main=True).begin(Begun()))
+    refused("metrics.jsonl: File exists. See that --out is a folder", lambda: Files(metrics, Projections(None), main=True))
     assert projection.read_bytes() == b"another's" and checkpoint.read_bytes() == b"cut off"
 
 

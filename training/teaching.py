@@ -1,8 +1,10 @@
-"""Teacher and student: one frozen model, with the prompt, and with the empty prompt and the pooled text through a projection."""
+"""Teacher and student: one frozen model, called as the host's sampler calls it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 from uuid import uuid4
 
 import comfy.model_patcher
@@ -11,98 +13,77 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
-from ..model_patches.directions import EncodedPrompt, GuidanceDirection
-from ..model_patches.families import OWN_TEXT, Call, Family, TextPath
+from ..model_patches.directions import GuidanceDirection
+from ..model_patches.families import OWN_TEXT, Family, TextPath
 from ..model_patches.guidance import guide
 from ..model_patches.schedules import RangeSchedule
-from ..pooled_proj.network import ProjectionNetwork, pool
-from ..pooled_proj.text_path import TIME, Placed
 from .differentiable import plain_attention
-from .lessons import Batch, Lessons, Prompt
+from .lessons import Batch, Lessons
+from .settings import Settings
 
 
 @dataclass(frozen=True, eq=False)
 class Course:
-    """Lessons and their prompts. known: the teacher's predictions by number of the batch, kept. pooled: what is projected, by prompt."""
+    """Lessons and their prompts, by number. known: the teacher's predictions by number of the batch, kept."""
 
     lessons: Lessons
-    prompts: list[Prompt]
+    prompts: dict[int, Any]
     known: dict[int, Tensor] = field(default_factory=dict)
-    pooled: dict[int, Tensor] = field(default_factory=dict)
 
 
-@dataclass(eq=False)
-class _Shift(TextPath):
-    """The projection in training, as guidance takes one: the rows' own pooled text, at full strength in every layer; pooled: (R, C)."""
-
-    family: Family
-    network: ProjectionNetwork
-    pools_context: bool
-    injection: str
-    pooled: Tensor | None = None
-    placed: Placed | None = None
+class Shift(TextPath):
+    """What is in training, as guidance takes it: a base that every row gets. of_rows: (R, ...), what it is made of for those of a call."""
 
     base_texts = (OWN_TEXT,)
+    of_rows: Tensor | None = None
 
-    def text_path(self, family, diffusion_model):
-        self.placed = Placed.of(None if self.network.scales is None else len(self.network.scales.weight), family, diffusion_model)
+    def text_path(self, family: Family, diffusion_model) -> TextPath:
+        """This one, for `guide`."""
         return self
 
-    def contributions(self, model, texts, call):
-        time = None if self.network.film is None else self.family.injections[TIME].y(model, call).float()
-        return {OWN_TEXT: self.network(self.pooled, time)}
-
     def takes_base(self, weight):
-        return self.pools_context or weight != 0
-
-    def layer_scales(self, call):
-        return None if self.network.scales is None else self.placed.scales(self.network.scales.weight)
-
-    def weights(self, schedule, depth):
-        return self.placed.weights(schedule.resolve(depth))
+        return weight != 0
 
 
 class Teaching:
     """On a model that is loaded.
 
-    network: the projection, on the model's device. pooling, injection: as in PooledProjection. cache: bytes of predictions to keep.
-    steps: of a sampling, for models that are told where it goes next.
+    shape: of a latent. settings: cache, bytes of predictions to keep; sample_steps, of a sampling, for models that are told where it
+    goes next. shift: what the student has; head: its weight at the output head.
     """
 
-    def __init__(
-        self, model, family: Family, network: ProjectionNetwork, pooling: str, injection: str, empty: Prompt, shape, cache: float, steps: int
-    ):
-        self.model, self.family, self.network, self.pooling, self.shape, self.cache = model, family, network, pooling, shape, cache
-        self.steps = steps
+    def __init__(self, model, family: Family, shape: tuple[int, ...], settings: Settings, shift: Shift, head: float = 0.0):
+        self.model, self.family, self.shape, self.shift = model, family, shape, shift
+        self.cache, self.steps = settings.cache, settings.sample_steps
         self.device = model.load_device
-        # As with guidance: what pools the context goes to the head too.
-        pools_context = pooling != "clip"
-        head = float(pools_context and family.injections[injection].head is not None)
-        self.shift = _Shift(family, network, pools_context, injection)
         self.plain = _options(model)
-        self.shifted = _options(guide(model, GuidanceDirection(()), 0.0, RangeSchedule(0, final_layer=head), projection=self.shift))
-        self.empty = self._conds(empty)
+        self.shifted = _options(guide(model, GuidanceDirection(()), 0.0, RangeSchedule(0, final_layer=head), projection=shift))
+
+    def taught(self, course: Course, batch: Batch) -> list:
+        """The conditioning that the teacher has, for each row."""
+        raise NotImplementedError
+
+    def student(self, course: Course, batch: Batch) -> Tensor:
+        """(R, ...) the prediction with what is learned."""
+        raise NotImplementedError
 
     @torch.no_grad()
     def teacher(self, course: Course, batch: Batch) -> Tensor:
         """(R, ...) what the model itself predicts for the batch; kept from the first time on, within the bound."""
         if batch.number in course.known:
             return course.known[batch.number].to(self.device).float()
-        conds = {number: self._conds(course.prompts[number]) for number in dict.fromkeys(batch.prompts)}
-        prediction = self._predicted(self.plain, batch, [conds[number] for number in batch.prompts])
+        prediction = self.predicted(self.plain, batch, self.taught(course, batch))
         size = prediction.numel() * prediction.element_size()
         if size <= self.cache:
             self.cache -= size
             course.known[batch.number] = prediction.cpu()
         return prediction.float()
 
-    def student(self, course: Course, batch: Batch) -> Tensor:
-        """(R, ...) the prediction with the empty prompt and the projection."""
-        pooled = torch.cat([self._pooled(course, number) for number in batch.prompts])
-        return self._predicted(self.shifted, batch, [self.empty] * len(pooled), pooled).float()
-
-    def _predicted(self, options: dict, batch: Batch, conds: list[dict], pooled: Tensor | None = None) -> Tensor:
-        """What the diffusion model itself gives, before the host makes a clean latent of it. conds, pooled: of each row."""
+    def predicted(self, options: dict, batch: Batch, conditionings: Sequence, of_rows: Tensor | None = None) -> Tensor:
+        """What the diffusion model itself gives, before the host makes a clean latent of it. conditionings, of_rows: of each row."""
+        known = {id(conditioning): conditioning for conditioning in conditionings}
+        conds = {key: self._conds(conditioning) for key, conditioning in known.items()}
+        conds = [conds[id(conditioning)] for conditioning in conditionings]
         sampling = self.model.get_model_object("model_sampling")
         sigmas, next_sigmas = batch.sigmas(sampling).to(self.device), batch.next_sigmas(sampling, self.steps).to(self.device)
         x = sampling.noise_scaling(sigmas, batch.noise.to(self.device), batch.clean.to(self.device))
@@ -110,7 +91,7 @@ class Teaching:
         groups = [[row] for row in range(len(x))] if alone else _alike(conds)
         predictions = []
         for rows in groups:
-            self.shift.pooled = None if pooled is None else pooled[rows]
+            self.shift.of_rows = None if of_rows is None else of_rows[rows]
             levels = torch.stack((sigmas[rows[0]], next_sigmas[rows[0]]))
             predictions.append(self._called(options | {"sample_sigmas": levels}, x[rows], sigmas[rows], [conds[row] for row in rows]))
         order = torch.tensor([row for rows in groups for row in rows], device=self.device)
@@ -127,28 +108,15 @@ class Teaching:
             hook.remove()
         return given[-1]
 
-    def _conds(self, prompt: Prompt) -> dict:
+    def _conds(self, conditioning) -> dict:
         """The model's inputs for one row, by the host's names, as when sampling."""
         with torch.inference_mode():
             noise = torch.zeros(1, *self.shape, device=self.device)
-            conds = {"positive": comfy.sampler_helpers.convert_cond(prompt.conditioning)}
+            conds = {"positive": comfy.sampler_helpers.convert_cond(conditioning)}
             made = comfy.samplers.process_conds(
                 self.model.model, noise, conds, self.device, latent_image=noise, seed=0, latent_shapes=[noise.shape]
             )["positive"][0]["model_conds"]
             return {name: cond.process_cond(batch_size=1, area=None) for name, cond in made.items()}
-
-    @torch.no_grad()
-    def _pooled(self, course: Course, number: int) -> Tensor:
-        """(1, C) in fp32."""
-        if number not in course.pooled:
-            pooled, base_model = course.prompts[number].pooled, self.model.model
-            if pooled is None:
-                [[tokens, extras]] = course.prompts[number].conditioning
-                call = Call(base_model, torch.zeros(1, *self.shape, device=self.device), torch.ones(1, device=self.device), 1, None, {})
-                context = self.family.context.of_prompt(base_model.diffusion_model, EncodedPrompt(None, tokens, extras), call)
-                pooled = pool(context, self.pooling)
-            course.pooled[number] = pooled.to(self.device, copy=True)
-        return course.pooled[number]
 
 
 def _options(model) -> dict:
