@@ -6,6 +6,7 @@ import comfyui_version
 from comfy_api.latest import ComfyExtension
 from typing_extensions import override
 
+from .direction_distillation import DistillGuidanceDirection
 from .directions import CombineGuidanceDirections, EncodeGuidanceDirection, GuidanceDirectionFromConditioning, GuidancePreset
 from .distillation import DistillPooledProjection
 from .guidance import ApplyModulationGuidance
@@ -32,6 +33,7 @@ class ModulationGuidanceExtension(ComfyExtension):
             LoadPooledProjection,
             SavePooledProjection,
             DistillPooledProjection,
+            DistillGuidanceDirection,
             ScaleTextVariance,
             InspectGuidance,
             SweepModulationGuidance,

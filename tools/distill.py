@@ -129,12 +129,12 @@ class Directions:
         self.settings_class = pack("training.settings").Settings
 
     def training(self, model, clip, prompts, settings, **more):
-        given = LOAD(self.options.direction) if self.options.direction else None
+        given = pack("model_patches.direction_files").load(self.options.direction) if self.options.direction else None
         words = [words or "" for words in (self.options.positive, self.options.negative)]
         return self.module.DirectionTraining(model, clip, prompts, *words, settings, direction=given, **more)
 
     def save(self, direction, path: Path) -> None:
-        SAVE(direction, path)
+        pack("model_patches.direction_files").save(direction, path)
 
 
 def run(accelerator: Accelerator, options: argparse.Namespace) -> None:

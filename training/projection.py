@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from ..model_patches.directions import EncodedPrompt
 from ..model_patches.families import OWN_TEXT, Call, Family
+from ..model_patches.places import Placed
 from ..pooled_proj.network import ProjectionNetwork, pool
 from ..pooled_proj.projection import INJECTIONS, POOLINGS, PooledProjection
-from ..pooled_proj.text_path import TIME, Placed, check_fits
+from ..pooled_proj.text_path import TIME, check_fits
 from .checkpoints import Checkpoint, digest
 from .lessons import Batch, generator
 from .loop import Progress, Training, Workers, learn, out_of_memory_explained, stripped
@@ -155,7 +156,7 @@ class _Shift(Shift):
         return self.pools_context or super().takes_base(weight)
 
     def layer_scales(self, call):
-        return None if self.network.scales is None else self.placed.scales(self.network.scales.weight)
+        return None if self.network.scales is None else self.placed.rows(self.network.scales.weight)
 
     def weights(self, schedule, depth):
         return self.placed.weights(schedule.resolve(depth))
