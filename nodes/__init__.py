@@ -6,6 +6,7 @@ import comfyui_version
 from comfy_api.latest import ComfyExtension
 from typing_extensions import override
 
+from .direction_files import LoadGuidanceDirection, SaveGuidanceDirection
 from .directions import CombineGuidanceDirections, EncodeGuidanceDirection, GuidanceDirectionFromConditioning, GuidancePreset
 from .distillation import DistillPooledProjection
 from .guidance import ApplyModulationGuidance
@@ -25,6 +26,8 @@ class ModulationGuidanceExtension(ComfyExtension):
             GuidanceDirectionFromConditioning,
             CombineGuidanceDirections,
             GuidancePreset,
+            LoadGuidanceDirection,
+            SaveGuidanceDirection,
             GuidanceLayerSchedule,
             GuidanceLayerScheduleCurve,
             GuidanceLayerScheduleText,

@@ -14,11 +14,12 @@ from torch import Tensor
 from ..model_patches.directions import EncodedPrompt, GuidanceDirection
 from ..model_patches.families import OWN_TEXT, Call, Family, TextPath
 from ..model_patches.guidance import guide
+from ..model_patches.places import Placed
 from ..model_patches.schedules import RangeSchedule
 from .differentiable import plain_attention
 from .lessons import Batch, Lessons, Prompt
 from .network import ProjectionNetwork, pool
-from .text_path import TIME, Placed
+from .text_path import TIME
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +57,7 @@ class _Shift(TextPath):
         return self.pools_context or weight != 0
 
     def layer_scales(self, call):
-        return None if self.network.scales is None else self.placed.scales(self.network.scales.weight)
+        return None if self.network.scales is None else self.placed.rows(self.network.scales.weight)
 
     def weights(self, schedule, depth):
         return self.placed.weights(schedule.resolve(depth))
