@@ -7,6 +7,7 @@ from comfy_api.latest import ComfyExtension
 from typing_extensions import override
 
 from .direction_distillation import DistillGuidanceDirection
+from .direction_files import LoadGuidanceDirection, SaveGuidanceDirection
 from .directions import CombineGuidanceDirections, EncodeGuidanceDirection, GuidanceDirectionFromConditioning, GuidancePreset
 from .distillation import DistillPooledProjection
 from .guidance import ApplyModulationGuidance
@@ -26,6 +27,8 @@ class ModulationGuidanceExtension(ComfyExtension):
             GuidanceDirectionFromConditioning,
             CombineGuidanceDirections,
             GuidancePreset,
+            LoadGuidanceDirection,
+            SaveGuidanceDirection,
             GuidanceLayerSchedule,
             GuidanceLayerScheduleCurve,
             GuidanceLayerScheduleText,
