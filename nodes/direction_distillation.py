@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 from typing_extensions import override
 
-from ..training.direction import learn_direction
+from ..training.direction import check_words, learn_direction
 from ..training.settings import LARGEST_RATE, Settings
 from .distillation import Shown, changed, check_clip, further_inputs, lines_of
 from .queue_errors import checked
@@ -73,8 +73,9 @@ class DistillGuidanceDirection(io.ComfyNode):
 
     @classmethod
     @override
-    def validate_inputs(cls, prompts=None, prompts_file=""):
-        return checked(lines_of, NAME, prompts, prompts_file)
+    def validate_inputs(cls, prompts=None, positive=None, negative=None, prompts_file=""):
+        words = checked(check_words, positive, negative)
+        return checked(lines_of, NAME, prompts, prompts_file) if words is True else words
 
     @classmethod
     @override

@@ -1,6 +1,7 @@
 """tools/distill.py on the small world's text-blind model: cut and gone on with, and on two processes."""
 
 import argparse
+import importlib
 import json
 import os
 import subprocess
@@ -16,13 +17,15 @@ CHECKOUT = Path(__file__).parent.parent
 sys.path.insert(1, str(CHECKOUT))  # after the host's own folder, whose modules go first
 
 from blind_families import WAN  # noqa: E402
-from distilling import PROMPTS, TextOf, distillation, needs_distilling, settings  # noqa: E402
+from distilling import PACK, PROMPTS, TextOf, distillation, needs_distilling, settings  # noqa: E402
 from tools.distill import Files, Projections, check, parsed  # noqa: E402
 from tools.host import cache_folder  # noqa: E402
 from tools.small_models import WEIGHTS, write_small_models  # noqa: E402
 
 pytestmark = needs_distilling
 STEPS = 4
+
+direction_files = importlib.import_module(f"{PACK}.model_patches.direction_files")
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +77,28 @@ def test_a_run_that_was_cut_gives_the_same_files(tmp_path, command, encoder):
     assert refused.returncode != 0 and "Traceback" not in refused.stderr
     assert "The checkpoint is of another run: seed was 0 and is 5, clip_type was sd3 and is flux, shift is another, pooled_clip_type was sd3 and is flux." in refused.stderr
     assert {path.name: path.read_bytes() for path in cut.iterdir()} == kept
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_direction_is_learned_by_the_same_command(tmp_path, command, processes):
+    words = ["--positive", "highly detailed", "--negative", "very simple"]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    result = command(whole, *words, processes=processes)
+    assert result.returncode == 0 and "times as strong as the words, on 2 prompts." in result.stdout, result.stderr
+    for options in (("--stop-at", "3"), ()):
+        assert command(cut, *words, *options, processes=processes).returncode == 0
+    assert sorted(path.name for path in cut.iterdir()) == ["checkpoint.safetensors", "direction.safetensors", "metrics.jsonl"]
+    assert (whole / "direction.safetensors").read_bytes() == (cut / "direction.safetensors").read_bytes()
+    [learned] = direction_files.load(whole / "direction.safetensors").learned
+    assert (learned.family, learned.positive, learned.negative) == ("Wan", "highly detailed", "very simple")
+    [of_run] = learned.record["runs"]
+    assert of_run["steps"] == STEPS and of_run["strength"] > 0 and of_run["processes"] == processes
+    assert metrics(whole)[-1]["held_out_loss"] > 0
+    if processes == 1:
+        more = command(tmp_path / "more", *words, "--direction", str(whole / "direction.safetensors"), "--steps", "1")
+        assert more.returncode == 0, more.stderr
+        [learned] = direction_files.load(tmp_path / "more" / "direction.safetensors").learned
+        assert [of_run["steps"] for of_run in learned.record["runs"]] == [STEPS, 1]
 
 
 def test_a_cut_between_the_two_files_is_made_good(tmp_path):

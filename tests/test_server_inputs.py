@@ -44,6 +44,10 @@ RIGHT = {  # inputs that a node takes
         "model": ["text_blind", 0], "clip": ["clip", 0], "prompts": "a", "steps": 0, "batch_size": 1, "learning_rate": 2e-5, "width": 80,
         "height": 80, "seed": 0, "pooling": "clip", "injection": "time embedding",
     },
+    "DistillGuidanceDirection": {
+        "model": ["text_blind", 0], "clip": ["clip", 0], "prompts": "a", "positive": "b", "negative": "", "steps": 0, "batch_size": 1,
+        "learning_rate": 5e-3, "width": 80, "height": 80, "seed": 0,
+    },
 }
 
 
@@ -105,11 +109,12 @@ def test_what_the_host_says_of_wrong_types_is_left_to_it(client, class_type, inp
     ("ScaleTextVariance", "model"), ("ScaleTextVariance", "schedule"), ("ScaleTextVariance", "clip"),
     ("GuidanceLayerScheduleCurve", "curve"), ("GuidanceGrid", "images"), ("SavePooledProjection", "projection"),
     ("DistillPooledProjection", "model"), ("DistillPooledProjection", "clip"), ("DistillPooledProjection", "pooled_clip"),
-    ("DistillPooledProjection", "projection"),
+    ("DistillPooledProjection", "projection"), ("DistillGuidanceDirection", "model"), ("DistillGuidanceDirection", "clip"),
+    ("DistillGuidanceDirection", "direction"),
 ])
 def test_a_constant_in_the_place_of_a_link_is_named(client, class_type, name, value):
     optional = name in ("schedule", "projection", "base_positive", "base_negative", "pooled_clip") and class_type != "SavePooledProjection"
-    optional |= (class_type, name) == ("ScaleTextVariance", "clip")
+    optional |= (class_type, name) in (("ScaleTextVariance", "clip"), ("DistillGuidanceDirection", "direction"))
     if value is None and optional:
         client.run(prompt(class_type, **{name: value}))
         return

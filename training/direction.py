@@ -55,12 +55,8 @@ class DirectionTraining(Training):
         self, model, clip, prompts: list[str], positive: str, negative: str, settings: Settings, direction: GuidanceDirection | None = None,
         held_out: list[str] = (), workers: Workers = Workers(), checkpoint: Checkpoint | None = None, origin: Mapping[str, Any] | None = None,
     ):
+        check_words(positive, negative)
         self.words = {+1: positive.strip(), -1: negative.strip()}
-        if self.words[+1] == self.words[-1]:
-            raise ValueError(
-                f"Distilling: positive and negative are both {quoted(self.words[+1])}, so that there is nothing to learn. Write words that are "
-                "wanted and words that are not; one of the two may be empty."
-            )
         kept, aside = (stripped(prompts), list(held_out)) if held_out else _set_aside(stripped(prompts))
         super().__init__(model, clip, kept, settings, aside, workers)
         self.injection = self.family.place_of_y
@@ -183,6 +179,15 @@ class DirectionTeaching(Teaching):
         empty = (torch.rand(len(batch.prompts), generator=draw) < EMPTY_ROWS).tolist()
         numbers = [EMPTY if is_empty else number for number, is_empty in zip(batch.prompts, empty, strict=True)]
         return [self.signs[each] for each in which], numbers
+
+
+def check_words(positive: str, negative: str) -> None:
+    """Raises ValueError where they are the same."""
+    if positive.strip() == negative.strip():
+        raise ValueError(
+            f"Distilling: positive and negative are both {quoted(positive.strip())}, so that there is nothing to learn. Write words that are "
+            "wanted and words that are not; one of the two may be empty."
+        )
 
 
 def _with_pooled_of(plain: list, words: list) -> list:
