@@ -1,6 +1,7 @@
 """Learned directions as files and through the node, and what the equation says of them."""
 
 import json
+import secrets
 import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,13 +47,15 @@ def file_of(tensor, family, positive="highly detailed", negative="very simple", 
     }
 
 
+_FOLDER = tempfile.TemporaryDirectory()  # the host remembers folders, and asks for them again
+
+
 def learned(tensor, family, **entry):
     """A direction, loaded through the node."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "learned.safetensors"
-        tensors, metadata = file_of(tensor, family, **entry)
-        save_file(tensors, path, metadata)
-        return loaded_direction(path)
+    tensors, metadata = file_of(tensor, family, **entry)
+    path = Path(_FOLDER.name) / f"{secrets.token_hex(8)}.safetensors"
+    save_file(tensors, path, metadata)
+    return loaded_direction(path)
 
 
 def loaded_direction(path):
@@ -67,3 +70,16 @@ def registered(folder, name="pooled_projections"):
     _, suffixes = folder_paths.folder_names_and_paths[name]
     with patch.dict(folder_paths.folder_names_and_paths, {name: ([str(folder)], suffixes)}):
         yield
+
+
+def saved_direction(direction, output):
+    """The file that the node makes in that folder, as the host's for output."""
+    before = folder_paths.get_output_directory()
+    folder_paths.set_output_directory(str(output))
+    try:
+        known = {*output.iterdir()}
+        node("SaveGuidanceDirection", direction=direction, filename_prefix="saved")
+        [path] = {*output.iterdir()} - known
+        return path
+    finally:
+        folder_paths.set_output_directory(before)

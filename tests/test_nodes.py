@@ -24,6 +24,8 @@ OURS = {
         ],
         ["model"],
     ),
+    "LoadGuidanceDirection": (["direction_name"], ["direction"]),
+    "SaveGuidanceDirection": (["direction", "filename_prefix"], []),
     "LoadPooledProjection": (["projection_name"], ["projection"]),
     "SavePooledProjection": (["projection", "filename_prefix"], []),
     "DistillGuidanceDirection": (
@@ -80,6 +82,8 @@ def test_types():
     ]
     assert types("GuidanceGrid") == ["IMAGE", "STRING", "STRING", "IMAGE"]
     assert types("LoadPooledProjection") == ["COMBO", "POOLED_PROJECTION"]
+    assert types("LoadGuidanceDirection") == ["COMBO", "GUIDANCE_DIRECTION"]
+    assert types("SaveGuidanceDirection") == ["GUIDANCE_DIRECTION", "STRING"]
     assert types("SavePooledProjection") == ["POOLED_PROJECTION", "STRING"]
     assert types("DistillGuidanceDirection") == [
         "MODEL", "CLIP", "STRING", "STRING", "STRING", "INT", "INT", "FLOAT", "INT", "INT", "INT", "GUIDANCE_DIRECTION",

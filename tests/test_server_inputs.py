@@ -40,6 +40,7 @@ RIGHT = {  # inputs that a node takes
     "ScaleTextVariance": {"model": ["model", 0], "scale": 1.5, "start_percent": 0.0, "end_percent": 1.0},
     "GuidanceGrid": {"images": ["image", 0], "labels": "a"},
     "SavePooledProjection": {"projection": ["projection", 0], "filename_prefix": "projection"},
+    "SaveGuidanceDirection": {"direction": ["direction", 0], "filename_prefix": "direction"},
     "DistillPooledProjection": {
         "model": ["text_blind", 0], "clip": ["clip", 0], "prompts": "a", "steps": 0, "batch_size": 1, "learning_rate": 2e-5, "width": 80,
         "height": 80, "seed": 0, "pooling": "clip", "injection": "time embedding",
@@ -55,7 +56,7 @@ def prompt(class_type, **inputs):
     """One of our nodes with these inputs, and its first output shown."""
     tried = {"class_type": class_type, "inputs": RIGHT[class_type] | inputs}
     shown = {"class_type": "PreviewAny", "inputs": {"source": ["tried", 0]}}
-    return LINKED | {"tried": tried} | ({} if class_type == "SavePooledProjection" else {"shown": shown})
+    return LINKED | {"tried": tried} | ({} if class_type.startswith("Save") else {"shown": shown})
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +109,7 @@ def test_what_the_host_says_of_wrong_types_is_left_to_it(client, class_type, inp
     ("GuidanceDirectionFromConditioning", "positive"), ("GuidanceDirectionFromConditioning", "negative"),
     ("ScaleTextVariance", "model"), ("ScaleTextVariance", "schedule"), ("ScaleTextVariance", "clip"),
     ("GuidanceLayerScheduleCurve", "curve"), ("GuidanceGrid", "images"), ("SavePooledProjection", "projection"),
+    ("SaveGuidanceDirection", "direction"),
     ("DistillPooledProjection", "model"), ("DistillPooledProjection", "clip"), ("DistillPooledProjection", "pooled_clip"),
     ("DistillPooledProjection", "projection"), ("DistillGuidanceDirection", "model"), ("DistillGuidanceDirection", "clip"),
     ("DistillGuidanceDirection", "direction"),
