@@ -20,8 +20,8 @@ class DistillGuidanceDirection(io.ComfyNode):
             node_id="DistillGuidanceDirection",
             display_name=NAME,
             category=CATEGORY,
-            description="Learns a guidance direction from words: for every layer a shift of the modulation that does to pictures what the words "
-            "do in a prompt. It needs no text in the model's modulation, so that Wan, Qwen-Image, Anima and others take it without a "
+            description="Learns a guidance direction from words: for every layer a shift of the modulation that does to pictures what the "
+            "words do in a prompt. It needs no text in the model's modulation, so that Wan, Qwen-Image, Anima and others take it without a "
             "projection. The model itself is not changed. Interrupting keeps what was learned so far, and the rest of the graph runs on.",
             search_aliases=["modulation guidance", "train direction", "learn direction", "distillation", "slider", "concept slider"],
             inputs=[
@@ -43,7 +43,8 @@ class DistillGuidanceDirection(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "steps", default=400, min=0, max=1000000,
-                    tooltip="Steps of training. 0: a direction that has learned nothing and changes nothing, or the connected one as it is.",
+                    tooltip="Steps of training. 0: a direction that has learned nothing and changes nothing, or the connected one as it "
+                    "is.",
                 ),
                 io.Int.Input(
                     "batch_size", default=4, min=1, max=4096,

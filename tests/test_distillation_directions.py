@@ -19,7 +19,9 @@ import families
 
 pytestmark = needs_distilling
 
-learning, settings_module, checkpoints = (importlib.import_module(f"{PACK}.training.{name}") for name in ("direction", "settings", "checkpoints"))
+learning, settings_module, checkpoints = (
+    importlib.import_module(f"{PACK}.training.{name}") for name in ("direction", "settings", "checkpoints")
+)
 WORDS = "highly detailed", "very simple"
 MORE = [f"{prompt}, number {number}" for prompt in PROMPTS for number in range(4)]
 
@@ -106,11 +108,13 @@ def shifted_layers(small, model, added):
         layers = [*((block, "vec", 2) for block in model.double_blocks), *((block, "vec", 1) for block in model.single_blocks)]
         made = [lambda y, shift=shift: y + shift for shift in added]
     else:  # what modulates Wan's blocks is made of y by one layer before them
+        def y(rows):
+            return time["y"].reshape(rows, -1, model.dim)
+
         hooks.append(model.time_embedding.register_forward_hook(lambda module, args, y: time.update(y=y)))
         layers = [(block, "e", 1) for block in model.blocks]
         made = [
-            lambda e, shift=shift: model.time_projection(time["y"].reshape(len(shift), -1, model.dim) + shift[:, None]).unflatten(-1, (6, model.dim))
-            for shift in added
+            lambda e, shift=shift: model.time_projection(y(len(shift)) + shift[:, None]).unflatten(-1, (6, model.dim)) for shift in added
         ]
     for (layer, name, position), make in zip(layers, made, strict=True):
         hooks.append(layer.register_forward_pre_hook(put_in(name, position, make), with_kwargs=True))
@@ -238,7 +242,8 @@ def test_one_of_the_words_may_be_empty(words, sign):
     one = training(WAN, words=words, steps=8)
     one.prepare()
     with one.running():
-        assert {each for number in range(len(one.course.lessons)) for each in one.teaching.rows(one.course, one.course.lessons[number])[0]} == {sign}
+        lessons = one.course.lessons
+        assert {each for number in range(len(lessons)) for each in one.teaching.rows(one.course, lessons[number])[0]} == {sign}
         one.take_step()
     said = one.course.prompts[learning.EMPTY]
     assert said.words[-sign] is said.plain and said.words[sign] is not said.plain
@@ -303,7 +308,8 @@ def test_a_run_that_was_cut_goes_on_bit_for_bit(tmp_path):
     assert rest.step == 3 and torch.equal(shifts(rest.result()), shifts(cut.result()))
     stepped(rest, 6)
     assert torch.equal(shifts(whole.result()), shifts(rest.result())) and record(whole.result()) == record(rest.result())
-    for words, what in (((WORDS[0], "flat"), "negative was very simple and is flat"), ((WORDS[1], WORDS[0]), "positive was highly detailed")):
+    others = {(WORDS[0], "flat"): "negative was very simple and is flat", (WORDS[1], WORDS[0]): "positive was highly detailed"}
+    for words, what in others.items():
         with pytest.raises(ValueError, match=f"The checkpoint is of another run: {what}.*there, --direction goes on"):
             training(FLUX, MORE, words=words, steps=6, accumulation=2, checkpoint=checkpoints.load(tmp_path / "checkpoint.safetensors"))
 

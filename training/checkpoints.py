@@ -37,7 +37,10 @@ class Checkpoint:
     squares: dict[str, Tensor]
 
     def check(self, run: Mapping[str, Any], shapes: Mapping[str, torch.Size], learned: str) -> None:
-        """Raises ValueError, with what differs, unless it is of that run and its weights have those shapes, by name. learned: what they are."""
+        """Raises ValueError, with what differs, unless it is of that run and its weights have those shapes, by name.
+
+        learned: what they are of.
+        """
         others = [name for name in (*run, *(set(self.run) - set(run))) if self.run.get(name) != run.get(name)]
         if others:
             differences = ", ".join(_difference(name, self.run.get(name), run.get(name)) for name in others)

@@ -145,7 +145,8 @@ class _Recomputed(torch.autograd.Function):
             outputs = ctx.run(*(tensor.clone() for tensor in inputs))
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         followed = [  # a last block's text comes to None
-            (output, gradient) for output, gradient in zip(outputs, gradients, strict=True) if output is not None and output.requires_grad
+            (output, gradient) for output, gradient in zip(outputs, gradients, strict=True)
+            if output is not None and output.requires_grad
         ]
         wanted = [tensor for tensor in inputs if tensor.requires_grad]
         found = torch.autograd.grad(

@@ -1,4 +1,4 @@
-"""A direction: one shift of y for each main layer, delta (L, D), that does to the prediction what words in the prompt do. It starts at zero.
+"""A direction: one shift of y for each main layer, delta (L, D), that does what words in the prompt do. It starts at zero.
 
     teacher   v(x_t, t, "prompt, words")     by attention, the model's own way, with the plain prompt's pooled vector
     student   v(x_t, t, "prompt")            with y_i + s delta_i at layer i, s = +1 for the positive words, -1 for the negative ones
@@ -53,7 +53,8 @@ class DirectionTraining(Training):
 
     def __init__(
         self, model, clip, prompts: list[str], positive: str, negative: str, settings: Settings, direction: GuidanceDirection | None = None,
-        held_out: list[str] = (), workers: Workers = Workers(), checkpoint: Checkpoint | None = None, origin: Mapping[str, Any] | None = None,
+        held_out: list[str] = (), workers: Workers = Workers(), checkpoint: Checkpoint | None = None,
+        origin: Mapping[str, Any] | None = None,
     ):
         check_words(positive, negative)
         self.words = {+1: positive.strip(), -1: negative.strip()}
@@ -87,7 +88,8 @@ class DirectionTraining(Training):
         run = self._record() | {"positive": self.words[+1], "negative": self.words[-1]}
         if self.strength is not None:
             run |= {"strength": self.strength, "measured on": len(self.held_out)}
-        return GuidanceDirection(learned=(LearnedDirection(shifts, self.family.name, self.words[+1], self.words[-1], {"runs": [*before, run]}),))
+        learned = LearnedDirection(shifts, self.family.name, self.words[+1], self.words[-1], {"runs": [*before, run]})
+        return GuidanceDirection(learned=(learned,))
 
     @torch.no_grad()
     def measure(self):
@@ -185,13 +187,16 @@ def check_words(positive: str, negative: str) -> None:
     """Raises ValueError where they are the same."""
     if positive.strip() == negative.strip():
         raise ValueError(
-            f"Distilling: positive and negative are both {quoted(positive.strip())}, so that there is nothing to learn. Write words that are "
-            "wanted and words that are not; one of the two may be empty."
+            f"Distilling: positive and negative are both {quoted(positive.strip())}, so that there is nothing to learn. Write words that "
+            "are wanted and words that are not; one of the two may be empty."
         )
 
 
 def _with_pooled_of(plain: list, words: list) -> list:
-    """The conditioning of the words, but for the pooled output, where the encoder gives one. What a model pools of its tokens it pools of these."""
+    """The conditioning of the words, but for the pooled output, where the encoder gives one.
+
+    What a model pools of its tokens itself, it pools of these.
+    """
     return [
         [tokens, extras | {"pooled_output": given["pooled_output"]} if "pooled_output" in given else extras]
         for [tokens, extras], [_, given] in zip(words, plain, strict=True)

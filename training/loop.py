@@ -255,7 +255,10 @@ class Training:
 
 
 def learn(training: Training, on_progress: Callable[[Progress], None]) -> None:
-    """The whole run. An interrupt, or a step that would make it NaN, ends it early and keeps what was learned; before the first it raises."""
+    """The whole run. An interrupt, or a step that would make it NaN, ends it early; before the first step it raises.
+
+    What is measured is told last.
+    """
     if not training.settings.steps:
         return
     try:
