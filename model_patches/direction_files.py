@@ -57,8 +57,10 @@ def save(direction: GuidanceDirection, path: str | os.PathLike, replace: bool = 
         "format_version": VERSION,
         "kind": " and ".join(kind for kind, terms in kinds.items() if terms),
         _LEARNED: json.dumps([
-            {"family": one.family, "layers": len(one.shifts), "width": one.shifts.shape[1], "positive": one.positive, "negative": one.negative,
-             "weight": one.weight, "record": one.record}
+            {
+                "family": one.family, "layers": len(one.shifts), "width": one.shifts.shape[1], "positive": one.positive,
+                "negative": one.negative, "weight": one.weight, "record": one.record,
+            }
             for one in direction.learned
         ]),
         _ENCODED: json.dumps([{"weight": pair.weight} for pair in direction.pairs]),
@@ -76,7 +78,8 @@ def _read(file: TensorFile) -> GuidanceDirection:
     metadata = file.metadata
     if metadata.get("format") != FORMAT:
         raise ValueError(
-            f"is not a guidance direction: it holds {tensor_files.listed(file.tensors)}. Load a file that Save Guidance Direction has saved."
+            f"is not a guidance direction: it holds {tensor_files.listed(file.tensors)}. Load a file that Save Guidance Direction has "
+            "saved."
         )
     if metadata.get("format_version") != VERSION:
         raise tensor_files.of_another_version(metadata, VERSION)
@@ -84,7 +87,8 @@ def _read(file: TensorFile) -> GuidanceDirection:
     if not (learned or encoded):
         raise ValueError("holds no direction. It is damaged. Use another file.")
     parts = _by_prompt(file.tensors)
-    expected = {(_LEARNED, number) for number in range(len(learned))} | {(_ENCODED, number, side) for number in range(len(encoded)) for side in _SIDES}
+    expected = {(_LEARNED, number) for number in range(len(learned))}
+    expected |= {(_ENCODED, number, side) for number in range(len(encoded)) for side in _SIDES}
     if parts.keys() != expected or not all("tokens" in prompt for key, prompt in parts.items() if key[0] == _ENCODED):
         raise ValueError(
             f"holds {tensor_files.listed(file.tensors)}, which are not the tensors of {len(learned)} learned and {len(encoded)} encoded "
@@ -145,8 +149,8 @@ def _check_numbers(name: str, tensor: Tensor | Stored) -> None:
         return
     if not tensor.dtype.is_floating_point or len(tensor.shape) != dimensions or 0 in tensor.shape:
         raise ValueError(
-            f"holds {shown(name)} as {tensor.dtype} of {shown(tuple(tensor.shape))}; it must be floating-point numbers in {dimensions} dimensions. "
-            "Use another."
+            f"holds {shown(name)} as {tensor.dtype} of {shown(tuple(tensor.shape))}; it must be floating-point numbers in {dimensions} "
+            "dimensions. Use another."
         )
 
 

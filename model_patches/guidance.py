@@ -111,8 +111,8 @@ def guide(
     reaches_head = bool(direction.pairs or text.base_texts) and family.injections[text.injection].head is not None
     if schedule is not None and schedule.final_layer and not reaches_head:
         raise ValueError(
-            f"Layer schedule: final_layer is {schedule.final_layer}, but this {'direction' if learned else 'projection'} adds nothing at the "
-            "output head. Set it to 0."
+            f"Layer schedule: final_layer is {schedule.final_layer}, but this {'direction' if learned else 'projection'} adds nothing at "
+            "the output head. Set it to 0."
         )
     schedule = schedule or text.schedule(family, depth)
     if start_layer is not None:
@@ -353,9 +353,7 @@ class _Terms:
             return self.learned[layer]
         scaled = self.scales is not None and layer < len(self.scales)
         of_text = self._scaled[layer] if scaled else self._unscaled(self.guidance.layer_weights[layer])
-        if self.learned is None:
-            return of_text
-        return of_text + (self.learned[layer] if of_text.ndim == 2 else self.learned[layer].unsqueeze(1))
+        return of_text if self.learned is None else _sum([of_text, self.learned[layer]])
 
     @cached_property
     def _scaled(self) -> Tensor:
@@ -398,7 +396,8 @@ def _terms(
 
 
 def _terms_of(
-    guidance: Guidance, place: str, of_text: dict[EncodedPrompt | str, Tensor], call: Call, conditional: list[bool | None], acts: bool = True
+    guidance: Guidance, place: str, of_text: dict[EncodedPrompt | str, Tensor], call: Call, conditional: list[bool | None],
+    acts: bool = True,
 ) -> _Terms:
     """of_text: what its texts contribute there, none if they do at another place. acts: whether its direction does."""
     reads = bool(of_text) and guidance.text.injection == place
@@ -413,7 +412,14 @@ def _terms_of(
 
 
 def _summed(terms: list[Tensor], dtype: torch.dtype) -> Tensor | None:
-    return sum(terms[1:], terms[0]).to(dtype) if terms else None
+    return _sum(terms).to(dtype) if terms else None
+
+
+def _sum(terms: list[Tensor]) -> Tensor:
+    """Of (R, D) and (R, T, D), (R, T, D) where there is one."""
+    most = max(term.ndim for term in terms)
+    aligned = [term if term.ndim == most else term.unsqueeze(1) for term in terms]
+    return sum(aligned[1:], aligned[0])
 
 
 def layer_shifts(guidance: Guidance, place: str, diffusion_model: nn.Module, call: Call) -> list[Tensor]:

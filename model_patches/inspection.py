@@ -220,7 +220,9 @@ def _cosines(vectors: list[Tensor]) -> list[list[float]]:
 
 def _pooled_cosines(directions: list[GuidanceDirection]) -> list[list[float]] | None:
     prompts = [prompt for direction in directions for pair in direction.pairs for prompt in (pair.positive, pair.negative)]
-    if any(direction.learned for direction in directions) or any(prompt.pooled is None for prompt in prompts) or len({prompt.pooled.shape[-1] for prompt in prompts}) > 1:
+    if any(direction.learned for direction in directions) or any(prompt.pooled is None for prompt in prompts):
+        return None
+    if len({prompt.pooled.shape[-1] for prompt in prompts}) > 1:
         return None
     return _cosines([
         sum(pair.weight * (pair.positive.pooled.float().mean(dim=0) - pair.negative.pooled.float().mean(dim=0)) for pair in direction.pairs)

@@ -62,15 +62,15 @@ def _check_fits(one: LearnedDirection, family: Family, model: nn.Module) -> None
     words = f"The guidance direction learned from {quoted(one.positive)} and {quoted(one.negative)}"
     if one.family != family.name:
         raise ValueError(
-            f"{words} was learned on {one.family}, but the model is a {family.name}. Load a direction learned on {family.name}, or connect "
-            f"a {one.family} model."
+            f"{words} was learned on {one.family}, but the model is a {family.name}. Load a direction learned on {family.name}, or "
+            f"connect a {one.family} model."
         )
     if family.places(layers, depth) is None:
         raise ValueError(
-            f"{words} is for {layers} layers, but this {family.name} model has {depth}. Load a direction learned on a model of {depth} layers."
+            f"{words} is for {layers} layers, but this {family.name} model has {depth}. Load a direction learned on a model of as many."
         )
     if learned_width != width:
         raise ValueError(
-            f"{words} is {learned_width} wide, but the modulation of this {family.name} model is {width} wide. Load a direction learned on a "
-            "model of that width."
+            f"{words} is {learned_width} wide, but the modulation of this {family.name} model is {width} wide. Load a direction learned on "
+            "a model of that width."
         )

@@ -54,7 +54,7 @@ def learned(tensor, family, **entry):
     """A direction, loaded through the node."""
     tensors, metadata = file_of(tensor, family, **entry)
     path = Path(_FOLDER.name) / f"{secrets.token_hex(8)}.safetensors"
-    save_file(tensors, path, metadata)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata)
     return loaded_direction(path)
 
 

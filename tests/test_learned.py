@@ -106,8 +106,8 @@ def test_default_settings_are_the_family_s_and_leave_the_head_alone(small, model
 
 @pytest.mark.parametrize("rows", ["cond", "opposed"])
 def test_rows_weights_of_layers_and_a_negative_w(small, model, delta, direction, rows):
-    layers = node("GuidanceLayerScheduleText", layers="1-2: 0.5, 4: -1", final_layer=0.0)[0]
-    term = Learned(delta, [0, 0.5, 0.5, 0, -1, *[0] * (small.depth - 4)], w=-2.0, rows=rows)
+    layers = node("GuidanceLayerScheduleText", layers="1-2: 0.5, 3: -1", final_layer=0.0)[0]
+    term = Learned(delta, [0, 0.5, 0.5, -1, *[0] * (small.depth - 3)], w=-2.0, rows=rows)
     assert_equal(small, model, apply(model, direction, w=-2.0, cfg_rows=rows, schedule=layers), term, batch=2)
 
 
