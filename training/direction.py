@@ -58,7 +58,7 @@ class DirectionTraining(Training):
     ):
         check_words(positive, negative)
         self.words = {+1: positive.strip(), -1: negative.strip()}
-        kept, aside = (stripped(prompts), list(held_out)) if held_out else _set_aside(stripped(prompts))
+        kept, aside = (prompts, held_out) if stripped(held_out) else _set_aside(stripped(prompts))
         super().__init__(model, clip, kept, settings, aside, workers)
         self.injection = self.family.place_of_y
         if direction is None:
