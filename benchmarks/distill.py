@@ -93,7 +93,7 @@ def measure(options) -> dict:
     import torch
 
     pack = nodes.NODE_CLASS_MAPPINGS["DistillPooledProjection"].__module__.rpartition(".nodes.")[0]
-    distillation = importlib.import_module(f"{pack}.pooled_proj.distillation")
+    distillation = importlib.import_module(f"{pack}.training.projection")
     if options.threads:
         torch.set_num_threads(options.threads)
     dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
@@ -102,7 +102,7 @@ def measure(options) -> dict:
     batches = PROMPTS // options.batch_size
 
     def training(cache):
-        settings = distillation.Settings(
+        settings = distillation.ProjectionSettings(
             steps=10**6, batch_size=options.batch_size, learning_rate=1e-4, width=options.size, height=options.size, seed=0, pooling="clip",
             injection="time embedding", checkpointing=options.checkpointing, data="noise", samples_per_prompt=1, pairs=1, cache=cache,
         )

@@ -1,8 +1,8 @@
-"""Guidance directions: what is wanted (p+) and what is not (p-), as the text encoder saw them."""
+"""Guidance directions: what is wanted (p+) and what is not (p-), as the text encoder saw them, or as a model has learned them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -36,11 +36,28 @@ class PromptPair:
     weight: float = 1.0
 
 
+@dataclass(frozen=True, eq=False)
+class LearnedDirection:
+    """weight * shifts[i] of y at layer i, one term of a direction; the output head takes none of it.
+
+    shifts: (L, D), one for each main layer of the model that it was learned on. family: that model's, by name.
+    positive, negative: the words that were learned. record: of the learning, as JSON has it.
+    """
+
+    shifts: Tensor
+    family: str
+    positive: str = ""
+    negative: str = ""
+    record: dict[str, Any] = field(default_factory=dict)
+    weight: float = 1.0
+
+
 @dataclass(frozen=True)
 class GuidanceDirection:
-    """A weighted sum of prompt pairs; its shift of y is the sum of weight * (y(p+) - y(p-))."""
+    """A weighted sum; its shift of y is the sum of weight * (y(p+) - y(p-)) over pairs of prompts, and of what was learned."""
 
-    pairs: tuple[PromptPair, ...]
+    pairs: tuple[PromptPair, ...] = ()
+    learned: tuple[LearnedDirection, ...] = ()
 
     @property
     def prompts(self) -> tuple[EncodedPrompt, ...]:
@@ -50,8 +67,8 @@ class GuidanceDirection:
 
 def combine(directions: list[GuidanceDirection], weights: list[float]) -> GuidanceDirection:
     """The weighted sum of directions, as one direction."""
-    return GuidanceDirection(tuple(
-        PromptPair(pair.positive, pair.negative, weight * pair.weight)
-        for direction, weight in zip(directions, weights, strict=True)
-        for pair in direction.pairs
+    weighted = [*zip(directions, weights, strict=True)]
+    return GuidanceDirection(*(
+        tuple(replace(term, weight=weight * term.weight) for direction, weight in weighted for term in getattr(direction, terms))
+        for terms in ("pairs", "learned")
     ))

@@ -1,4 +1,4 @@
-"""Modulation guidance: y_hat = y + w (y(p+) - y(p-)), layer by layer.
+"""Modulation guidance: y_hat = y + w (y(p+) - y(p-)), layer by layer, or with shifts learned for each layer in place of the difference.
 
 "Rethinking Global Text Conditioning in Diffusion Transformers", Starodubcev et al., ICLR 2026, equation 3 and section 4.
 """
@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 import torch
@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from .calls import CallPatch
 from .conditionings import check_known
 from .directions import EncodedPrompt, GuidanceDirection
-from .families import Call, Family, Injection, TextPath, family_of
+from .families import Call, Family, Injection, NoText, TextPath, family_of
 from .host_model import HostModel
 from .injection import Edit
 from .layers import as_applied, remember
+from .learned import LearnedShifts
 from .quoting import quoted
 from .schedules import LayerSchedule, ProportionalSchedule, starting_at
 from .shifts import shifted, shifted_in_sight, views
@@ -37,7 +38,7 @@ LARGEST_STRENGTH = 10_000.0
 class Guidance:
     """One guidance on one model.
 
-    text: how the direction's prompts become a shift of y: the model's own way, or a projection's.
+    text: how the direction's prompts become a shift of y: the model's own way, or a projection's. learned: what it holds beside them.
     layer_weights: one unitless weight per layer, and last the output head's; they multiply w.
     cfg_rows: "both" guides every row, "cond" the conditional rows only, "opposed" the unconditional rows with -w.
     keep_norm: rescale the guided y to the norm of the plain y, per row.
@@ -48,6 +49,7 @@ class Guidance:
     family: str
     direction: GuidanceDirection
     text: TextPath
+    learned: LearnedShifts | None
     w: float
     layer_weights: tuple[float, ...]
     cfg_rows: str
@@ -55,6 +57,12 @@ class Guidance:
     start_percent: float
     end_percent: float
     teller: Teller | None = None
+
+    @property
+    def places(self) -> set[str]:
+        """The names of the family's injections that it enters by."""
+        text = {self.text.injection} if self.direction.pairs or self.text.base_texts else set()
+        return text if self.learned is None else text | {self.learned.injection}
 
     def acts_at(self, call: Call, conditional: list[bool | None]) -> bool:
         """Whether the direction shifts anything at this call."""
@@ -96,24 +104,28 @@ def guide(
         raise ValueError(f"Modulation guidance: cfg_rows is {quoted(cfg_rows)}; choose auto, {', '.join(CFG_ROWS)}.")
     host = HostModel.of(model)
     family, diffusion_model = family_of(host), host.diffusion_model
-    text = _text_path(family, diffusion_model, projection)
+    learned = LearnedShifts.of(direction.learned, family, diffusion_model)
+    text = _text_path(family, diffusion_model, projection, reads=learned is None or bool(direction.pairs))
     _check_direction(direction, family, text, diffusion_model)
     depth = family.depth(diffusion_model)
+    reaches_head = bool(direction.pairs or text.base_texts) and family.injections[text.injection].head is not None
+    if schedule is not None and schedule.final_layer and not reaches_head:
+        raise ValueError(
+            f"Layer schedule: final_layer is {schedule.final_layer}, but this {'direction' if learned else 'projection'} adds nothing at "
+            "the output head. Set it to 0."
+        )
     schedule = schedule or text.schedule(family, depth)
     if isinstance(schedule, ProportionalSchedule) and (places := family.places(schedule.depth, depth)):
         schedule = schedule.placed(places)
     if start_layer is not None:
         schedule = starting_at(schedule, start_layer)
-    layer_weights = (*text.weights(schedule, depth), schedule.final_layer)
+    layer_weights = (*_layer_weights(schedule, depth, text, direction, learned), schedule.final_layer if reaches_head else 0.0)
     _check_strength(w, layer_weights, direction)
-    if schedule.final_layer and not family.injections[text.injection].head:
-        raise ValueError(
-            f"Layer schedule: final_layer is {schedule.final_layer}, but this projection adds nothing at the output head. Set it to 0."
-        )
     guidance = Guidance(
         family=family.name,
         direction=direction,
         text=text,
+        learned=learned,
         w=w,
         layer_weights=layer_weights,
         cfg_rows=text.cfg_rows(family) if cfg_rows == "auto" else cfg_rows,
@@ -122,7 +134,8 @@ def guide(
         end_percent=end_percent,
         teller=teller,
     )
-    remember(diffusion_model, text.injection, family.injections[text.injection].blocks(diffusion_model))
+    for place in guidance.places:
+        remember(diffusion_model, place, family.injections[place].blocks(diffusion_model))
     model = _PATCH.put_on(model, guidance)
     beside = model.get_additional_models_with_key(KEY)
     new = [patcher for patcher in text.patchers(model.load_device) if not any(map(patcher.is_clone, beside))]
@@ -142,7 +155,7 @@ def known_w(model, projection=None) -> float | None:
     """The guidance scale in use for the model of a ModelPatcher, with that projection; None where none is known. Errors as of `guide`."""
     host = HostModel.of(model)
     family = family_of(host)
-    return _text_path(family, host.diffusion_model, projection).w(family)
+    return _text_path(family, host.diffusion_model, projection, reads=True).w(family)
 
 
 def guided_depth(model) -> int:
@@ -171,15 +184,29 @@ def check_percents(start_percent: float, end_percent: float) -> None:
         )
 
 
-def _text_path(family: Family, diffusion_model: nn.Module, projection) -> TextPath:
+def _text_path(family: Family, diffusion_model: nn.Module, projection, reads: bool) -> TextPath:
+    """reads: whether there is text to be read."""
     if projection is not None:
         return projection.text_path(family, diffusion_model)
-    if family.text is None:
+    if family.text is None and reads:
         raise ValueError(
             f"{family.name} is text-blind: its modulation holds no pooled text. Connect a pooled projection made for it "
-            "(Load Pooled Projection, or Distill Pooled Projection to make one)."
+            "(Load Pooled Projection, or Distill Pooled Projection to make one), or a learned direction alone (Load Guidance Direction)."
         )
-    return family.text
+    return family.text or NoText(family.place_of_y)
+
+
+def _layer_weights(
+    schedule: LayerSchedule, depth: int, text: TextPath, direction: GuidanceDirection, learned: LearnedShifts | None
+) -> tuple[float, ...]:
+    """The schedule's, or 0 where neither text nor what was learned enters."""
+    of_text = text.weights(schedule, depth)
+    if learned is None:
+        return of_text
+    of_learned = learned.weights(schedule.resolve(depth))
+    if not (direction.pairs or text.base_texts):
+        return of_learned
+    return tuple(weight or other for weight, other in zip(of_text, of_learned, strict=True))
 
 
 def _check_direction(direction: GuidanceDirection, family: Family, text: TextPath, diffusion_model: nn.Module) -> None:
@@ -194,11 +221,11 @@ def _check_direction(direction: GuidanceDirection, family: Family, text: TextPat
 
 
 def _check_strength(w: float, layer_weights: tuple[float, ...], direction: GuidanceDirection) -> None:
-    layers, pairs = max(map(abs, layer_weights)), sum(abs(pair.weight) for pair in direction.pairs)
-    if not abs(w) * layers * pairs <= LARGEST_STRENGTH:
+    layers, terms = max(map(abs, layer_weights)), sum(abs(term.weight) for term in (*direction.pairs, *direction.learned))
+    if not abs(w) * layers * terms <= LARGEST_STRENGTH:
         raise ValueError(
             f"Modulation guidance: w {w:g} times the schedule's largest weight, {layers:g}, times the direction's weights, together "
-            f"{pairs:g}, is beyond {LARGEST_STRENGTH:g}, where numbers overflow and the picture becomes NaN. Lower w or the weights."
+            f"{terms:g}, is beyond {LARGEST_STRENGTH:g}, where numbers overflow and the picture becomes NaN. Lower w or the weights."
         )
 
 
@@ -214,9 +241,9 @@ def _edits(guidances: tuple[Guidance, ...], host: HostModel, call: Call, conditi
         return []
     edits = []
     for name, injection in family_of(host).injections.items():
-        entering = [guidance for guidance in acting if guidance.text.injection == name]
+        entering = [guidance for guidance in acting if name in guidance.places]
         if entering:
-            edits += _injected(entering, injection, host, call, conditional)
+            edits += _injected(entering, name, injection, host, call, conditional)
     return edits
 
 
@@ -230,13 +257,17 @@ def _acts_at_the_head(guidances: tuple[Guidance, ...]) -> bool:
 _PATCH = CallPatch("Modulation guidance", KEY, _edits, of_guidance, _acts_at_the_head)
 
 
-def _injected(guidances: list[Guidance], injection: Injection, host: HostModel, call: Call, conditional: list[bool | None]) -> list[Edit]:
+def _injected(
+    guidances: list[Guidance], place: str, injection: Injection, host: HostModel, call: Call, conditional: list[bool | None]
+) -> list[Edit]:
     diffusion_model = host.diffusion_model
     depths = {len(guidance.layer_weights) - 1 for guidance in guidances}
-    targets = as_applied(diffusion_model, guidances[0].text.injection, injection.blocks(diffusion_model), depths, "Modulation guidance")
+    targets = as_applied(diffusion_model, place, injection.blocks(diffusion_model), depths, "Modulation guidance")
     if injection.head:
         targets = [*targets, injection.head(diffusion_model)]
-    sums = _terms(guidances, diffusion_model, call, conditional)
+    sums = [terms for terms in _terms(guidances, place, diffusion_model, call, conditional) if terms]
+    if not sums:
+        return []
     see = _measuring(sums, injection, targets[0].carry is not None, diffusion_model, call)
     alike, own = all(terms.alike for terms in sums), any(terms.base is not None for terms in sums)
     layers: dict[tuple, list[int]] = {}
@@ -266,7 +297,7 @@ def _measuring(sums: list[_Terms], injection: Injection, carried: bool, diffusio
     """Notes which guidances act; once in a sampling, what measures their shifts beside y, for the edits of this call to do it with y."""
     if call.sampling is None:
         return None
-    tallies = [(terms, call.sampling.acted(terms.guidance)) for terms in sums if terms.delta is not None]
+    tallies = [(terms, call.sampling.acted(terms.guidance)) for terms in sums if terms.guides]
     unknown = [(terms, tally) for terms, tally in tallies if tally.longest is None and terms.guidance.teller is not None]
     if not unknown:
         return None
@@ -284,15 +315,25 @@ def _measuring(sums: list[_Terms], injection: Injection, carried: bool, diffusio
 
 @dataclass(frozen=True)
 class _Terms:
-    """One guidance at one call: at each layer, scales * (weight * delta + base).
+    """What one guidance adds at one place at one call: at each layer, scales * (weight * delta + base) + learned.
 
-    delta, base: (R, D) or (R, T, D) in fp32, one of them may be None. scales: (L, D) or None; the head has none.
+    delta, base: (R, D) or (R, T, D) in fp32. scales: (L, D); the head has none. learned: (L + 1, R, D) in fp32, the layers' weights in it.
+    Any of them may be None.
     """
 
     guidance: Guidance
     delta: Tensor | None
     base: Tensor | None
     scales: Tensor | None
+    learned: Tensor | None
+
+    def __bool__(self) -> bool:
+        return self.guides or self.base is not None
+
+    @property
+    def guides(self) -> bool:
+        """Whether the direction is in it."""
+        return self.delta is not None or self.learned is not None
 
     @property
     def keep_norm(self) -> bool:
@@ -303,23 +344,25 @@ class _Terms:
         """Whether every row of the batch is known to take the same."""
         guidance = self.guidance
         return (
-            self.base is None and guidance.cfg_rows == "both" and guidance.text.same_for_rows
+            self.base is None and guidance.cfg_rows == "both" and (self.delta is None or guidance.text.same_for_rows)
             and all(prompt.count == 1 for prompt in guidance.direction.prompts)
         )
 
     def acts(self, layer: int) -> bool:
         """Whether it changes anything at that layer."""
         weight = self.guidance.layer_weights[layer]
-        return (self.delta is not None and weight != 0) or (self.base is not None and self.guidance.text.takes_base(weight))
+        return (self.guides and weight != 0) or (self.base is not None and self.guidance.text.takes_base(weight))
 
     def key(self, layer: int):
         weight = self.guidance.layer_weights[layer]
-        return (weight, None if self.scales is None else layer)
+        return (weight, None if self.scales is None and self.learned is None else layer)
 
     def at(self, layer: int) -> Tensor:
-        if self.scales is not None and layer < len(self.scales):
-            return self._scaled[layer]
-        return self._unscaled(self.guidance.layer_weights[layer])
+        if self.delta is None and self.base is None:
+            return self.learned[layer]
+        scaled = self.scales is not None and layer < len(self.scales)
+        of_text = self._scaled[layer] if scaled else self._unscaled(self.guidance.layer_weights[layer])
+        return of_text if self.learned is None else _sum([of_text, self.learned[layer]])
 
     @cached_property
     def _scaled(self) -> Tensor:
@@ -332,11 +375,9 @@ class _Terms:
     @property
     def lengths(self) -> Tensor:
         """Of what the direction adds to y, at the layer where it adds most, (R,) or (R, T)."""
-        *weights, head = self.guidance.layer_weights
-        if self.scales is None:
-            return max(map(abs, (*weights, head))) * self.delta.norm(dim=-1)
-        scaled = [abs(weight) * (self.delta * scale).norm(dim=-1) for weight, scale in zip(weights, self.scales, strict=True)]
-        return torch.stack([*scaled, abs(head) * self.delta.norm(dim=-1)]).amax(dim=0)
+        direction = replace(self, base=None)
+        layers = {direction.key(layer): layer for layer in range(len(self.guidance.layer_weights))}
+        return torch.stack([direction.at(layer).norm(dim=-1) for layer in layers.values()]).amax(dim=0)
 
     def _unscaled(self, weight: float) -> Tensor:
         terms = [] if self.delta is None else [weight * self.delta]
@@ -345,56 +386,73 @@ class _Terms:
         return sum(terms[1:], terms[0])
 
 
-def _terms(guidances: list[Guidance], diffusion_model: nn.Module, call: Call, conditional: list[bool | None]) -> list[_Terms]:
+def _terms(
+    guidances: list[Guidance], place: str, diffusion_model: nn.Module, call: Call, conditional: list[bool | None]
+) -> list[_Terms]:
     """Of each guidance; what one source makes, a projection that several share, is made in one go."""
     acting = [guidance.acts_at(call, conditional) for guidance in guidances]
     paths, texts = {}, {}
     for guidance, acts in zip(guidances, acting, strict=True):
-        source = guidance.text.source
-        paths[source] = guidance.text
-        of_source = texts.setdefault(source, {})
-        of_source |= dict.fromkeys((*guidance.text.base_texts, *(guidance.direction.prompts if acts else ())))
+        wanted = (*guidance.text.base_texts, *(guidance.direction.prompts if acts else ()))
+        if wanted and guidance.text.injection == place:
+            paths[guidance.text.source] = guidance.text
+            texts.setdefault(guidance.text.source, {}).update(dict.fromkeys(wanted))
     made = {source: path.contributions(diffusion_model, list(texts[source]), call) for source, path in paths.items()}
     return [
-        _Terms(
-            guidance,
-            _row_deltas(guidance, made[guidance.text.source], conditional) if acts else None,
-            guidance.text.base(made[guidance.text.source], conditional),
-            guidance.text.layer_scales(call),
-        )
+        _terms_of(guidance, place, made.get(guidance.text.source, {}), call, conditional, acts)
         for guidance, acts in zip(guidances, acting, strict=True)
     ]
 
 
+def _terms_of(
+    guidance: Guidance, place: str, of_text: dict[EncodedPrompt | str, Tensor], call: Call, conditional: list[bool | None],
+    acts: bool = True,
+) -> _Terms:
+    """of_text: what its texts contribute there, none if they do at another place. acts: whether its direction does."""
+    reads = bool(of_text) and guidance.text.injection == place
+    learns = guidance.learned is not None and guidance.learned.injection == place
+    return _Terms(
+        guidance,
+        delta=_row_deltas(guidance, of_text, conditional) if acts and reads and guidance.direction.pairs else None,
+        base=guidance.text.base(of_text, conditional) if reads else None,
+        scales=guidance.text.layer_scales(call) if reads else None,
+        learned=_learned_rows(guidance, call, conditional) if acts and learns else None,
+    )
+
+
 def _summed(terms: list[Tensor], dtype: torch.dtype) -> Tensor | None:
-    return sum(terms[1:], terms[0]).to(dtype) if terms else None
+    return _sum(terms).to(dtype) if terms else None
 
 
-def direction_shift(guidance: Guidance, diffusion_model: nn.Module, call: Call) -> Tensor:
-    """sum of weight * (y(p+) - y(p-)), the direction's own shift of y at w 1, (R, D) or (R, T, D) in fp32."""
-    return _sum_of_pairs(guidance.direction, _of_prompts(guidance, diffusion_model, call))
+def _sum(terms: list[Tensor]) -> Tensor:
+    """Of (R, D) and (R, T, D), (R, T, D) where there is one."""
+    most = max(term.ndim for term in terms)
+    aligned = [term if term.ndim == most else term.unsqueeze(1) for term in terms]
+    return sum(aligned[1:], aligned[0])
 
 
-def layer_shifts(guidance: Guidance, diffusion_model: nn.Module, call: Call) -> list[Tensor]:
-    """What the direction adds to y of a conditional row at each layer and last at the head, (R, D) or (R, T, D) in fp32."""
-    delta = _row_deltas(guidance, _of_prompts(guidance, diffusion_model, call), [True])
-    terms = _Terms(guidance, delta, None, guidance.text.layer_scales(call))
+def layer_shifts(guidance: Guidance, place: str, diffusion_model: nn.Module, call: Call) -> list[Tensor]:
+    """What the direction adds there for a conditional row at each layer and last at the head, (R, D) or (R, T, D) in fp32."""
+    prompts = list(dict.fromkeys(guidance.direction.prompts)) if guidance.text.injection == place else []
+    of_text = guidance.text.contributions(diffusion_model, prompts, call) if prompts else {}
+    terms = replace(_terms_of(guidance, place, of_text, call, [True]), base=None)
     return [terms.at(layer) for layer in range(len(guidance.layer_weights))]
-
-
-def _of_prompts(guidance: Guidance, diffusion_model: nn.Module, call: Call) -> dict[EncodedPrompt, Tensor]:
-    return guidance.text.contributions(diffusion_model, list(dict.fromkeys(guidance.direction.prompts)), call)
 
 
 def _row_deltas(guidance: Guidance, of_text: dict[EncodedPrompt | str, Tensor], conditional: list[bool | None]) -> Tensor:
     """sign * w * (y(p+) - y(p-)) for every row of the batch, (R, D) or (R, T, D) in fp32."""
-    delta = _sum_of_pairs(guidance.direction, of_text, guidance.w)
-    signs = guidance.signs(conditional)
+    terms = [guidance.w * pair.weight * (of_text[pair.positive] - of_text[pair.negative]) for pair in guidance.direction.pairs]
+    return _signed(sum(terms[1:], terms[0]), guidance.signs(conditional))
+
+
+def _learned_rows(guidance: Guidance, call: Call, conditional: list[bool | None]) -> Tensor:
+    """sign * w * weight * shift at each layer for every row of the batch, zeros at the head, (L + 1, R, D) in fp32."""
+    # Not expanded: torch.compile would tell it from a shift of text by its strides.
+    rows = guidance.learned.at(call, guidance.w, guidance.layer_weights).unsqueeze(1).repeat(1, call.rows, 1)
+    return _signed(rows, guidance.signs(conditional), dim=1)
+
+
+def _signed(rows: Tensor, signs: list[int], dim: int = 0) -> Tensor:
     if all(sign == 1 for sign in signs):
-        return delta
-    return torch.cat([sign * rows for sign, rows in zip(signs, delta.chunk(len(signs)), strict=True)])
-
-
-def _sum_of_pairs(direction: GuidanceDirection, of_text: dict[EncodedPrompt | str, Tensor], w: float = 1.0) -> Tensor:
-    terms = [w * pair.weight * (of_text[pair.positive] - of_text[pair.negative]) for pair in direction.pairs]
-    return sum(terms[1:], terms[0])
+        return rows
+    return torch.cat([sign * chunk for sign, chunk in zip(signs, rows.chunk(len(signs), dim), strict=True)], dim)

@@ -1,16 +1,16 @@
 """What guidance will do to a model, measured before anything is sampled.
 
 Two questions: how alike are directions, and how strong is the shift of y at each layer beside y itself. y depends on the prompt,
-which is not known here: it is taken for each direction's own p+ and p-, whose length is much like any prompt's, at three
-noise levels of the model's schedule, and averaged. Only the embedders of the model run, not its blocks.
+which is not known here: it is taken for each direction's own p+ and p-, whose length is much like any prompt's, or for a prompt of zeros
+where all are learned, at three noise levels of the model's schedule, and averaged. Only the embedders of the model run, not its blocks.
 """
 
 from __future__ import annotations
 
 import itertools
 import re
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import partial, reduce
 from uuid import uuid4
 
 import comfy.sample
@@ -21,12 +21,12 @@ from torch import Tensor, nn
 
 from .directions import EncodedPrompt, GuidanceDirection
 from .families import BlockInput, Call, Family, Injection, Sampling, family_of
-from .guidance import KEY, Guidance, direction_shift, guide, layer_shifts
+from .guidance import KEY, Guidance, guide, layer_shifts
 from .host_model import HostModel
 from .injection import Edit, Watch, run_edited
 from .memory import out_of_memory
 from .schedules import LayerSchedule
-from .telling import BURNING, burning
+from .telling import BURNING, burning, nothing_in
 
 PERCENTS = (0.1, 0.5, 0.9)  # of the sampling schedule, where y is looked at
 
@@ -39,8 +39,8 @@ class Inspection:
     """What was measured of D directions.
 
     family, depth: of the model. sigmas: the noise levels looked at.
-    pooled: (D, D) cosines between the directions' pooled outputs, averaged over prompts; None where an encoder gives none.
-    modulation: (D, D) cosines between their shifts of y.
+    pooled: (D, D) cosines between the directions' pooled outputs, averaged over prompts; None where one has none.
+    modulation: (D, D) cosines between their shifts of y, those of all layers together.
     strengths: (D, depth + 1), |w shift| / |y| at each layer and last at the head; NaN at a head that takes no shift.
     warnings: sentences on directions that cancel, repeat each other or do nothing, and on strengths that will burn the picture.
     """
@@ -63,14 +63,12 @@ def inspect(
     host = HostModel.of(model)
     family, diffusion_model = family_of(host), host.diffusion_model
     sigmas = _sigmas(model)
-    pairs = [direction.pairs[0] for direction in directions]
-    look = _Look(guidances, family, [prompt for pair in pairs for prompt in (pair.positive, pair.negative)])
+    pairs = [direction.pairs[0] for direction in directions if direction.pairs]
+    prompts = [prompt for pair in pairs for prompt in (pair.positive, pair.negative)]
+    look = _Look(guidances, family, prompts or [family.blank_prompt(diffusion_model)])
     _run(guided[0], look, sigmas)
-    lengths = torch.tensor(look.shift_lengths)  # (S, D, depth + 1)
-    strengths = (lengths / torch.tensor(look.lengths)[:, None, None]).mean(dim=0)
+    strengths = torch.stack(look.strengths).mean(dim=0)
     modulation = _cosines([torch.cat(shifts) for shifts in zip(*look.directions, strict=True)])
-    if family.injections[guidances[0].text.injection].head is None:
-        strengths[:, -1] = float("nan")
     return Inspection(
         family=family.name,
         depth=family.depth(diffusion_model),
@@ -78,7 +76,7 @@ def inspect(
         pooled=_pooled_cosines(directions),
         modulation=modulation,
         strengths=strengths.tolist(),
-        warnings=(*_on_pairs(labels, modulation), *_on_strengths(labels, strengths, look.directions[0], w)),
+        warnings=(*_on_pairs(labels, modulation), *_on_strengths(labels, strengths, look.directions[0], directions, w)),
     )
 
 
@@ -91,34 +89,49 @@ def _reach(y, made):
 
 
 class _Look(comfy.samplers.Sampler):
-    """A sampler of the host's that samples nothing: it looks at each noise level how long y is, and how long each direction's shifts are.
+    """A sampler of the host's that samples nothing: it looks at each noise level how long each direction's shifts are beside y.
 
-    prompts: whose y. lengths: [|y|, averaged over them]. shift_lengths: [[|shift at each layer|] of each direction].
-    directions: [[the direction's own shift of y]].
+    prompts: whose y. strengths: [(D, depth + 1), |shift| / |y|, averaged over them, and the larger one where a direction enters at two
+    places; NaN at a head that takes no shift]. directions: [[each direction's own shifts of y, of all layers]].
     """
 
     def __init__(self, guidances: list[Guidance], family: Family, prompts: list[EncodedPrompt]):
         self.guidances, self.family, self.prompts = guidances, family, prompts
-        self.lengths, self.shift_lengths, self.directions = [], [], []
+        entered = set().union(*(guidance.places for guidance in guidances))
+        self.places = [place for place in family.injections if place in entered]
+        self.strengths, self.directions = [], []
 
     def sample(self, guider, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False):
         base_model, options = guider.inner_model, extra_args["model_options"]["transformer_options"]
         diffusion_model = HostModel.called(base_model).diffusion_model
-        injection = self.family.injections[self.guidances[0].text.injection]
         inputs = [_inputs(prompt, self.family, base_model, latent_image) for prompt in self.prompts]
         sampling = Sampling()
         for sigma in sigmas[:-1]:
             calls = [_call(base_model, noise, sigma.expand(len(noise)), one, sigmas, sampling) for one in inputs]
-            ys = [
-                _y(injection, diffusion_model, call, partial(self._run, call, one, prompt, options))
-                for call, one, prompt in zip(calls, inputs, self.prompts, strict=True)
-            ]
-            self.lengths.append(sum(map(_length, ys)) / len(ys))
-            self.shift_lengths.append([
-                [_length(shift) for shift in layer_shifts(guidance, diffusion_model, calls[0])] for guidance in self.guidances
-            ])
-            self.directions.append([direction_shift(guidance, diffusion_model, calls[0]).flatten().cpu() for guidance in self.guidances])
+            strengths, own_shifts = [], [[] for _ in self.guidances]
+            for place in self.places:
+                injection = self.family.injections[place]
+                ys = [
+                    _y(injection, diffusion_model, call, partial(self._run, call, one, prompt, options))
+                    for call, one, prompt in zip(calls, inputs, self.prompts, strict=True)
+                ]
+                shifts = [self._shifts(guidance, place, diffusion_model, calls[0]) for guidance in self.guidances]
+                strength = torch.tensor([[*map(_length, layers)] for layers in shifts]) * len(ys) / sum(map(_length, ys))
+                if injection.head is None:
+                    strength[:, -1] = float("nan")
+                strengths.append(strength)
+                for own, guidance in zip(own_shifts, self.guidances, strict=True):
+                    own += [shift.flatten().cpu() for shift in self._shifts(_at_1(guidance), place, diffusion_model, calls[0])[:-1]]
+            self.strengths.append(reduce(torch.fmax, strengths))
+            self.directions.append([*map(torch.cat, own_shifts)])
         return latent_image
+
+    def _shifts(self, guidance: Guidance, place: str, diffusion_model: nn.Module, call: Call) -> list[Tensor]:
+        """At each layer and last at the head, zeros where it does not enter."""
+        if place in guidance.places:
+            return layer_shifts(guidance, place, diffusion_model, call)
+        nothing = torch.zeros(call.rows, self.family.injections[place].width(diffusion_model), device=call.x.device)
+        return [nothing] * len(guidance.layer_weights)
 
     def _run(self, call: Call, inputs: dict, prompt: EncodedPrompt, options: dict) -> None:
         """The model on its inputs, made of the prompt; raises ValueError where it cannot read the prompt's tokens."""
@@ -132,6 +145,11 @@ class _Look(comfy.samplers.Sampler):
                 f"Inspect Guidance: {self.family.name} could not read a direction's tokens ({error}). Encode the directions with the text "
                 f"encoder the model uses: {self.family.encoder}."
             ) from error
+
+
+def _at_1(guidance: Guidance) -> Guidance:
+    """At w 1 in every layer."""
+    return replace(guidance, w=1.0, layer_weights=tuple(1.0 for _ in guidance.layer_weights))
 
 
 def _y(injection: Injection, diffusion_model: nn.Module, call: Call, run) -> Tensor:
@@ -202,7 +220,9 @@ def _cosines(vectors: list[Tensor]) -> list[list[float]]:
 
 def _pooled_cosines(directions: list[GuidanceDirection]) -> list[list[float]] | None:
     prompts = [prompt for direction in directions for pair in direction.pairs for prompt in (pair.positive, pair.negative)]
-    if any(prompt.pooled is None for prompt in prompts) or len({prompt.pooled.shape[-1] for prompt in prompts}) > 1:
+    if any(direction.learned for direction in directions) or any(prompt.pooled is None for prompt in prompts):
+        return None
+    if len({prompt.pooled.shape[-1] for prompt in prompts}) > 1:
         return None
     return _cosines([
         sum(pair.weight * (pair.positive.pooled.float().mean(dim=0) - pair.negative.pooled.float().mean(dim=0)) for pair in direction.pairs)
@@ -221,11 +241,11 @@ def _on_pairs(labels: list[str], cosines: list[list[float]]):
             yield f"{a} and {b} nearly cancel (cosine {cosines[i][j]:.2f}): together they do next to nothing. Leave one out."
 
 
-def _on_strengths(labels: list[str], strengths: Tensor, directions: list[Tensor], w: float):
-    for label, layers, direction in zip(labels, strengths, directions, strict=True):
+def _on_strengths(labels: list[str], strengths: Tensor, shifts: list[Tensor], directions: list[GuidanceDirection], w: float):
+    for label, layers, shift, direction in zip(labels, strengths, shifts, directions, strict=True):
         strongest = layers.nan_to_num().max().item()
-        if not direction.any():
-            yield f"{label} does nothing: its positive and negative are the same to this model."
+        if not shift.any():
+            yield f"{label} does nothing: its {nothing_in(direction)}."
         elif strongest >= BURNING:
             at = layers.nan_to_num().argmax().item()
             where = "the output head" if at == len(layers) - 1 else f"layer {at}"

@@ -56,6 +56,11 @@ def burning(subject: str, w: float, strongest: float, where: str = "") -> str:
     )
 
 
+def nothing_in(direction) -> str:
+    """What of a GuidanceDirection makes that it shifts nothing."""
+    return "positive and negative are the same to this model" if direction.pairs else "learned shifts are all zeros"
+
+
 def of_guidance(guidance, sampling, missed: str | None) -> Told:
     """guidance: a Guidance. sampling: the Sampling it was in. missed: what says that layers were not reached."""
     tally, weights = sampling.tally(guidance), guidance.layer_weights
@@ -69,7 +74,7 @@ def of_guidance(guidance, sampling, missed: str | None) -> Told:
         whole = (guidance.start_percent, guidance.end_percent) == (0, 1)
         why = f"no row was sampled that cfg_rows {guidance.cfg_rows} guides" if whole else _outside(guidance)
     elif strongest is not None and strongest <= _NOTHING * strength:
-        why = "the direction's positive and negative are the same to this model"
+        why = f"the direction's {nothing_in(guidance.direction)}"
     else:
         why = None
     burns = strongest is not None and strongest >= BURNING

@@ -6,6 +6,8 @@ import comfyui_version
 from comfy_api.latest import ComfyExtension
 from typing_extensions import override
 
+from .direction_distillation import DistillGuidanceDirection
+from .direction_files import LoadGuidanceDirection, SaveGuidanceDirection
 from .directions import CombineGuidanceDirections, EncodeGuidanceDirection, GuidanceDirectionFromConditioning, GuidancePreset
 from .distillation import DistillPooledProjection
 from .guidance import ApplyModulationGuidance
@@ -27,6 +29,8 @@ class ModulationGuidanceExtension(ComfyExtension):
             GuidanceDirectionFromConditioning,
             CombineGuidanceDirections,
             GuidancePreset,
+            LoadGuidanceDirection,
+            SaveGuidanceDirection,
             GuidanceLayerSchedule,
             GuidanceLayerScheduleCurve,
             GuidanceLayerScheduleText,
@@ -34,6 +38,7 @@ class ModulationGuidanceExtension(ComfyExtension):
             LoadPooledProjection,
             SavePooledProjection,
             DistillPooledProjection,
+            DistillGuidanceDirection,
             ScaleTextVariance,
             InspectGuidance,
             SweepModulationGuidance,

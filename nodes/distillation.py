@@ -13,13 +13,14 @@ from typing_extensions import override
 
 from ..model_patches.quoting import quoted
 from ..model_patches.text_files import read_text
-from ..pooled_proj.distillation import distill
 from ..pooled_proj.projection import INJECTIONS, POOLINGS
-from ..pooled_proj.settings import DATA, LARGEST_RATE, PRECISIONS, Settings
+from ..training.projection import ProjectionSettings, distill
+from ..training.settings import DATA, LARGEST_RATE, PRECISIONS
 from .queue_errors import checked
 from .saving import can_be_a_path
 from .sockets import CATEGORY, Projection, check_sockets
 
+NAME = "Distill Pooled Projection"
 TEXT_EVERY = 0.5  # seconds
 
 
@@ -29,7 +30,7 @@ class DistillPooledProjection(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="DistillPooledProjection",
-            display_name="Distill Pooled Projection",
+            display_name=NAME,
             category=CATEGORY,
             description="Makes the small network that lets a model without text in its modulation (Wan, Qwen-Image, Anima, Cosmos, FLUX.2 "
             "...) be guided. The model teaches itself: with the prompt it is the teacher, with the empty prompt and the network the "
@@ -84,53 +85,7 @@ class DistillPooledProjection(io.ComfyNode):
                     "projection", optional=True,
                     tooltip="A projection to go on from. Its own pooling and injection count then.",
                 ),
-                io.String.Input(
-                    "prompts_file", default="", optional=True, advanced=True,
-                    tooltip="A text file in ComfyUI's input folder with more prompts, one per line, e.g. prompts.txt.",
-                ),
-                io.Int.Input(
-                    "accumulation", default=1, min=1, max=4096, optional=True, advanced=True,
-                    tooltip="Batches a step; as good as a batch that many times as large, in the memory of one.",
-                ),
-                io.Boolean.Input(
-                    "checkpointing", default=True, optional=True, advanced=True,
-                    tooltip="Compute every block twice and keep less: a third slower, and much less memory.",
-                ),
-                io.Int.Input(
-                    "frames", default=1, min=1, max=4096, optional=True, advanced=True,
-                    tooltip="For video models: frames a picture. 1: still pictures, which train fastest.",
-                ),
-                io.Combo.Input(
-                    "data", options=list(DATA), default="samples", optional=True, advanced=True,
-                    tooltip="samples: pictures that the model itself makes first; noise: none, over empty latents, which starts at once "
-                    "and learns less well.",
-                ),
-                io.Int.Input(
-                    "samples_per_prompt", default=2, min=1, max=1024, optional=True, advanced=True,
-                    tooltip="Pictures made of each prompt before training, no more than the steps need.",
-                ),
-                io.Int.Input(
-                    "sample_steps", default=8, min=1, max=1000, optional=True, advanced=True,
-                    tooltip="Sampling steps of these pictures. Few do; for a model distilled with mean flow, as many as you sample with.",
-                ),
-                io.Float.Input(
-                    "cfg", default=1.0, min=0.0, max=100.0, step=0.1, optional=True, advanced=True,
-                    tooltip="CFG of these pictures, with an empty negative prompt. 1 is right for few-step models; what you sample with, "
-                    "for others.",
-                ),
-                io.Int.Input(
-                    "pairs", default=4, min=1, max=1024, optional=True, advanced=True,
-                    tooltip="Noise levels, each with its noise, for every picture. The teacher looks at each once; from then on it is "
-                    "remembered.",
-                ),
-                io.Float.Input(
-                    "cache", default=4.0, min=0.0, max=4096.0, step=0.5, optional=True, advanced=True,
-                    tooltip="Gigabytes of main memory for what the teacher said. What does not fit is asked again, which is slower.",
-                ),
-                io.Combo.Input(
-                    "precision", options=list(PRECISIONS), default="auto", optional=True, advanced=True,
-                    tooltip="What the model computes in. auto: what it samples in. The projection itself is kept in fp32.",
-                ),
+                *further_inputs("The projection itself is kept in fp32."),
             ],
             outputs=[
                 Projection.Output("projection", tooltip="For Apply Modulation Guidance, and for Save Pooled Projection."),
@@ -143,12 +98,12 @@ class DistillPooledProjection(io.ComfyNode):
     @classmethod
     @override
     def validate_inputs(cls, prompts=None, prompts_file=""):
-        return checked(_lines, prompts, prompts_file)
+        return checked(lines_of, NAME, prompts, prompts_file)
 
     @classmethod
     @override
     def fingerprint_inputs(cls, prompts_file="", **inputs):
-        return os.stat(_file(prompts_file)).st_mtime_ns if prompts_file else 0
+        return changed(NAME, prompts_file)
 
     @classmethod
     @override
@@ -157,24 +112,73 @@ class DistillPooledProjection(io.ComfyNode):
         injection="time embedding", pooled_clip=None, projection=None, prompts_file="", accumulation=1, checkpointing=True, frames=1,
         data="samples", samples_per_prompt=2, sample_steps=8, cfg=1.0, pairs=4, cache=4.0, precision="auto",
     ) -> io.NodeOutput:
-        if clip is None:
-            raise ValueError(
-                "Distill Pooled Projection: there is no text encoder on the clip input. If it comes from a checkpoint loader, the "
-                "checkpoint holds none; load it with a CLIP loader."
-            )
+        check_clip(NAME, clip)
         check_sockets(cls, model=model, clip=clip, pooled_clip=pooled_clip, projection=projection)
-        settings = Settings(
+        settings = ProjectionSettings(
             steps=steps, batch_size=batch_size, learning_rate=learning_rate, width=width, height=height, seed=seed, pooling=pooling,
             injection=injection, frames=frames, accumulation=accumulation, checkpointing=checkpointing, data=data,
             samples_per_prompt=samples_per_prompt, sample_steps=sample_steps, cfg=cfg, pairs=pairs, cache=cache * 1024**3,
             precision=precision,
         )
-        with _shown(cls.hidden, steps) as show:
-            made = distill(model, clip, _lines(prompts, prompts_file), settings, pooled_clip, projection, show)
+        with Shown(cls.hidden, steps) as show:
+            made = distill(model, clip, lines_of(NAME, prompts, prompts_file), settings, pooled_clip, projection, show)
         return io.NodeOutput(made.projection, {"loss": made.losses}, len(made.losses))
 
 
-class _shown:
+def further_inputs(kept: str) -> list:
+    """Inputs that are folded away at first, of both nodes. kept: a sentence on the precision of what is learned."""
+    return [
+        io.String.Input(
+            "prompts_file", default="", optional=True, advanced=True,
+            tooltip="A text file in ComfyUI's input folder with more prompts, one per line, e.g. prompts.txt.",
+        ),
+        io.Int.Input(
+            "accumulation", default=1, min=1, max=4096, optional=True, advanced=True,
+            tooltip="Batches a step; as good as a batch that many times as large, in the memory of one.",
+        ),
+        io.Boolean.Input(
+            "checkpointing", default=True, optional=True, advanced=True,
+            tooltip="Compute every block twice and keep less: a third slower, and much less memory.",
+        ),
+        io.Int.Input(
+            "frames", default=1, min=1, max=4096, optional=True, advanced=True,
+            tooltip="For video models: frames a picture. 1: still pictures, which train fastest.",
+        ),
+        io.Combo.Input(
+            "data", options=list(DATA), default="samples", optional=True, advanced=True,
+            tooltip="samples: pictures that the model itself makes first; noise: none, over empty latents, which starts at once "
+            "and learns less well.",
+        ),
+        io.Int.Input(
+            "samples_per_prompt", default=2, min=1, max=1024, optional=True, advanced=True,
+            tooltip="Pictures made of each prompt before training, no more than the steps need.",
+        ),
+        io.Int.Input(
+            "sample_steps", default=8, min=1, max=1000, optional=True, advanced=True,
+            tooltip="Sampling steps of these pictures. Few do; for a model distilled with mean flow, as many as you sample with.",
+        ),
+        io.Float.Input(
+            "cfg", default=1.0, min=0.0, max=100.0, step=0.1, optional=True, advanced=True,
+            tooltip="CFG of these pictures, with an empty negative prompt. 1 is right for few-step models; what you sample with, "
+            "for others.",
+        ),
+        io.Int.Input(
+            "pairs", default=4, min=1, max=1024, optional=True, advanced=True,
+            tooltip="Noise levels, each with its noise, for every picture. The teacher looks at each once; from then on it is "
+            "remembered.",
+        ),
+        io.Float.Input(
+            "cache", default=4.0, min=0.0, max=4096.0, step=0.5, optional=True, advanced=True,
+            tooltip="Gigabytes of main memory for what the teacher said. What does not fit is asked again, which is slower.",
+        ),
+        io.Combo.Input(
+            "precision", options=list(PRECISIONS), default="auto", optional=True, advanced=True,
+            tooltip=f"What the model computes in. auto: what it samples in. {kept}",
+        ),
+    ]
+
+
+class Shown:
     """Progress as a bar on the node and in the console, with the loss and the time left in words."""
 
     def __init__(self, hidden, steps: int):
@@ -198,24 +202,38 @@ class _shown:
             self.told = time.monotonic()
 
 
-def _lines(prompts: str, prompts_file: str) -> list[str]:
+def lines_of(node: str, prompts: str, prompts_file: str) -> list[str]:
+    """Of both. node: whose inputs they are, for errors."""
     lines = prompts.splitlines()
     if prompts_file:
-        lines += read_text(_file(prompts_file), _told(prompts_file)).splitlines()
+        lines += read_text(_file(node, prompts_file), _told(node, prompts_file)).splitlines()
     if not any(line.strip() for line in lines):
-        raise ValueError("Distill Pooled Projection: prompts is empty. Write prompts like those you use, one per line.")
+        raise ValueError(f"{node}: prompts is empty. Write prompts like those you use, one per line.")
     return lines
 
 
-def _file(name: str) -> str:
+def changed(node: str, prompts_file: str) -> int:
+    """When the file was changed; 0 without one."""
+    return os.stat(_file(node, prompts_file)).st_mtime_ns if prompts_file else 0
+
+
+def check_clip(node: str, clip) -> None:
+    if clip is None:
+        raise ValueError(
+            f"{node}: there is no text encoder on the clip input. If it comes from a checkpoint loader, the checkpoint holds none; load it "
+            "with a CLIP loader."
+        )
+
+
+def _file(node: str, name: str) -> str:
     if not can_be_a_path(name):
-        raise ValueError(f"{_told(name)} holds a character that no file's name can have. Write another name.")
+        raise ValueError(f"{_told(node, name)} holds a character that no file's name can have. Write another name.")
     folder = os.path.realpath(folder_paths.get_input_directory())
     path = os.path.realpath(os.path.join(folder, name))
     if not Path(path).is_relative_to(folder) or not os.path.exists(path):
-        raise ValueError(f"{_told(name)} is not in ComfyUI's input folder ({folder}). Put it there.")
+        raise ValueError(f"{_told(node, name)} is not in ComfyUI's input folder ({folder}). Put it there.")
     return path
 
 
-def _told(name: str) -> str:
-    return f"Distill Pooled Projection: prompts_file {quoted(name)}"
+def _told(node: str, name: str) -> str:
+    return f"{node}: prompts_file {quoted(name)}"

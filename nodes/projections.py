@@ -1,37 +1,21 @@
 """Nodes that load and save the projections of text-blind models."""
 
-import os
-
 import folder_paths
 from comfy_api.latest import io
 from typing_extensions import override
 
-from ..model_patches.quoting import quoted
 from ..pooled_proj import formats
 from .directions import from_conditioning
+from .folders import fingerprint, path_in, register
 from .queue_errors import checked
 from .saving import check_prefix, save_numbered
 from .sockets import CATEGORY, Projection, check_sockets
 
 FOLDER = "pooled_projections"
 PEERS = ("modulation_guidance", "anima_mod_guidance", "anima_modulation_guidance")  # where other packs put the published files
-_SAVE = "Save Pooled Projection"
+_LOAD, _SAVE = "Load Pooled Projection", "Save Pooled Projection"
 
-
-def _register_folders():
-    """Ours, then the peers', each where extra_model_paths.yaml has it and then in the models folder; none is made.
-
-    The host lists a name once, and reads it from the first folder that holds it.
-    """
-    for folder in (FOLDER, *PEERS):
-        named, _ = folder_paths.folder_names_and_paths.get(folder, ([], set()))
-        for path in (*named, os.path.join(folder_paths.models_dir, folder)):
-            folder_paths.add_model_folder_path(FOLDER, path)
-    # A folder named in extra_model_paths.yaml has been registered without any.
-    folder_paths.folder_names_and_paths[FOLDER][1].update(folder_paths.supported_pt_extensions)
-
-
-_register_folders()
+register(FOLDER, PEERS)
 
 
 class LoadPooledProjection(io.ComfyNode):
@@ -40,7 +24,7 @@ class LoadPooledProjection(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="LoadPooledProjection",
-            display_name="Load Pooled Projection",
+            display_name=_LOAD,
             category=CATEGORY,
             description="Loads a small network that adds the pooled text to the modulation of a model that has none (Anima, "
             "Cosmos, Wan, Qwen-Image ...), so that it can be guided. Reads published projections and those distilled here.",
@@ -63,8 +47,7 @@ class LoadPooledProjection(io.ComfyNode):
     @classmethod
     @override
     def fingerprint_inputs(cls, projection_name):
-        file = os.stat(_path(projection_name))
-        return file.st_mtime_ns, file.st_size
+        return fingerprint(_path(projection_name))
 
     @classmethod
     @override
@@ -106,13 +89,7 @@ class SavePooledProjection(io.ComfyNode):
 
 
 def _path(name: str) -> str:
-    path = folder_paths.get_full_path(FOLDER, name) if name in folder_paths.get_filename_list(FOLDER) else None
-    if path is None:
-        raise ValueError(
-            f"Load Pooled Projection: there is no file {quoted(name)} in models/{FOLDER} "
-            f"({', '.join(folder_paths.get_folder_paths(FOLDER))}). Put it there, and choose it again."
-        )
-    return path
+    return path_in(FOLDER, name, _LOAD)
 
 
 def with_base(projection, positive, negative):

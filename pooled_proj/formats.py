@@ -11,10 +11,8 @@ import json
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from heapq import nsmallest
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from ..model_patches import tensor_files
@@ -98,16 +96,7 @@ def check_weights(weights: Mapping[str, Tensor]) -> None:
     """Raises ValueError, to follow the file's name, unless the tensors fit together and are finite."""
     check_shapes(weights)
     for name, tensor in weights.items():
-        if not all(_finite(part) for part in tensor.flatten().split(2**24)):
-            raise ValueError(
-                f"holds NaN or infinite numbers in {name}: its training went wrong, or its file is damaged. Use another."
-            )
-
-
-def _finite(numbers: Tensor) -> bool:
-    """By the lowest and the highest, which NaN spreads to: sixty times as fast as torch.isfinite of each."""
-    plain = numbers if numbers.dtype in (torch.float32, torch.bfloat16, torch.float16) else numbers.float()
-    return all(bound.isfinite() for bound in torch.aminmax(plain))
+        tensor_files.check_finite(name, tensor)
 
 
 def check_shapes(weights: Mapping[str, Tensor | Stored]) -> None:
@@ -139,9 +128,7 @@ def check_shapes(weights: Mapping[str, Tensor | Stored]) -> None:
 def _own(file: TensorFile) -> PooledProjection:
     metadata = file.metadata
     if metadata.get("format_version") != VERSION:
-        raise ValueError(
-            f"is of format version {shown(metadata.get('format_version'))}, and this pack reads version {VERSION}. Update the pack."
-        )
+        raise tensor_files.of_another_version(metadata, VERSION)
     allowed = {*_LINEARS, *_FILM, "scales"}
     if not set(_LINEARS) <= set(file.tensors) <= allowed or len(set(_FILM) & set(file.tensors)) == 1:
         raise ValueError(_keys_found(file.tensors, f"{', '.join(_LINEARS)}, and maybe scales, {' and '.join(_FILM)}"))
@@ -162,10 +149,9 @@ def _described(metadata: Mapping[str, str]) -> tuple[str | None, dict]:
         except ValueError as error:
             raise ValueError(f"has metadata that is not JSON: {name} holds {shown(error)}. It is damaged. Use another file.") from None
     family, record = values[0], {} if values[1] is None else values[1]
-    if family is not None and not (isinstance(family, str) and len(family) <= 100 and family.isprintable()):
-        raise ValueError(f"says its family is {shown(family)}; it must be a name. It is damaged. Use another file.")
-    if not isinstance(record, dict) or not isinstance(record.get("runs", []), list):
-        raise ValueError(f"has a record of its training that is none: {shown(metadata['record'])}. It is damaged. Use another file.")
+    if family is not None:
+        tensor_files.check_family(family)
+    tensor_files.check_record(record)
     return family, record
 
 
@@ -204,7 +190,7 @@ def _prefix(keys: Collection[str], form: _Form) -> str | None:
     averaged = [prefix for prefix in complete if "ema" in prefix]
     if len(complete) > 1 and len(averaged) != 1:
         names = " and ".join(repr(shown(prefix)) for prefix in complete[:4])
-        raise ValueError(f"holds more than one projection, under {names}{_more(complete, 4)}. Keep one of them.")
+        raise ValueError(f"holds more than one projection, under {names}{tensor_files.more(complete, 4)}. Keep one of them.")
     return (averaged or complete or [None])[0]
 
 
@@ -213,9 +199,4 @@ def _expected(form: _Form) -> str:
 
 
 def _keys_found(keys: Collection[str], expected: str) -> str:
-    found = ", ".join(shown(key, 50) for key in nsmallest(12, keys)) + _more(keys, 12)
-    return f"is not a pooled projection: it holds {found or 'no tensors'}. Expected: {expected}."
-
-
-def _more(things: Collection, named: int) -> str:
-    return f" and {len(things) - named} more" if len(things) > named else ""
+    return f"is not a pooled projection: it holds {tensor_files.listed(keys)}. Expected: {expected}."

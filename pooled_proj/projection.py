@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from ..model_patches.directions import EncodedPrompt
 from ..model_patches.families import Call, Family
 from ..model_patches.guidance import KEY
+from ..model_patches.places import Placed
 from .network import ProjectionNetwork
-from .text_path import Placed, ProjectedText, check_fits
+from .text_path import ProjectedText, check_fits
 
 # clip: a text encoder's pooled output; max, mean: over the tokens of the model's own context.
 POOLINGS = ("clip", "max", "mean")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..model_patches.conditionings import check_known
 from ..model_patches.directions import EncodedPrompt
 from ..model_patches.families import OWN_TEXT, Family, OncePerPrompt, TextPath
+from ..model_patches.places import Placed
 from ..model_patches.schedules import RangeSchedule
 from .network import ProjectionNetwork, pool
 
@@ -99,33 +100,6 @@ def _check_pooled(name: str, projection: PooledProjection, prompt: EncodedPrompt
         )
 
 
-class Placed(NamedTuple):
-    """Where a projection's scales act in a model of `depth` layers: at `places`, which its layers stand at there, and at no other."""
-
-    depth: int
-    places: tuple[int, ...]
-
-    @classmethod
-    def of(cls, count: int | None, family: Family, model: nn.Module) -> Placed:
-        """Of scales for `count` layers, one that fits; without scales every layer."""
-        depth = family.depth(model)
-        return cls(depth, family.places(depth if count is None else count, depth))
-
-    def weights(self, weights: tuple[float, ...]) -> tuple[float, ...]:
-        """Those of the layers between set to 0."""
-        return tuple(weight if layer in self.places else 0.0 for layer, weight in enumerate(weights))
-
-    def scales(self, scales: Tensor) -> Tensor:
-        """(count, D) -> (depth, D), zeros between."""
-        if len(scales) == self.depth:
-            return scales
-        # By rows and not by an index, which would have to be copied to the device at every step.
-        rows = [scales.new_zeros(scales.shape[1])] * self.depth
-        for place, row in zip(self.places, scales.unbind(), strict=True):
-            rows[place] = row
-        return torch.stack(rows)
-
-
 @dataclass(frozen=True, eq=False)
 class ProjectedText(TextPath):
     """Text that reaches y through a projection.
@@ -196,7 +170,7 @@ class ProjectedText(TextPath):
         scales = self.projection.network_beside(call).scales
         if scales is None:
             return None
-        return self.placed.scales(comfy.model_management.cast_to_device(scales.weight, call.x.device, torch.float32))
+        return self.placed.rows(comfy.model_management.cast_to_device(scales.weight, call.x.device, torch.float32))
 
     def weights(self, schedule, depth):
         return self.placed.weights(schedule.resolve(depth))

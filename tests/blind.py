@@ -12,12 +12,12 @@ from unittest.mock import patch
 import comfy.ldm.anima.model
 import comfy.ops
 import comfy.supported_models
-import folder_paths
 import torch
 from benchmarks.in_process import node
 from comfy.ldm.anima.model import Anima
 from comfy.ldm.cosmos.predict2 import MiniTrainDIT
 from families.small import Small
+from learned import Learned, registered
 from safetensors.torch import save_file
 
 WIDTH, CONTEXT, CLIP, HIDDEN, DEPTH = 64, 16, 24, 40, 6
@@ -165,14 +165,6 @@ def write(path, content, metadata=None):
     return path
 
 
-@contextmanager
-def registered(folder):
-    """The folder as the only one of the host's for pooled projections."""
-    _, suffixes = folder_paths.folder_names_and_paths["pooled_projections"]
-    with patch.dict(folder_paths.folder_names_and_paths, {"pooled_projections": ([str(folder)], suffixes)}):
-        yield
-
-
 def loaded(path):
     """Through the node."""
     with registered(path.parent):
@@ -259,12 +251,18 @@ class _Equations:
 
     def _added(self, term, layer, t_emb):
         weight = term.weights[layer]
-        toward, away = (term.proj(self._of_prompt(term, seed), t_emb) for seed in (term.seed, term.seed + 1))
         signs = {"both": (1, 1), "cond": (1, 0), "opposed": (1, -1)}[term.rows]
         sign = torch.tensor([signs[not conditional] for conditional in self.conditional])[:, None, None]
-        delta = term.w * weight * sign * (toward - away)
+        if isinstance(term, Learned):
+            difference = term.shift(layer)
+        else:
+            toward, away = (term.proj(self._of_prompt(term, seed), t_emb) for seed in (term.seed, term.seed + 1))
+            difference = toward - away
+        delta = term.w * weight * sign * difference
         if not term.window[1] <= self.sigma <= term.window[0]:
             delta = torch.zeros_like(delta)
+        if isinstance(term, Learned):
+            return delta
         if not term.a:
             return self._base_of_context(term, t_emb) + delta
         if layer == self.small.depth or weight == 0:

@@ -18,6 +18,7 @@ from comfy.ldm.lightricks.model import LTXVModel
 from comfy.ldm.lumina.model import NextDiT
 from comfy.ldm.qwen_image.model import QwenImageTransformer2DModel
 from comfy.ldm.wan.model import VaceWanModel, WanModel
+from learned import Learned
 
 CONTEXT = 16
 OPERATIONS = {"operations": comfy.ops.disable_weight_init}
@@ -293,6 +294,8 @@ class _Asked:
         cond, uncond = {"both": (1, 1), "cond": (1, 0), "opposed": (1, -1)}[term.rows]
         signs = like_y(torch.tensor([[float(cond if of_prompt else uncond)] for of_prompt in conditional]))
         inside = term.window[1] <= sigma <= term.window[0]
+        if isinstance(term, Learned):
+            return inside * term.w * weight * signs * term.shift(layer)
         delta = inside * term.w * weight * signs * (projected(term.seed) - projected(term.seed + 1))
         if term.pooling != "clip":
             return delta + term.proj(like_y(_pooled(term, context)), y)

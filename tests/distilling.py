@@ -11,7 +11,7 @@ import pytest
 import torch
 
 PACK = nodes.NODE_CLASS_MAPPINGS["DistillPooledProjection"].__module__.rpartition(".nodes.")[0]
-distillation = importlib.import_module(f"{PACK}.pooled_proj.distillation")
+distillation = importlib.import_module(f"{PACK}.training.projection")
 
 needs_distilling = pytest.mark.skipif(
     not hasattr(comfy.latent_formats.LatentFormat, "temporal_downscale_ratio"), reason="distilling needs ComfyUI 0.24.0"
@@ -58,7 +58,7 @@ class TextOf:
 def settings(small, **changes):
     """Of a run of a second or two."""
     frames = small.latent[1] if len(small.latent) == 4 else 1
-    return distillation.Settings(**dict(
+    return distillation.ProjectionSettings(**dict(
         steps=4, batch_size=2, learning_rate=1e-2, width=8 * small.latent[-1], height=8 * small.latent[-2], seed=1, pooling="max",
         injection="time embedding", frames=1 + 4 * (frames - 1), checkpointing=False, samples_per_prompt=1, sample_steps=2, pairs=2,
     ) | changes)

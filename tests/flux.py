@@ -12,6 +12,7 @@ from benchmarks.in_process import node
 from comfy.ldm.flux.controlnet import ControlNetFlux
 from comfy.ldm.flux.layers import timestep_embedding
 from comfy.ldm.flux.model import Flux
+from learned import Learned
 
 HIDDEN, POOLED, CONTEXT = 128, 32, 16
 
@@ -143,11 +144,15 @@ class GuidedFlux(Flux):
             for term in self.terms:
                 if not term.window[1] <= sigma <= term.window[0]:
                     continue
-                toward = self._y(timesteps, guidance, term.positive.to(y).expand(len(y), -1), img.dtype)
-                away = self._y(timesteps, guidance, term.negative.to(y).expand(len(y), -1), img.dtype)
+                if isinstance(term, Learned):
+                    difference = term.shift(layer).to(y)
+                else:
+                    toward = self._y(timesteps, guidance, term.positive.to(y).expand(len(y), -1), img.dtype)
+                    away = self._y(timesteps, guidance, term.negative.to(y).expand(len(y), -1), img.dtype)
+                    difference = toward - away
                 cond, uncond = {"both": (1, 1), "cond": (1, 0), "opposed": (1, -1)}[term.rows]
                 signs = torch.tensor([cond if chunk == 0 else uncond for chunk in chunks], dtype=y.dtype, device=y.device)
-                added = term.w * term.weights[layer] * signs.repeat_interleave(rows)[:, None] * (toward - away)
+                added = term.w * term.weights[layer] * signs.repeat_interleave(rows)[:, None] * difference
                 shift, kept = (shift, kept + added) if term.keep_norm else (shift + added, kept)
             return (y + kept) * y.norm(dim=-1, keepdim=True) / (y + kept).norm(dim=-1, keepdim=True) + shift
 

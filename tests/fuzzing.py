@@ -79,7 +79,7 @@ def in_header(data, draw):
     elif change == 1:
         header[name] = value(draw)
     elif change == 2:
-        key = draw.choice(["format", "format_version", "pooling", "injection", "family", "record"])
+        key = draw.choice(["format", "format_version", "pooling", "injection", "family", "record", "learned", "encoded"])
         header.setdefault("__metadata__", {})[key] = value(draw)
     elif change == 3:
         del header[name]

@@ -3,7 +3,8 @@
 import pytest
 import torch
 from comfy_api.torch_helpers import set_torch_compile_wrapper
-from flux import apply, direction, flux, node, sample, schedule
+from flux import HIDDEN, apply, direction, flux, node, sample, schedule
+from learned import learned, shifts
 from torch._dynamo.utils import counters
 
 
@@ -61,6 +62,11 @@ def guided(w=3.0, seed=10, start=1, **options):
     return lambda model: apply(model, direction(seed), w=w, schedule=layers, **options)
 
 
+def by_a_learned_direction(w=3.0, seed=80, start=1, **options):
+    one = learned(shifts(5, HIDDEN, seed), "FLUX.1")
+    return lambda model: apply(model, one, w=w, schedule=schedule(start), **options)
+
+
 def stacked(*guidances):
     def guide(model):
         for one in guidances:
@@ -84,6 +90,11 @@ CHANGES = {
     "unguided": plain,
     "two guidances": stacked(guided(w=2.0), guided(w=1.5, seed=20, start=2)),
     "three guidances": stacked(guided(w=2.0), guided(w=1.5, seed=20, start=2), guided(w=-1.0, seed=30, start=0)),
+    "a learned direction": by_a_learned_direction(),
+    "w of a learned direction": by_a_learned_direction(w=-2.0),
+    "another learned direction": by_a_learned_direction(seed=81, cfg_rows="opposed"),
+    "first layer of a learned direction": by_a_learned_direction(start=3),
+    "both": stacked(guided(w=2.0), by_a_learned_direction(start=2)),
     "w = 0": guided(w=0.0),
     "back again": guided(),
 }

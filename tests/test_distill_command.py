@@ -1,6 +1,7 @@
 """tools/distill.py on the small world's text-blind model: cut and gone on with, and on two processes."""
 
 import argparse
+import importlib
 import json
 import subprocess
 import sys
@@ -15,13 +16,15 @@ CHECKOUT = Path(__file__).parent.parent
 sys.path.insert(1, str(CHECKOUT))  # after the host's own folder, whose modules go first
 
 from blind_families import WAN  # noqa: E402
-from distilling import PROMPTS, TextOf, distillation, needs_distilling, settings  # noqa: E402
-from tools.distill import Files, check, parsed  # noqa: E402
+from distilling import PACK, PROMPTS, TextOf, distillation, needs_distilling, settings  # noqa: E402
+from tools.distill import Files, Projections, check, parsed  # noqa: E402
 from tools.host import cache_folder  # noqa: E402
 from tools.small_models import WEIGHTS, write_small_models  # noqa: E402
 
 pytestmark = needs_distilling
 STEPS = 4
+
+direction_files = importlib.import_module(f"{PACK}.model_patches.direction_files")
 
 
 @pytest.fixture(scope="module")
@@ -75,23 +78,45 @@ def test_a_run_that_was_cut_gives_the_same_files(tmp_path, command, encoder):
     assert {path.name: path.read_bytes() for path in cut.iterdir()} == kept
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_direction_is_learned_by_the_same_command(tmp_path, command, processes):
+    words = ["--positive", "highly detailed", "--negative", "very simple"]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    result = command(whole, *words, processes=processes)
+    assert result.returncode == 0 and "times as strong as the words, on 2 prompts." in result.stdout, result.stderr
+    for options in (("--stop-at", "3"), ()):
+        assert command(cut, *words, *options, processes=processes).returncode == 0
+    assert sorted(path.name for path in cut.iterdir()) == ["checkpoint.safetensors", "direction.safetensors", "metrics.jsonl"]
+    assert (whole / "direction.safetensors").read_bytes() == (cut / "direction.safetensors").read_bytes()
+    [learned] = direction_files.load(whole / "direction.safetensors").learned
+    assert (learned.family, learned.positive, learned.negative) == ("Wan", "highly detailed", "very simple")
+    [of_run] = learned.record["runs"]
+    assert of_run["steps"] == STEPS and of_run["strength"] > 0 and of_run["processes"] == processes
+    assert metrics(whole)[-1]["held_out_loss"] > 0
+    if processes == 1:
+        more = command(tmp_path / "more", *words, "--direction", str(whole / "direction.safetensors"), "--steps", "1")
+        assert more.returncode == 0, more.stderr
+        [learned] = direction_files.load(tmp_path / "more" / "direction.safetensors").learned
+        assert [of_run["steps"] for of_run in learned.record["runs"]] == [STEPS, 1]
+
+
 def test_a_cut_between_the_two_files_is_made_good(tmp_path):
     def training(checkpoint=None):
         return distillation.Distillation(WAN.load(), TextOf(WAN), PROMPTS, settings(WAN, data="noise"), checkpoint=checkpoint)
 
-    files, run = Files(tmp_path, main=True), training()
+    files, run = Files(tmp_path, Projections(None), main=True), training()
     run.prepare()
     with torch.inference_mode(False), torch.enable_grad(), run.running():
         run.take_step()
         files.save(run)
-    whole = files.projection.read_bytes()
-    files.projection.write_bytes(b"of a checkpoint before")
+    whole = files.result.read_bytes()
+    files.result.write_bytes(b"of a checkpoint before")
     files.begin(training(files.checkpoint()))
-    assert files.projection.read_bytes() == whole
+    assert files.result.read_bytes() == whole
 
 
 def test_what_stands_in_the_folder_is_neither_believed_nor_replaced(tmp_path, monkeypatch):
-    def refused(words, made=lambda: Files(tmp_path, main=True).checkpoint()):
+    def refused(words, made=lambda: Files(tmp_path, Projections(None), main=True).checkpoint()):
         with pytest.raises(ValueError, match=words):
             made()
 
@@ -102,8 +127,8 @@ def test_what_stands_in_the_folder_is_neither_believed_nor_replaced(tmp_path, mo
     refused("The checkpoint checkpoint.safetensors cannot be read")
     for line in ("nonsense", "[" * 5000, "3", "{}", '{"step": "x"}', "\0\0"):
         metrics.write_text('{"step": 1}\n' + line + "\n")
-        refused("metrics.jsonl, line 2 is not what this command has written. Remove the line", lambda: Files(tmp_path, True).begin(Begun()))
-    refused("metrics.jsonl: File exists. See that --out is a folder", lambda: Files(metrics, main=True))
+        refused("metrics.jsonl, line 2 is not what this command has written. Remove the line", lambda: Files(tmp_path, Projections(None), main=True).begin(Begun()))
+    refused("metrics.jsonl: File exists. See that --out is a folder", lambda: Files(metrics, Projections(None), main=True))
     assert projection.read_bytes() == b"another's" and checkpoint.read_bytes() == b"cut off"
 
 

@@ -18,7 +18,7 @@ from safetensors.torch import save as safetensors_bytes
 
 pytestmark = needs_distilling
 
-checkpoints = importlib.import_module(f"{PACK}.pooled_proj.checkpoints")
+checkpoints = importlib.import_module(f"{PACK}.training.checkpoints")
 Distillation, distill = distillation.Distillation, distillation.distill
 
 
@@ -165,7 +165,7 @@ def test_an_interrupted_run_keeps_what_was_learned(clip):
         with training.running():
             for _ in range(3):
                 training.take_step()
-    assert same(cut.projection, training.projection())
+    assert same(cut.projection, training.result())
 
 
 @pytest.mark.parametrize("moment", ["Encoding prompts: 2 of 4", "Making samples: 1 of 4"])
@@ -216,10 +216,10 @@ def test_a_run_that_was_cut_goes_on_bit_for_bit(tmp_path, clip, pooling):
     held_out, _ = stepped(whole, 9)
     checkpoints.save(stepped(cut, 4)[1], tmp_path / "checkpoint.safetensors")
     rest = training(clip, pooling=pooling, checkpoint=checkpoints.load(tmp_path / "checkpoint.safetensors"))
-    assert rest.step == 4 and same(rest.projection(), cut.projection())
+    assert rest.step == 4 and same(rest.result(), cut.result())
     assert stepped(rest, 9)[0] == held_out
-    assert same(whole.projection(), rest.projection()) and whole.losses == rest.losses
-    assert whole.projection().record == rest.projection().record
+    assert same(whole.result(), rest.result()) and whole.losses == rest.losses
+    assert whole.result().record == rest.result().record
 
 
 def test_a_checkpoint_of_another_run_is_refused_with_what_differs(tmp_path, clip):

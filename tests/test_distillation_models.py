@@ -150,5 +150,5 @@ def test_no_weight_is_held_twice(clip, load, kind):
             assert type(parameter) is type(before[name]) and getattr(parameter, "note", None) is getattr(before[name], "note", None)
         training.take_step()
         training.take_step()
-    assert training.losses[0] > 0 and training.projection().weights["linear_2.weight"].abs().max() > 0
+    assert training.losses[0] > 0 and training.result().weights["linear_2.weight"].abs().max() > 0
     assert all(parameter is before[name] for name, parameter in model.model.named_parameters())

@@ -1,4 +1,4 @@
-"""Whatever a projection file holds, it is loaded or refused in a sentence, soon and within a small multiple of its size.
+"""Whatever a file of a projection or a direction holds, it is loaded or refused in a sentence, soon and within a small multiple of its size.
 
     MODULATION_GUIDANCE_FUZZ=600000 python tools/test.py tests/test_harmful_files.py -k mutated -s
 
@@ -13,9 +13,11 @@ import os
 import nodes
 import pytest
 import torch
-from blind import form_a, form_b, loaded, own, registered, write
+from benchmarks.in_process import node
+from blind import ANIMA, form_a, form_b, loaded, own, registered, write
 from fuzzing import fuzz, is_sentence
 from harmful import HARMFUL, bounded, saved, write_sparse
+from learned import file_of, learned, loaded_direction, saved_direction, shifts
 
 PACK = nodes.NODE_CLASS_MAPPINGS["LoadPooledProjection"].__module__.rpartition(".nodes.")[0]
 load = importlib.import_module(f"{PACK}.pooled_proj.formats").load
@@ -46,12 +48,13 @@ def assert_refused(path, words="", read=load):
     assert is_sentence(str(error.value), path), str(error.value)
 
 
+@pytest.mark.parametrize("read", [loaded, loaded_direction], ids=["projection", "direction"])
 @pytest.mark.parametrize("name", HARMFUL)
-def test_a_harmful_file(tmp_path, name):
+def test_a_harmful_file(tmp_path, name, read):
     path = tmp_path / "harmful.pt"
     path.write_bytes(HARMFUL[name]())
     with bounded(path.stat().st_size):
-        assert_refused(path, read=loaded)
+        assert_refused(path, read=read)
 
 
 def test_a_file_of_10_gb_of_holes(tmp_path):
@@ -87,5 +90,19 @@ def test_mutated_files(tmp_path):
     goods.append(write(tmp_path / "own.safetensors", *own(form_b(film=True), "max", "time embedding", "Anima", record=record)).read_bytes())
     harmful = [data for data in (made() for made in HARMFUL.values()) if len(data) < 20_000]
     became = fuzz([*goods * 6, *harmful], loaded, range(FIRST, FIRST + FILES), tmp_path / "mutated.pt")
+    print(dict(became))
+    assert became["refused"] > FILES / 4 and became["loaded"] > FILES / 100
+
+
+def test_mutated_directions(tmp_path):
+    record = {"runs": [{"steps": 400, "last loss": 0.5}]}
+    one = learned(shifts(4, 8), "Anima", record=record)
+    made = [one, ANIMA.direction(), ANIMA.pooled_direction()]
+    both = {f"direction{number}": direction for number, direction in enumerate(made)}
+    made.append(node("CombineGuidanceDirections", directions=both, weights="1, -0.5, 2")[0])
+    goods = [saved_direction(direction, tmp_path).read_bytes() for direction in made]
+    tensors, metadata = file_of(shifts(4, 8), "Anima", record=record)
+    goods.append(write(tmp_path / "given.safetensors", tensors, metadata).read_bytes())
+    became = fuzz(goods, loaded_direction, range(FIRST, FIRST + FILES), tmp_path / "mutated.safetensors")
     print(dict(became))
     assert became["refused"] > FILES / 4 and became["loaded"] > FILES / 100

@@ -25,8 +25,18 @@ OURS = {
         ["model"],
     ),
     "ModulationGuidance": (["model", "clip", "preset", "strength", "subject", "positive", "negative", "projection"], ["model"]),
+    "LoadGuidanceDirection": (["direction_name"], ["direction"]),
+    "SaveGuidanceDirection": (["direction", "filename_prefix"], []),
     "LoadPooledProjection": (["projection_name"], ["projection"]),
     "SavePooledProjection": (["projection", "filename_prefix"], []),
+    "DistillGuidanceDirection": (
+        [
+            "model", "clip", "prompts", "positive", "negative", "steps", "batch_size", "learning_rate", "width", "height", "seed", "direction",
+            "prompts_file", "accumulation", "checkpointing", "frames", "data", "samples_per_prompt", "sample_steps", "cfg", "pairs", "cache",
+            "precision",
+        ],
+        ["direction", "loss_map", "steps"],
+    ),
     "ScaleTextVariance": (
         ["model", "scale", "start_percent", "end_percent", "schedule", "tokens", "clip", "prompt", "negative_prompt", "prompts"], ["model"],
     ),
@@ -82,7 +92,13 @@ def test_types():
     ]
     assert types("GuidanceGrid") == ["IMAGE", "STRING", "STRING", "IMAGE"]
     assert types("LoadPooledProjection") == ["COMBO", "POOLED_PROJECTION"]
+    assert types("LoadGuidanceDirection") == ["COMBO", "GUIDANCE_DIRECTION"]
+    assert types("SaveGuidanceDirection") == ["GUIDANCE_DIRECTION", "STRING"]
     assert types("SavePooledProjection") == ["POOLED_PROJECTION", "STRING"]
+    assert types("DistillGuidanceDirection") == [
+        "MODEL", "CLIP", "STRING", "STRING", "STRING", "INT", "INT", "FLOAT", "INT", "INT", "INT", "GUIDANCE_DIRECTION",
+        "STRING", "INT", "BOOLEAN", "INT", "COMBO", "INT", "INT", "FLOAT", "INT", "FLOAT", "COMBO", "GUIDANCE_DIRECTION", "LOSS_MAP", "INT",
+    ]
 
 
 def test_ranges_and_choices():

@@ -43,9 +43,14 @@ RIGHT = {  # inputs that a node takes
     "ScaleTextVariance": {"model": ["model", 0], "scale": 1.5, "start_percent": 0.0, "end_percent": 1.0},
     "GuidanceGrid": {"images": ["image", 0], "labels": "a"},
     "SavePooledProjection": {"projection": ["projection", 0], "filename_prefix": "projection"},
+    "SaveGuidanceDirection": {"direction": ["direction", 0], "filename_prefix": "direction"},
     "DistillPooledProjection": {
         "model": ["text_blind", 0], "clip": ["clip", 0], "prompts": "a", "steps": 0, "batch_size": 1, "learning_rate": 2e-5, "width": 80,
         "height": 80, "seed": 0, "pooling": "clip", "injection": "time embedding",
+    },
+    "DistillGuidanceDirection": {
+        "model": ["text_blind", 0], "clip": ["clip", 0], "prompts": "a", "positive": "b", "negative": "", "steps": 0, "batch_size": 1,
+        "learning_rate": 5e-3, "width": 80, "height": 80, "seed": 0,
     },
 }
 
@@ -54,7 +59,7 @@ def prompt(class_type, **inputs):
     """One of our nodes with these inputs, and its first output shown."""
     tried = {"class_type": class_type, "inputs": RIGHT[class_type] | inputs}
     shown = {"class_type": "PreviewAny", "inputs": {"source": ["tried", 0]}}
-    return LINKED | {"tried": tried} | ({} if class_type == "SavePooledProjection" else {"shown": shown})
+    return LINKED | {"tried": tried} | ({} if class_type.startswith("Save") else {"shown": shown})
 
 
 @pytest.fixture(scope="module")
@@ -122,12 +127,14 @@ def test_what_is_wrong_is_laid_to_the_inputs_of_that_question_alone(client, clas
     ("GuidanceDirectionFromConditioning", "positive"), ("GuidanceDirectionFromConditioning", "negative"),
     ("ScaleTextVariance", "model"), ("ScaleTextVariance", "schedule"), ("ScaleTextVariance", "clip"),
     ("GuidanceLayerScheduleCurve", "curve"), ("GuidanceGrid", "images"), ("SavePooledProjection", "projection"),
+    ("SaveGuidanceDirection", "direction"),
     ("DistillPooledProjection", "model"), ("DistillPooledProjection", "clip"), ("DistillPooledProjection", "pooled_clip"),
-    ("DistillPooledProjection", "projection"),
+    ("DistillPooledProjection", "projection"), ("DistillGuidanceDirection", "model"), ("DistillGuidanceDirection", "clip"),
+    ("DistillGuidanceDirection", "direction"),
 ])
 def test_a_constant_in_the_place_of_a_link_is_named(client, class_type, name, value):
     optional = name in ("schedule", "projection", "base_positive", "base_negative", "pooled_clip") and class_type != "SavePooledProjection"
-    optional |= (class_type, name) == ("ScaleTextVariance", "clip")
+    optional |= (class_type, name) in (("ScaleTextVariance", "clip"), ("DistillGuidanceDirection", "direction"))
     if value is None and optional:
         client.run(prompt(class_type, **{name: value}))
         return

@@ -1,10 +1,10 @@
-"""Distill a pooled projection from the command line, on one device or many:
+"""Distill a pooled projection, or with --positive and --negative a guidance direction, from the command line, on one device or many:
 
     accelerate launch tools/distill.py --comfyui /path/to/ComfyUI --model wan2.1_t2v_1.3B_fp16.safetensors \\
         --clip umt5_xxl_fp8_e4m3fn_scaled.safetensors --clip-type wan --pooled-clip clip_l.safetensors --prompts prompts.txt --out out/wan
 
-What the node Distill Pooled Projection does, by the same code. The folder --out holds projection.safetensors (replaced at every
-checkpoint), checkpoint.safetensors, from which the same command goes on after a cut, and metrics.jsonl, one line a step. On several processes
+What the nodes Distill Pooled Projection and Distill Guidance Direction do, by the same code. The folder --out holds projection.safetensors
+or direction.safetensors (replaced at every checkpoint), checkpoint.safetensors, from which the same command goes on after a cut, and metrics.jsonl, one line a step. On several processes
 each takes its own share of the prompts, and a step is batch-size x accumulation x processes rows. Needs accelerate (pip install
 accelerate) in ComfyUI's environment; without `accelerate launch`, python tools/distill.py runs one process.
 """
@@ -34,9 +34,9 @@ from tools.small_world.files import write_whole  # noqa: E402
 from tools.small_world.host import use_host  # noqa: E402
 
 HELP = {
-    "steps": "of the optimizer (default: 4000, as the paper)",
+    "steps": "of the optimizer (default: 4000, as the paper; of a direction 400)",
     "batch_size": "rows a process and pass (default: 1)",
-    "learning_rate": "the highest (default: 2e-5)",
+    "learning_rate": "the highest (default: 2e-5; of a direction 5e-3)",
     "width": "of the pictures, in pixels (default: 1024)",
     "height": "of the pictures, in pixels (default: 1024)",
     "seed": "(default: 0)",
@@ -45,6 +45,7 @@ HELP = {
     "cache": "bytes of main memory a process for the teacher's predictions (default: 4 GB)",
 }
 DEFAULTS = dict(steps=4000, batch_size=1, learning_rate=2e-5, width=1024, height=1024, seed=0, pooling="clip", injection="time embedding")
+OF_A_DIRECTION = dict(steps=400, learning_rate=5e-3)
 
 
 def pack(name: str):
@@ -69,6 +70,10 @@ def main() -> None:
 
 
 def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    parser.add_argument("--positive", help="the words of a direction; with them or --negative one is learned, and no projection")
+    parser.add_argument("--negative", help="the words that it leads away from")
+    known, _ = parser.parse_known_args()
+    of_a_direction = known.positive is not None or known.negative is not None
     parser.add_argument("-h", "--help", action="help")
     parser.add_argument("--model", type=Path, required=True, help="the diffusion model")
     parser.add_argument("--clip", type=Path, nargs="+", required=True, help="the model's own text encoders")
@@ -80,34 +85,70 @@ def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
     parser.add_argument("--held-out", type=Path, help="a text file with prompts never trained on, whose loss is measured")
     parser.add_argument("--held-out-every", type=int, default=200, help="steps from one such measurement to the next")
     parser.add_argument("--projection", type=Path, help="a projection file to go on from")
+    parser.add_argument("--direction", type=Path, help="a learned direction's file to go on from")
     parser.add_argument("--out", type=Path, required=True, help="the folder of the results")
     parser.add_argument("--checkpoint-every", type=int, default=200, help="steps")
     parser.add_argument("--stop-at", type=int, help="leave the run at this step, as a cut would")
-    for setting in fields(pack("pooled_proj.distillation").Settings):
-        default = DEFAULTS.get(setting.name, setting.default)
+    defaults = DEFAULTS | (OF_A_DIRECTION if of_a_direction else {})
+    for setting in fields(pack("training.projection").ProjectionSettings):
+        default = defaults.get(setting.name, setting.default)
         flag, text = "--" + setting.name.replace("_", "-"), HELP.get(setting.name, "see the node's help (default: %(default)s)")
         if isinstance(default, bool):
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=default, help=text)
         else:
             parser.add_argument(flag, type=type(default), default=default, help=text)
-    return parser.parse_args()
+    options = parser.parse_args()
+    options.course = Directions(options) if of_a_direction else Projections(options)
+    return options
+
+
+class Projections:
+    """What is learned without words."""
+
+    name = "projection"
+
+    def __init__(self, options):
+        self.options, self.module = options, pack("training.projection")
+        self.settings_class = self.module.ProjectionSettings
+
+    def training(self, *given, **more):
+        given_projection = pack("pooled_proj.formats").load(self.options.projection) if self.options.projection else None
+        return self.module.Distillation(*given, pooled_clip=pooled_clip(self.options), projection=given_projection, **more)
+
+    def save(self, projection, path: Path) -> None:
+        pack("pooled_proj.formats").save(projection, path)
+
+
+class Directions:
+    """What is learned of words."""
+
+    name = "direction"
+
+    def __init__(self, options):
+        self.options, self.module = options, pack("training.direction")
+        self.settings_class = pack("training.settings").Settings
+
+    def training(self, model, clip, prompts, settings, **more):
+        given = pack("model_patches.direction_files").load(self.options.direction) if self.options.direction else None
+        words = [words or "" for words in (self.options.positive, self.options.negative)]
+        return self.module.DirectionTraining(model, clip, prompts, *words, settings, direction=given, **more)
+
+    def save(self, direction, path: Path) -> None:
+        pack("model_patches.direction_files").save(direction, path)
 
 
 def run(accelerator: Accelerator, options: argparse.Namespace) -> None:
-    distillation = pack("pooled_proj.distillation")
-    formats = pack("pooled_proj.formats")
-    settings = distillation.Settings(**{setting.name: getattr(options, setting.name) for setting in fields(distillation.Settings)})
-    workers = distillation.Workers(accelerator.process_index, accelerator.num_processes, lambda tensor: accelerator.reduce(tensor, "mean"))
+    loop, course = pack("training.loop"), options.course
+    settings = course.settings_class(**{setting.name: getattr(options, setting.name) for setting in fields(course.settings_class)})
+    workers = loop.Workers(accelerator.process_index, accelerator.num_processes, lambda tensor: accelerator.reduce(tensor, "mean"))
     check(options)
     prompts = lines("--prompts", options.prompts)
     held_out = lines("--held-out", options.held_out) if options.held_out else []
-    files = Files(options.out, main=accelerator.is_main_process)
+    files = Files(options.out, course, main=accelerator.is_main_process)
     checkpoint = files.checkpoint()
-    with distillation.out_of_memory_explained(settings):
-        training = distillation.Distillation(
-            *loaded(options), prompts, settings, pooled_clip(options),
-            projection=formats.load(options.projection) if options.projection else None, held_out=held_out, workers=workers,
-            checkpoint=checkpoint, origin=origin(options),
+    with loop.out_of_memory_explained(settings):
+        training = course.training(
+            *loaded(options), prompts, settings, held_out=held_out, workers=workers, checkpoint=checkpoint, origin=origin(options),
         )
         accelerator.wait_for_everyone()  # all have looked at the files before one writes them
         files.begin(training)
@@ -150,30 +191,36 @@ def train(training, files, options, show: bool) -> None:
                 files.save(training)
             bar.set_postfix(loss=f"{loss:.5f}", refresh=False)
             bar.update()
+    measured = training.measure() if training.step == steps else ""
+    if measured:
+        files.save_result(training)
+        if show:
+            print(measured)
 
 
 class Files:
     """The files of a run. All processes read them, the main one writes them. Raises ValueError with a file's name and what to do."""
 
-    def __init__(self, folder: Path, main: bool):
-        self.folder, self.main = folder, main
-        self.state, self.metrics, self.projection = (folder / name for name in ("checkpoint.safetensors", "metrics.jsonl", "projection.safetensors"))
+    def __init__(self, folder: Path, course, main: bool):
+        self.folder, self.course, self.main = folder, course, main
+        names = ("checkpoint.safetensors", "metrics.jsonl", f"{course.name}.safetensors")
+        self.state, self.metrics, self.result = (folder / name for name in names)
         with self._said(folder):
             folder.mkdir(parents=True, exist_ok=True)
 
     def checkpoint(self):
         """Where the run was cut, or None at its start."""
         if self.state.exists():
-            return pack("pooled_proj.checkpoints").load(self.state)
-        if self.projection.exists():
+            return pack("training.checkpoints").load(self.state)
+        if self.result.exists():
             raise ValueError(
-                f"{self.projection} is there, without a checkpoint to go on from, and would be replaced. Choose another --out; to go on from what "
-                "it has learned, give it as --projection."
+                f"{self.result} is there, without a checkpoint to go on from, and would be replaced. Choose another --out; to go on from what "
+                f"it has learned, give it as --{self.course.name}."
             )
         return None
 
     def begin(self, training) -> None:
-        """Lines of metrics beyond the checkpoint go; the projection is that of the checkpoint."""
+        """Lines of metrics beyond the checkpoint go; the result is that of the checkpoint."""
         if not self.main:
             return
         with self._said(self.metrics):
@@ -184,7 +231,7 @@ class Files:
             write_whole(self.metrics, lambda path: path.write_text("".join(line + "\n" for line in kept), encoding="utf-8"))
         if training.step:
             logging.info("going on after step %d", training.step)
-            self._save_projection(training)
+            self.save_result(training)
 
     def _step(self, line: str, number: int) -> int:
         try:
@@ -201,15 +248,16 @@ class Files:
                 file.write(json.dumps(measured) + "\n")
 
     def save(self, training) -> None:
-        """The checkpoint first: after a cut between the two, the projection is made from it."""
+        """The checkpoint first: after a cut between the two, the result is made from it."""
         if self.main:
             with self._said(self.state):
-                pack("pooled_proj.checkpoints").save(training.state(), self.state)
-            self._save_projection(training)
+                pack("training.checkpoints").save(training.state(), self.state)
+            self.save_result(training)
 
-    def _save_projection(self, training) -> None:
-        with self._said(self.projection):
-            pack("pooled_proj.formats").save(training.projection(), self.projection)
+    def save_result(self, training) -> None:
+        if self.main:
+            with self._said(self.result):
+                self.course.save(training.result(), self.result)
 
     @contextmanager
     def _said(self, path: Path):
@@ -241,7 +289,7 @@ def contents(paths: list[Path]) -> str:
                 file.seek(size * number // 256)
                 parts.append(file.read(4096))
         parts.append(str(size))
-    return pack("pooled_proj.checkpoints").digest(*parts)
+    return pack("training.checkpoints").digest(*parts)
 
 
 def loaded(options):

@@ -3,7 +3,7 @@
 from ..host_model import HostModel
 from .anima import ANIMA
 from .base import (
-    OWN_TEXT, RESULT, BlockInput, Call, Counting, Family, Injection, OncePerPrompt, Sampling, TextContext, TextPath, TextTokens,
+    OWN_TEXT, RESULT, BlockInput, Call, Counting, Family, Injection, NoText, OncePerPrompt, Sampling, TextContext, TextPath, TextTokens,
 )
 from .chroma import CHROMA
 from .cosmos1 import COSMOS1
@@ -29,8 +29,8 @@ FAMILIES: tuple[Family, ...] = (
 )
 
 __all__ = [
-    "FAMILIES", "OWN_TEXT", "RESULT", "BlockInput", "Call", "Counting", "Family", "Injection", "OncePerPrompt", "Sampling", "TextContext",
-    "TextPath", "TextTokens", "family_of", "refuse_wrapped",
+    "FAMILIES", "OWN_TEXT", "RESULT", "BlockInput", "Call", "Counting", "Family", "Injection", "NoText", "OncePerPrompt", "Sampling",
+    "TextContext", "TextPath", "TextTokens", "family_of", "refuse_wrapped",
 ]
 
 

@@ -241,6 +241,13 @@ class TextPath:
 
 
 @dataclass(frozen=True)
+class NoText(TextPath):
+    """Of a text-blind model that is guided without any text."""
+
+    injection: str
+
+
+@dataclass(frozen=True)
 class PooledText(TextPath):
     """Text that reaches y as the pooled output of the text encoder, y = ... + modulation(pooled).
 
@@ -287,13 +294,18 @@ class Injection:
 
     blocks: the main blocks, in global order (double, then single); refiners and text-only blocks are left out.
     head: the output head; None where it takes no shift.
-    y: the vector itself at this call, (R, D) or (R, T, D), and its width D; needed where a projection adds the pooled text.
+    width: D, of what is shifted. y: the vector itself at this call, (R, D) or (R, T, D); needed where a projection adds the pooled text.
     """
 
     blocks: Callable[[nn.Module], list[BlockInput]]
     head: Callable[[nn.Module], BlockInput] | None
+    width: Callable[[nn.Module], int]
     y: Callable[[nn.Module, Call], Tensor] | None = None
-    width: Callable[[nn.Module], int] | None = None
+
+
+def blank(width: Callable[[nn.Module], int], pooled: Callable[[nn.Module], int]) -> Callable[[nn.Module], EncodedPrompt]:
+    """For `Family.blank`, of a family that reads tokens of that width and a pooled output."""
+    return lambda model: EncodedPrompt(torch.zeros(1, pooled(model)), torch.zeros(1, 8, width(model)))
 
 
 @dataclass(frozen=True)
@@ -380,12 +392,13 @@ class Family:
 
     matches: (model, its class) -> is this host model mine. host_models: the names by which the host knows them, those of its classes
     around the diffusion model; one of another name is another model that runs on the same class.
-    injections: where shifts may enter, by name; each has the same number of blocks.
+    injections: where shifts may enter, by name, first at y itself; each has the same number of blocks.
     text: how the model itself takes text into y; None for text-blind models, which need a projection.
     start_layer (None: a tenth of the depth), final_layer, cfg_rows: the reference's settings, used where the user gives none.
     w: the reference's guidance scale; None where there is no reference.
     encoder: how to load the text encoder that the model uses.
     context: the text-blind model's own text, which a projection may pool.
+    blank: a prompt of zeros that the model can read; None where it is as wide as its context, and nothing else is read.
     text_tokens: where the text tokens enter the blocks; None where they do by cross-attention alone.
     next_level: whether y is made from the next noise level too, of which the host gives all rows of a call that of the first.
     lineage: deeper models made by inserting layers: (depth, the numbers there of those inserted), each into the one before.
@@ -402,9 +415,15 @@ class Family:
     final_layer: float = 0.0
     cfg_rows: str = "both"
     context: TextContext | None = None
+    blank: Callable[[nn.Module], EncodedPrompt] | None = None
     text_tokens: TextTokens | None = None
     next_level: Callable[[nn.Module], bool] = lambda model: False
     lineage: tuple[tuple[int, tuple[int, ...]], ...] = ()
+
+    @property
+    def place_of_y(self) -> str:
+        """The name of the injection at y itself."""
+        return next(iter(self.injections))
 
     def has(self, host: HostModel) -> bool:
         """Whether the host's model is of this family."""
@@ -419,9 +438,13 @@ class Family:
                 places, of = [inherited[layer] for layer in places], deeper
         return tuple(places) if of == depth else None
 
+    def blank_prompt(self, model: nn.Module) -> EncodedPrompt:
+        """Of zeros, for y where no prompt is at hand."""
+        return EncodedPrompt(None, torch.zeros(1, 8, self.context.width(model))) if self.blank is None else self.blank(model)
+
     def depth(self, model: nn.Module) -> int:
         """The number of layers."""
-        return len(next(iter(self.injections.values())).blocks(model))
+        return len(self.injections[self.place_of_y].blocks(model))
 
     def default_schedule(self, depth: int) -> LayerSchedule:
         """The reference start layer; a tenth of the depth for models too shallow (pruned, toy) to have that layer."""

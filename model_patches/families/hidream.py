@@ -7,6 +7,7 @@ Reference settings: github.com/quickjkee/modulation-guidance, HiDream: w 3, star
 import torch
 from comfy.ldm.hidream.model import HiDreamImageTransformer2DModel
 
+from ..directions import EncodedPrompt
 from .base import BlockInput, Counting, Family, Injection, PooledText, TextTokens, in_width, runs_as
 
 
@@ -34,16 +35,29 @@ def _given(tokens, extras):
     return torch.cat([part[..., :width] for part in (tokens, llama, llama)], dim=1)
 
 
+def _blank(model):
+    t5, llama = (in_width(model.caption_projection[number].linear) for number in (-1, 0))
+    layers = torch.zeros(1, 1 + max(model.llama_layers), 8, llama)
+    return EncodedPrompt(
+        torch.zeros(1, in_width(model.p_embedder.pooled_embedder.linear_1)), torch.zeros(1, 8, t5), {"conditioning_llama3": layers}
+    )
+
+
 HIDREAM = Family(
     name="HiDream-I1",
     matches=lambda model, cls: runs_as(cls, HiDreamImageTransformer2DModel),
     host_models=("HiDream",),
     # Where the head reads y, and not the head itself: some packs run its parts one by one.
-    injections={"modulation": Injection(_blocks, head=lambda model: BlockInput(model.final_layer.adaLN_modulation, "input", 0))},
+    injections={"modulation": Injection(
+        _blocks,
+        head=lambda model: BlockInput(model.final_layer.adaLN_modulation, "input", 0),
+        width=lambda model: model.inner_dim,
+    )},
     text=PooledText(
         width=lambda model: in_width(model.p_embedder.pooled_embedder.linear_1),
         modulation=lambda model, pooled: model.p_embedder(pooled),
     ),
+    blank=_blank,
     encoder="CLIP-L and CLIP-G, with QuadrupleCLIPLoader",
     w=3.0,
     start_layer=5,

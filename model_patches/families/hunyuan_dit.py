@@ -9,6 +9,7 @@ import torch
 from comfy.ldm.hydit.models import HunYuanDiT
 from comfy.ldm.modules.diffusionmodules.util import timestep_embedding
 
+from ..directions import EncodedPrompt
 from .base import BlockInput, Family, Injection, OncePerPrompt, TextPath, runs_as
 
 TOKENS = "conditioning_mt5xl"  # where the host's text encoder puts the mT5 tokens
@@ -49,6 +50,14 @@ class _PooledTokens(TextPath):
         return self.pooled.get(model, prompt, call, lambda: model.pooler(call.cast(prompt.extras[TOKENS])))
 
 
+def _blank(model):
+    return EncodedPrompt(None, torch.zeros(1, model.text_len, model.text_states_dim), {
+        "attention_mask": torch.ones(1, model.text_len),
+        TOKENS: torch.zeros(1, model.text_len_t5, model.text_states_dim_t5),
+        "attention_mask_mt5xl": torch.ones(1, model.text_len_t5),
+    })
+
+
 HUNYUAN_DIT = Family(
     name="Hunyuan-DiT",
     matches=lambda model, cls: runs_as(cls, HunYuanDiT),
@@ -56,7 +65,9 @@ HUNYUAN_DIT = Family(
     injections={"modulation": Injection(
         blocks=lambda model: [BlockInput(block, "c", 1) for block in model.blocks],
         head=lambda model: BlockInput(model.final_layer, "c", 1),
+        width=lambda model: model.hidden_size,
     )},
     text=_PooledTokens(),
+    blank=_blank,
     encoder="CLIP and mT5-XL, which its checkpoint holds, with CheckpointLoaderSimple",
 )

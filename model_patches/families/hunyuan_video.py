@@ -7,7 +7,7 @@ Reference settings: github.com/quickjkee/modulation-guidance, HunyuanVideo: w 3.
 
 from comfy.ldm.hunyuan_video.model import HunyuanVideo
 
-from .base import BlockInput, Family, Injection, PooledText, TextTokens, runs_as
+from .base import BlockInput, Family, Injection, PooledText, TextTokens, blank, runs_as
 
 
 def _matches(model, cls):
@@ -26,11 +26,14 @@ HUNYUAN_VIDEO = Family(
     name="HunyuanVideo",
     matches=_matches,
     host_models=("HunyuanVideo", "HunyuanVideoI2V", "HunyuanVideoSkyreelsI2V"),
-    injections={"modulation": Injection(_blocks, head=lambda model: BlockInput(model.final_layer, "vec", 1))},
+    injections={"modulation": Injection(
+        _blocks, head=lambda model: BlockInput(model.final_layer, "vec", 1), width=lambda model: model.hidden_size,
+    )},
     text=PooledText(
         width=lambda model: model.params.vec_in_dim,
         modulation=lambda model, pooled: model.vector_in(pooled),
     ),
+    blank=blank(lambda model: model.params.context_in_dim, lambda model: model.params.vec_in_dim),
     encoder="CLIP-L, with DualCLIPLoader and type hunyuan_video",
     w=3.5,
     start_layer=5,

@@ -9,7 +9,7 @@ import torch
 from comfy.ldm.flux.layers import timestep_embedding
 from comfy.ldm.hunyuan_video.model import HunyuanVideo
 
-from .base import BlockInput, Family, Injection, TextContext, TextTokens, in_width, runs_as, unmasked
+from .base import BlockInput, Family, Injection, TextContext, TextTokens, blank, in_width, runs_as, unmasked
 
 
 def _present(call):
@@ -65,6 +65,7 @@ HUNYUAN_VIDEO15 = Family(
     )},
     text=None,
     context=TextContext(lambda model: in_width(model.txt_in.input_embedder)),
+    blank=blank(lambda model: in_width(model.txt_in.input_embedder), lambda model: 1),  # the host asks for a pooled output all the same
     encoder="Qwen2.5-VL 7B, with DualCLIPLoader and type hunyuan_video_15 or hunyuan_image",
     # The host does not pad the tokens, and gives their mask where a prompt holds padding all the same.
     text_tokens=TextTokens(

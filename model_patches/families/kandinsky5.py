@@ -6,7 +6,7 @@ There is no reference implementation of modulation guidance for it: start layer 
 
 from comfy.ldm.kandinsky5.model import Kandinsky5
 
-from .base import BlockInput, Family, Injection, PooledText, in_width, runs_as
+from .base import BlockInput, Family, Injection, PooledText, blank, in_width, out_width, runs_as
 
 KANDINSKY5 = Family(
     name="Kandinsky 5",
@@ -15,10 +15,12 @@ KANDINSKY5 = Family(
     injections={"modulation": Injection(
         blocks=lambda model: [BlockInput(block, "time_embed", 2) for block in model.visual_transformer_blocks],
         head=lambda model: BlockInput(model.out_layer, "time_embed", 1),
+        width=lambda model: out_width(model.time_embeddings.out_layer),
     )},
     text=PooledText(
         width=lambda model: in_width(model.pooled_text_embeddings.in_layer),
         modulation=lambda model, pooled: model.pooled_text_embeddings(pooled),
     ),
+    blank=blank(lambda model: in_width(model.text_embeddings.in_layer), lambda model: in_width(model.pooled_text_embeddings.in_layer)),
     encoder="CLIP-L, with DualCLIPLoader and type kandinsky5 or kandinsky5_image",
 )

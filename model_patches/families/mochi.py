@@ -7,6 +7,7 @@ There is no reference implementation of modulation guidance for it: start layer 
 import torch
 from comfy.ldm.genmo.joint_model.asymm_models_joint import AsymmDiTJoint
 
+from ..directions import EncodedPrompt
 from .base import BlockInput, Family, Injection, OncePerPrompt, TextPath, TextTokens, runs_as
 
 
@@ -42,8 +43,10 @@ MOCHI = Family(
     injections={"modulation": Injection(
         blocks=lambda model: [BlockInput(block, "c", 1) for block in model.blocks],
         head=lambda model: BlockInput(model.final_layer, "c", 1),
+        width=lambda model: model.hidden_size_x,
     )},
     text=_PooledTokens(),
+    blank=lambda model: EncodedPrompt(None, torch.zeros(1, 8, model.t5_feat_dim), {"attention_mask": torch.ones(1, 8)}),
     encoder="T5-XXL, with CLIPLoader and type mochi",
     # The host gives T5's mask.
     text_tokens=TextTokens(joint=lambda model: [BlockInput(block, "y", 2) for block in model.blocks]),

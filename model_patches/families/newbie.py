@@ -8,7 +8,7 @@ There is no reference implementation of modulation guidance for it: start layer 
 from comfy.ldm.lumina.model import NextDiT
 from torch.nn import functional
 
-from .base import BlockInput, Family, Injection, PooledText, in_width, runs_as
+from .base import BlockInput, Family, Injection, PooledText, blank, in_width, runs_as
 
 
 def _modulation(model, pooled):
@@ -24,7 +24,9 @@ NEWBIE = Family(
     injections={"modulation": Injection(
         blocks=lambda model: [BlockInput(block, "adaln_input", 3, repeats=True) for block in model.layers],
         head=lambda model: BlockInput(model.final_layer, "c", 1, repeats=True),
+        width=lambda model: in_width(model.layers[0].adaLN_modulation[-1]),
     )},
     text=PooledText(width=lambda model: model.clip_text_dim, modulation=_modulation),
+    blank=blank(lambda model: in_width(model.cap_embedder[1]), lambda model: model.clip_text_dim),
     encoder="Gemma 3 4B and Jina CLIP v2, with DualCLIPLoader and type newbie",
 )

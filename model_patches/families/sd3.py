@@ -6,7 +6,7 @@ Reference settings: github.com/quickjkee/modulation-guidance, SD3.5 Large, with 
 
 from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper
 
-from .base import BlockInput, Counting, Family, Injection, PooledText, TextTokens, in_width, runs_as
+from .base import BlockInput, Counting, Family, Injection, PooledText, TextTokens, blank, in_width, runs_as
 
 
 def _in_order(masks):
@@ -22,11 +22,13 @@ SD3 = Family(
     injections={"modulation": Injection(
         blocks=lambda model: [BlockInput(block, "c", 2) for block in model.joint_blocks],
         head=lambda model: BlockInput(model.final_layer, "c", 1),
+        width=lambda model: model.hidden_size,
     )},
     text=PooledText(
         width=lambda model: in_width(model.y_embedder.mlp[0]),
         modulation=lambda model, pooled: model.y_embedder(pooled),
     ),
+    blank=blank(lambda model: in_width(model.context_embedder), lambda model: in_width(model.y_embedder.mlp[0])),
     encoder="CLIP-L and CLIP-G, with DualCLIPLoader and type sd3, or TripleCLIPLoader",
     w=2.0,
     start_layer=2,

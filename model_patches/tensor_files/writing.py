@@ -9,6 +9,7 @@ import struct
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,6 +45,12 @@ def write(path: str | os.PathLike, tensors: Mapping[str, Tensor], metadata: Mapp
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
+
+
+def can_be_written(value: Any) -> bool:
+    """Whether it is a tensor that a file can hold."""
+    plain = isinstance(value, Tensor) and value.layout == torch.strided
+    return plain and value.dtype in DTYPES.values() and value.numel() > 0
 
 
 def _write(file, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

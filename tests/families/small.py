@@ -10,6 +10,7 @@ import comfy.sample
 import comfy.sd
 import torch
 from benchmarks.in_process import node
+from learned import Learned
 from torch import nn
 
 
@@ -176,6 +177,9 @@ class _Equation:
             if term.window[1] <= sigma <= term.window[0]:
                 cond, uncond = {"both": (1, 1), "cond": (1, 0), "opposed": (1, -1)}[term.rows]
                 signs = torch.tensor([cond if of_prompt else uncond for of_prompt in conditional])
+                if isinstance(term, Learned):
+                    self.active.append((term, signs, None))
+                    continue
                 toward, away = (self._y(model, self.small.encoded(seed), args, kwargs) for seed in (term.seed, term.seed + 1))
                 self.active.append((term, signs, toward - away))
 
@@ -222,6 +226,8 @@ class _Equation:
     def _y_hat(self, layer, y):
         shift, kept = torch.zeros_like(y), torch.zeros_like(y)
         for term, signs, difference in self.active:
+            if isinstance(term, Learned):
+                difference = term.shift(layer).to(y)
             added = term.w * term.weights[layer] * signs.to(y).view(-1, *[1] * (y.ndim - 1)) * difference
             shift, kept = (shift, kept + added) if term.keep_norm else (shift + added, kept)
         return (y + kept) * y.norm(dim=-1, keepdim=True) / (y + kept).norm(dim=-1, keepdim=True) + shift

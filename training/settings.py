@@ -1,14 +1,14 @@
-"""The settings of a distillation."""
+"""The settings of a training run."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 import torch
 
 from ..model_patches.quoting import quoted
-from .projection import INJECTIONS, POOLINGS
 
 DATA = ("samples", "noise")
 PRECISIONS = {"auto": None, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -18,13 +18,12 @@ LAST_RATE = 0.1  # of the learning rate
 LARGEST_RATE = 1.0  # AdamW moves each weight by about as much a step; weights in use are below 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """One training run.
 
     steps: of the optimizer; each takes accumulation x batch_size rows. learning_rate: the highest; it warms up over the first 2 % of
     the steps and falls to a tenth by a cosine. width, height, frames: of the pictures, in pixels.
-    pooling, injection: of a new projection; one that is gone on from keeps its own.
     data: "samples" of the model itself, or "noise" over empty latents. samples_per_prompt, sample_steps, cfg: of the samples.
     pairs: noise levels with a noise each, for every sample. cache: bytes of the teacher's predictions that are kept.
     checkpointing: compute every block twice and keep less. precision: what the model computes in, one of PRECISIONS.
@@ -36,8 +35,6 @@ class Settings:
     width: int
     height: int
     seed: int
-    pooling: str
-    injection: str
     frames: int = 1
     accumulation: int = 1
     checkpointing: bool = True
@@ -73,7 +70,10 @@ class Settings:
             raise ValueError(
                 f"Distilling: learning_rate is {quoted(self.learning_rate)}; it must be above 0 and at most {LARGEST_RATE:g}, e.g. 0.00002."
             )
-        choices = {"pooling": POOLINGS, "injection": INJECTIONS, "data": DATA, "precision": PRECISIONS}
-        for name, choice in choices.items():
+        for name, choice in self.choices().items():
             if getattr(self, name) not in list(choice):
                 raise ValueError(f"Distilling: {name} is {quoted(getattr(self, name))}; it must be {' or '.join(choice)}.")
+
+    def choices(self) -> dict[str, Iterable[str]]:
+        """What the settings that are words may be."""
+        return {"data": DATA, "precision": PRECISIONS}

@@ -113,7 +113,7 @@ def _recomputing(block: nn.Module):
 
 
 def _recomputed(function: Callable, args: tuple, kwargs: dict):
-    """function(*args, **kwargs), of which autograd keeps the arguments only. Returns a tensor or a tuple of them."""
+    """function(*args, **kwargs), of which autograd keeps the arguments only. Returns a tensor or a tuple of them, or of None."""
     if not torch.is_grad_enabled():
         return function(*args, **kwargs)
     # The host notes there, before each block, which one it is; a second run must find what the first found.
@@ -144,7 +144,10 @@ class _Recomputed(torch.autograd.Function):
         with torch.enable_grad():
             outputs = ctx.run(*(tensor.clone() for tensor in inputs))
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-        followed = [(output, gradient) for output, gradient in zip(outputs, gradients, strict=True) if output.requires_grad]
+        followed = [  # a last block's text comes to None
+            (output, gradient) for output, gradient in zip(outputs, gradients, strict=True)
+            if output is not None and output.requires_grad
+        ]
         wanted = [tensor for tensor in inputs if tensor.requires_grad]
         found = torch.autograd.grad(
             [output for output, _ in followed], wanted, [gradient for _, gradient in followed], allow_unused=True

@@ -36,17 +36,20 @@ class Checkpoint:
     means: dict[str, Tensor]
     squares: dict[str, Tensor]
 
-    def check(self, run: Mapping[str, Any], shapes: Mapping[str, torch.Size]) -> None:
-        """Raises ValueError, with what differs, unless it is of that run and its weights have those shapes, by name."""
+    def check(self, run: Mapping[str, Any], shapes: Mapping[str, torch.Size], learned: str) -> None:
+        """Raises ValueError, with what differs, unless it is of that run and its weights have those shapes, by name.
+
+        learned: what they are of.
+        """
         others = [name for name in (*run, *(set(self.run) - set(run))) if self.run.get(name) != run.get(name)]
         if others:
             differences = ", ".join(_difference(name, self.run.get(name), run.get(name)) for name in others)
             raise ValueError(
-                f"The checkpoint is of another run: {differences}. Start it as before, or in another folder; there, --projection goes on "
+                f"The checkpoint is of another run: {differences}. Start it as before, or in another folder; there, --{learned} goes on "
                 "from what this one has learned."
             )
         if {name: tensor.shape for name, tensor in self.weights.items()} != dict(shapes):
-            raise ValueError("The checkpoint's weights are not those of this model's projection. Remove it, or choose another folder.")
+            raise ValueError(f"The checkpoint's weights are not those of this model's {learned}. Remove it, or choose another folder.")
 
 
 def _difference(name: str, then: Any, now: Any) -> str:

@@ -1,8 +1,6 @@
-"""Distilling a pooled projection: a text-blind model learns to take its prompt through its modulation.
+"""The loop of a training run: steps of the optimizer, checkpoints, held-out prompts, and what ends it early.
 
-The teacher is the model with the prompt, the student the same frozen model with the empty prompt in its place, and the prompt's
-pooled text through the projection, whose output starts at zero. The loss is the mean square of the difference of their predictions.
-"Rethinking Global Text Conditioning in Diffusion Transformers", Starodubcev et al., ICLR 2026, section 5.
+What is learned, and from whom, is a course: `projection.py` and `direction.py`.
 """
 
 from __future__ import annotations
@@ -21,17 +19,14 @@ from comfy.patcher_extension import WrappersMP
 from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
 from torch import Tensor, nn
 
-from ..model_patches.families import family_of
+from ..model_patches.families import Family, family_of
 from ..model_patches.host_model import HostModel
 from ..model_patches.memory import out_of_memory
-from .checkpoints import Checkpoint, digest
+from .checkpoints import Checkpoint
 from .differentiable import differentiable
-from .lessons import Batch, Lessons, Prompt, generator, latent_shape, make_samples, sampled_prompts
-from .network import ProjectionNetwork
-from .projection import PooledProjection
+from .lessons import Batch, Lessons, latent_shape, make_samples, sampled_prompts
 from .settings import PRECISIONS, Settings
 from .teaching import Course, Teaching
-from .text_path import TIME, check_fits
 
 GRADIENT_NORM = 1.0
 
@@ -58,20 +53,19 @@ class Diverged(ValueError):
     """A step that would make the weights NaN or infinite; it was not taken."""
 
 
-class Distillation:
-    """A projection in training on one model. Take steps within `running()`.
+class Training:
+    """One run on one model. Take steps within `running()`.
 
-    prompts: the texts. held_out: more of them, for held_out_loss. checkpoint: where a run like this was cut, to go on from.
-    origin: by name, what else a run must share with its checkpoint, as JSON has it, e.g. the model's file.
-    Raises ValueError, with what to do, for what cannot work.
+    prompts: the texts. held_out: more of them, for held_out_loss. Raises ValueError, with what to do, for what cannot work.
+    A course says what is learned: it sets `injection`, the family's that takes the shift, calls `_begin`, and has the methods below
+    that say nothing here.
     """
 
-    def __init__(
-        self, model, clip, prompts: list[str], settings: Settings, pooled_clip=None, projection: PooledProjection | None = None,
-        held_out: list[str] = (), workers: Workers = Workers(), checkpoint: Checkpoint | None = None, origin: Mapping[str, Any] | None = None,
-    ):
+    learned = "what is learned"  # in words
+
+    def __init__(self, model, clip, prompts: list[str], settings: Settings, held_out: list[str] = (), workers: Workers = Workers()):
         settings.check()
-        self.settings, self.workers = settings, workers
+        self.settings, self.workers, self.clip = settings, workers, clip
         if model.get_wrappers(WrappersMP.APPLY_MODEL, COMPILE_KEY):
             raise ValueError("Distilling: the model is compiled, and gradients cannot pass. Connect it from before the compile node.")
         if model.get_additional_models_with_key("multigpu"):
@@ -87,45 +81,53 @@ class Distillation:
             self.model.set_model_compute_dtype(PRECISIONS[settings.precision])
         host = HostModel.of(self.model)
         self.diffusion_model, self.family = host.diffusion_model, family_of(host)
-        if self.family.text is not None:
-            raise ValueError(f"{self.family.name} has pooled text in its modulation already and needs no projection. Guide it without one.")
-        self.prompts, self.held_out = _share(prompts, workers), _stripped(held_out)
         self.shape = latent_shape(self.model.get_model_object("latent_format"), settings.width, settings.height, settings.frames)
-        self.clip, self.pooled_clip = clip, pooled_clip or clip
-        self.given = projection
-        if projection is not None:
-            check_fits(projection, self.family, self.diffusion_model)
-        elif settings.injection not in self.family.injections:
-            raise ValueError(
-                f"Distilling: {self.family.name} takes no shift at its {settings.injection}. Set injection to {' or '.join(self.family.injections)}."
-            )
-        self.pooling, self.injection = (settings.pooling, settings.injection) if projection is None else (projection.pooling, projection.injection)
-        self.empty = self._encoded("")
-        weights = self._first_weights() if projection is None else _copied(projection.weights)
-        self.run = self._run(prompts, origin or {})
+        self.prompts, self.held_out = _share(prompts, workers), stripped(held_out)
+
+    def _begin(self, weights: dict[str, Tensor], run: Mapping[str, Any], checkpoint: Checkpoint | None) -> None:
+        """weights: by name, what is trained, at the start. run: what a run must share with its checkpoint, as JSON has it."""
+        self.run = asdict(self.settings) | {"family": self.family.name, "processes": self.workers.count} | run
         if checkpoint is not None:
-            checkpoint.check(self.run, {name: tensor.shape for name, tensor in weights.items()})
-            weights = _copied(checkpoint.weights)
+            checkpoint.check(self.run, {name: tensor.shape for name, tensor in weights.items()}, self.learned)
+            weights = checkpoint.weights
         self.checkpoint = checkpoint
-        self.network = _trained(weights)
+        with torch.inference_mode(False):  # copies that autograd can follow
+            self.network = self._network({name: tensor.to("cpu", torch.float32, copy=True) for name, tensor in weights.items()})
+            self.network.requires_grad_(True)
         self.parameters = list(self.network.parameters())
         self.losses = [] if checkpoint is None else list(checkpoint.losses)
+
+    def _network(self, weights: dict[str, Tensor]) -> nn.Module:
+        """The module that is trained; its `weights()` are those, and its parameters, in one order."""
+        raise NotImplementedError
+
+    def _course(self, texts: list[str], rows: int, seeds: tuple, on_progress) -> Course:
+        """What is taught with those texts, in lessons for that many rows."""
+        raise NotImplementedError
+
+    def _teaching(self) -> Teaching:
+        """On the loaded model."""
+        raise NotImplementedError
+
+    def result(self) -> Any:
+        """What has been learned so far."""
+        raise NotImplementedError
+
+    def measure(self) -> str:
+        """At the end, within `running()`: measures what was learned and returns it in words; empty where there is nothing to say."""
+        return ""
 
     @property
     def step(self) -> int:
         """How many steps have been taken."""
         return len(self.losses)
 
-    def projection(self) -> PooledProjection:
-        """What has been learned so far."""
-        if self.step == 0 and self.given is not None:
-            return self.given
-        weights = {name: tensor.detach().clone().cpu() for name, tensor in self.network.weights().items()}
-        before = [] if self.given is None else self.given.record.get("runs", [])
+    def _record(self) -> dict[str, Any]:
+        """Of this run, for the file of what was learned."""
         run = asdict(self.settings) | {"steps": self.step, "of": self.settings.steps, "prompts": len(self.prompts), "processes": self.workers.count}
         if self.losses:
             run["last loss"] = sum(self.losses[-100:]) / len(self.losses[-100:])
-        return PooledProjection(weights, self.pooling, self.injection, self.family.name, {"runs": [*before, run]})
+        return run
 
     def state(self) -> Checkpoint:
         """All that a run that is cut here needs to go on. Within running(), after a step."""
@@ -140,13 +142,6 @@ class Distillation:
                 moment: tensor.to(parameter.device, copy=True) for moment, tensor in moments.items()
             }
 
-    def _run(self, prompts: list[str], origin: Mapping[str, Any]) -> dict[str, Any]:
-        given = {} if self.given is None else self.given.weights
-        numbers = (part for name, tensor in sorted(given.items()) for part in (name, tensor.float().cpu().numpy().tobytes()))
-        return asdict(self.settings) | {
-            "family": self.family.name, "processes": self.workers.count, "prompts": digest(*_stripped(prompts)), "projection": digest(*numbers),
-        } | dict(origin)
-
     def prepare(self, on_progress: Callable[[str, int, int], None] = lambda what, done, total: None) -> None:
         """Encodes the prompts and makes the samples. on_progress: (what is being made, how many are, of how many)."""
         settings = self.settings
@@ -155,63 +150,31 @@ class Distillation:
         if self.held_out:
             self.exam = self._course(self.held_out, settings.pairs * len(self.held_out), ("exam",), on_progress)
 
-    def _course(self, texts: list[str], rows: int, seeds: tuple, on_progress) -> Course:
-        """Lessons for that many rows, fewer if the prompts give fewer."""
+    def _sampled(self, count: int, rows: int, seeds: tuple) -> list[int]:
+        """Which of `count` prompts samples are made of, for that many rows; fewer if the prompts give fewer."""
+        return sampled_prompts(count, self.settings.samples_per_prompt, rows, self.settings.pairs, (self.settings.seed, *seeds))
+
+    def _lessons(self, conditionings: list, numbers: list[int], empty, seeds: tuple, on_progress) -> Lessons:
+        """With a sample of each conditioning, that of the prompt of that number; empty: the conditioning of the empty prompt."""
         settings, seeds = self.settings, (self.settings.seed, *seeds)
-        numbers = sampled_prompts(len(texts), settings.samples_per_prompt, rows, settings.pairs, seeds)
-        used = sorted(set(numbers))
-        prompts = []
-        for number in used:
-            comfy.model_management.throw_exception_if_processing_interrupted()
-            on_progress("Encoding prompts", len(prompts), len(used))
-            prompts.append(self._encoded(texts[number]))
-        numbers = [used.index(number) for number in numbers]
         if settings.data == "samples":
             samples = make_samples(
-                self.model, [prompts[number] for number in numbers], self.empty, self.shape, settings.sample_steps, settings.cfg, seeds,
+                self.model, conditionings, empty, self.shape, settings.sample_steps, settings.cfg, seeds,
                 lambda done, total: on_progress("Making samples", done, total),
             )
         else:
             samples = torch.zeros(len(numbers), *self.shape)
-        return Course(Lessons(samples, numbers, settings.pairs, settings.batch_size, seeds), prompts)
+        return Lessons(samples, numbers, settings.pairs, settings.batch_size, seeds)
 
-    def _encoded(self, text: str) -> Prompt:
-        conditioning = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
-        if self.pooling != "clip":
-            return Prompt(conditioning, None)
-        if self.pooled_clip is self.clip:
-            pooled = conditioning[0][1].get("pooled_output")
-        else:
-            pooled = self.pooled_clip.encode_from_tokens(self.pooled_clip.tokenize(text), return_pooled=True)[1]
-        if pooled is None:
-            raise ValueError(
-                "Distilling: the text encoder gives no pooled output. Connect one that does to pooled_clip (e.g. CLIP-L), or set pooling "
-                "to max or mean, which pool the model's own text."
-            )
-        if self.given is not None and pooled.shape[-1] < self.given.input_width:
-            raise ValueError(
-                f"Distilling: the pooled output is {pooled.shape[-1]} wide, but the projection reads {self.given.input_width}. Connect the text "
-                "encoder it was made with to pooled_clip."
-            )
-        width = None if self.given is None else self.given.input_width
-        return Prompt(conditioning, pooled[:, :width].float().cpu())
-
-    def _first_weights(self) -> dict[str, Tensor]:
-        """Of a projection that gives zeros; its first layer as torch.nn.Linear starts one."""
-        width = self.empty.pooled.shape[-1] if self.pooling == "clip" else self.family.context.width(self.diffusion_model)
-        hidden = self.family.injections[TIME].width(self.diffusion_model)
-        output = self.family.injections[self.injection].width(self.diffusion_model)
-        draw = generator(self.settings.seed, "projection")
-        bound = width ** -0.5
-        weights = {
-            "linear_1.weight": torch.empty(hidden, width).uniform_(-bound, bound, generator=draw),
-            "linear_1.bias": torch.empty(hidden).uniform_(-bound, bound, generator=draw),
-            "linear_2.weight": torch.zeros(output, hidden),
-            "linear_2.bias": torch.zeros(output),
-        }
-        if self.injection == "adaln lora":
-            weights["scales"] = torch.ones(self.family.depth(self.diffusion_model), output)
-        return weights
+    def _each(self, numbers: Iterable[int], encode: Callable[[int], Any], on_progress) -> dict[int, Any]:
+        """encode(number) of each number, once."""
+        used = sorted(set(numbers))
+        encoded = {}
+        for number in used:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            on_progress("Encoding prompts", len(encoded), len(used))
+            encoded[number] = encode(number)
+        return encoded
 
     @contextmanager
     def running(self):
@@ -234,10 +197,7 @@ class Distillation:
         self.optimizer = torch.optim.AdamW(self.parameters, lr=self.settings.learning_rate)
         if self.checkpoint is not None:
             self._resume(self.checkpoint)
-        self.teaching = Teaching(
-            self.model, self.family, self.network, self.pooling, self.injection, self.empty, self.shape, self.settings.cache,
-            self.settings.sample_steps,
-        )
+        self.teaching = self._teaching()
         # Told by the first step: blocks that add to their streams in place, which autograd refuses, cost a little more.
         self.in_place = nullcontext
 
@@ -266,14 +226,17 @@ class Distillation:
     @torch.no_grad()
     def held_out_loss(self) -> float:
         """The mean loss on the held-out prompts."""
-        lessons = self.exam.lessons
-        batches = [lessons[number] for number in range(self.workers.rank, len(lessons), self.workers.count)]
         total = torch.zeros(2, device=self.teaching.device)
-        for batch in batches:
+        for batch in self._examined():
             rows = len(batch.prompts)
             total += torch.stack((self._loss(self.exam, batch) * rows, torch.full((), float(rows), device=total.device)))
         loss, rows = self.workers.mean(total).tolist()
         return loss / rows
+
+    def _examined(self) -> Iterable[Batch]:
+        """This process's batches of the held-out prompts."""
+        lessons = self.exam.lessons
+        return (lessons[number] for number in range(self.workers.rank, len(lessons), self.workers.count))
 
     def _gradients(self, batch: Batch) -> tuple[Tensor, tuple[Tensor, ...]]:
         try:
@@ -291,57 +254,46 @@ class Distillation:
         return nn.functional.mse_loss(self.teaching.student(course, batch), target)
 
 
-@dataclass(frozen=True, eq=False)
-class Distilled:
-    """losses: one for each step taken in this call."""
+def learn(training: Training, on_progress: Callable[[Progress], None]) -> None:
+    """The whole run. An interrupt, or a step that would make it NaN, ends it early; before the first step it raises.
 
-    projection: PooledProjection
-    losses: list[float]
-
-
-def distill(
-    model, clip, prompts: list[str], settings: Settings, pooled_clip=None, projection: PooledProjection | None = None,
-    on_progress: Callable[[Progress], None] = lambda progress: None,
-) -> Distilled:
-    """A projection of the model's family. An interrupt, or a step that would make it NaN, ends it early and keeps what was learned.
-
-    model: ModelPatcher. clip: the model's own text encoder; pooled_clip: the one whose pooled output is projected, or None for clip.
-    projection: to go on from; its own pooling and injection count then. Raises ValueError, with what to do, for what cannot work.
+    What is measured is told last.
     """
-    with out_of_memory_explained(settings):
-        distillation = Distillation(model, clip, prompts, settings, pooled_clip, projection)
-        if settings.steps:
-            try:
-                distillation.prepare(lambda what, done, total: on_progress(Progress(0, f"{what}: {done} of {total}")))
-                with distillation.running():
-                    _learn(distillation, on_progress)
-            except comfy.model_management.InterruptProcessingException:
-                on_progress(Progress(0, "Interrupted before the first step: nothing was learned.", last=True))
-                raise
-        return Distilled(distillation.projection(), distillation.losses)
-
-
-def _learn(distillation: Distillation, on_progress: Callable[[Progress], None]) -> None:
-    """Takes the steps. What ends them early, after the first, keeps what was learned."""
-    steps, started = distillation.settings.steps, time.monotonic()
+    if not training.settings.steps:
+        return
     try:
-        while distillation.step < steps:
+        training.prepare(lambda what, done, total: on_progress(Progress(0, f"{what}: {done} of {total}")))
+        with training.running():
+            _take_steps(training, on_progress)
+    except comfy.model_management.InterruptProcessingException:
+        on_progress(Progress(0, "Interrupted before the first step: nothing was learned.", last=True))
+        raise
+
+
+def _take_steps(training: Training, on_progress: Callable[[Progress], None]) -> None:
+    """Takes the steps. What ends them early, after the first, keeps what was learned."""
+    steps, started, ended = training.settings.steps, time.monotonic(), None
+    try:
+        while training.step < steps:
             comfy.model_management.throw_exception_if_processing_interrupted()
-            distillation.take_step()
-            on_progress(progress_of(distillation, time.monotonic() - started, distillation.step))
+            training.take_step()
+            latest = progress_of(training, time.monotonic() - started, training.step)
+            on_progress(latest)
     except (comfy.model_management.InterruptProcessingException, Diverged) as error:
-        if not distillation.step:
+        if not training.step:
             raise
         reason = str(error) if isinstance(error, Diverged) else "Distilling was interrupted."
-        text = f"{reason} What was learned in {distillation.step} of {steps} steps is kept."
-        logging.warning(text)
-        on_progress(Progress(distillation.step, text, last=True))
+        ended = f"{reason} What was learned in {training.step} of {steps} steps is kept."
+        logging.warning(ended)
+    measured = training.measure()
+    if ended or measured:
+        on_progress(Progress(training.step, " ".join(filter(None, (ended or latest.text, measured))), last=True))
 
 
-def progress_of(distillation: Distillation, seconds: float, taken: int) -> Progress:
+def progress_of(training: Training, seconds: float, taken: int) -> Progress:
     """seconds: those of the `taken` latest steps."""
-    step, steps = distillation.step, distillation.settings.steps
-    recent = distillation.losses[-50:]
+    step, steps = training.step, training.settings.steps
+    recent = training.losses[-50:]
     left = round(seconds / taken * (steps - step))
     return Progress(step, f"Step {step} of {steps}, loss {sum(recent) / len(recent):.5f}, {left // 60}:{left % 60:02} left", step == steps)
 
@@ -365,26 +317,16 @@ def out_of_memory_explained(settings: Settings):
     )
 
 
-def _stripped(lines: Iterable[str]) -> list[str]:
+def stripped(lines: Iterable[str]) -> list[str]:
     return [line.strip() for line in lines if line.strip()]
 
 
 def _share(prompts: list[str], workers: Workers) -> list[str]:
     """This process's share of the prompts."""
-    lines = _stripped(prompts)
+    lines = stripped(prompts)
     if len(lines) < workers.count:
         raise ValueError(
             f"Distilling: there are {len(lines)} prompts for {workers.count} processes. Give each one at least." if lines else
             "Distilling: prompts is empty. Write prompts like those you use, one per line."
         )
     return lines[workers.rank::workers.count]
-
-
-def _copied(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.to("cpu", torch.float32, copy=True) for name, tensor in weights.items()}
-
-
-def _trained(weights: Mapping[str, Tensor]) -> ProjectionNetwork:
-    """A network to be trained, of copies that autograd can follow."""
-    with torch.inference_mode(False):
-        return ProjectionNetwork({name: tensor.clone() for name, tensor in weights.items()}, nn).requires_grad_(True)

@@ -1,4 +1,4 @@
-"""What a projection is distilled on: prompts, the model's own pictures of them, and fixed pairs of noise level and noise.
+"""What is learned from: prompts, the model's own pictures of them, and fixed pairs of noise level and noise.
 
 Everything follows from the seed, batch by batch, so that a batch is the same whenever it is asked for, and a run that was cut goes
 on as if it had not been.
@@ -23,17 +23,6 @@ def generator(*seeds) -> torch.Generator:
     """A random generator for a purpose: every sequence of seeds has its own."""
     digest = hashlib.sha256(repr(seeds).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-
-
-@dataclass(frozen=True, eq=False)
-class Prompt:
-    """A prompt as text encoders made it.
-
-    conditioning: by the model's own, in the host's form. pooled: (1, C) by the one whose pooled output is projected, or None.
-    """
-
-    conditioning: list
-    pooled: Tensor | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,17 +113,17 @@ def latent_shape(latent_format, width: int, height: int, frames: int) -> tuple[i
 
 
 def make_samples(
-    model, prompts: list[Prompt], empty: Prompt, shape: tuple[int, ...], steps: int, cfg: float, seeds: tuple,
+    model, conditionings: list, empty, shape: tuple[int, ...], steps: int, cfg: float, seeds: tuple,
     on_progress: Callable[[int, int], None],
 ) -> Tensor:
-    """(S, ...) latents as the model has them: a picture of each of S prompts, by the host's sampler. empty: the negative of CFG."""
+    """(S, ...) latents as the model has them: a picture of each of S conditionings, by the host's sampler. empty: the negative of CFG."""
     samples = []
-    for number, prompt in enumerate(prompts):
+    for number, conditioning in enumerate(conditionings):
         noise = torch.randn(1, *shape, generator=generator(*seeds, "sample", number))
         latent = comfy.sample.sample(
-            model, noise, steps, cfg, SAMPLER, SCHEDULER, prompt.conditioning, empty.conditioning, torch.zeros_like(noise),
+            model, noise, steps, cfg, SAMPLER, SCHEDULER, conditioning, empty, torch.zeros_like(noise),
             disable_pbar=True, seed=number,
         )
         samples.append(model.model.process_latent_in(latent).float().cpu())
-        on_progress(number + 1, len(prompts))
+        on_progress(number + 1, len(conditionings))
     return torch.cat(samples)

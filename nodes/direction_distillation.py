@@ -1,0 +1,94 @@
+"""The node that learns a direction from words."""
+
+from comfy_api.latest import io
+from typing_extensions import override
+
+from ..training.direction import check_words, learn_direction
+from ..training.settings import LARGEST_RATE, Settings
+from .distillation import Shown, changed, check_clip, further_inputs, lines_of
+from .queue_errors import checked
+from .sockets import CATEGORY, Direction, check_sockets
+
+NAME = "Distill Guidance Direction"
+
+
+class DistillGuidanceDirection(io.ComfyNode):
+    @classmethod
+    @override
+    def define_schema(cls):
+        return io.Schema(
+            node_id="DistillGuidanceDirection",
+            display_name=NAME,
+            category=CATEGORY,
+            description="Learns a guidance direction from words: for every layer a shift of the modulation that does to pictures what the "
+            "words do in a prompt. It needs no text in the model's modulation, so that Wan, Qwen-Image, Anima and others take it without a "
+            "projection. The model itself is not changed. Interrupting keeps what was learned so far, and the rest of the graph runs on.",
+            search_aliases=["modulation guidance", "train direction", "learn direction", "distillation", "slider", "concept slider"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model to learn on, straight from its loader or with LoRAs; not compiled."),
+                io.Clip.Input("clip", tooltip="The text encoder the model itself uses."),
+                io.String.Input(
+                    "prompts", multiline=True, default="",
+                    tooltip="What pictures show, one prompt per line, of the kind you use, a hundred if you can; without words of what is "
+                    "to be learned. Of 8 or more some are set aside, to measure what w 1 means. For a file, see prompts_file.",
+                ),
+                io.String.Input(
+                    "positive", multiline=True, default="",
+                    tooltip="The words to be learned, e.g. highly detailed. w 1 stands for them.",
+                ),
+                io.String.Input(
+                    "negative", multiline=True, default="",
+                    tooltip="Their opposite, e.g. very simple, no details at all; a negative w stands for it. One of the two may be "
+                    "empty: then the other is learned against the plain prompt.",
+                ),
+                io.Int.Input(
+                    "steps", default=400, min=0, max=1000000,
+                    tooltip="Steps of training. 0: a direction that has learned nothing and changes nothing, or the connected one as it "
+                    "is.",
+                ),
+                io.Int.Input(
+                    "batch_size", default=4, min=1, max=4096,
+                    tooltip="Rows a step. As many as fit in memory; accumulation makes up for few.",
+                ),
+                io.Float.Input(
+                    "learning_rate", default=5e-3, min=1e-8, max=LARGEST_RATE, step=1e-8,
+                    tooltip="The highest. It warms up over the first 2 % of the steps and falls to a tenth by a cosine. A direction takes "
+                    "far more than a network or a LoRA.",
+                ),
+                io.Int.Input("width", default=1024, min=16, max=16384, step=8, tooltip="Of the pictures to train on, in pixels."),
+                io.Int.Input("height", default=1024, min=16, max=16384, step=8, tooltip="Of the pictures to train on, in pixels."),
+                io.Int.Input(
+                    "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True,
+                    tooltip="The same seed gives the same direction.",
+                ),
+                Direction.Input("direction", optional=True, tooltip="A learned direction to go on from, of the same model."),
+                *further_inputs("The direction itself is kept in fp32."),
+            ],
+            outputs=[
+                Direction.Output("direction", tooltip="For Apply Modulation Guidance, at w 1 first, and for Save Guidance Direction."),
+                io.LossMap.Output("loss_map", tooltip="The loss of each step, for Plot Loss Graph."),
+                io.Int.Output("steps", tooltip="Steps done in this run; fewer than asked for if it was interrupted."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    @override
+    def validate_inputs(cls, prompts=None, positive=None, negative=None, prompts_file=""):
+        words = checked(check_words, positive, negative)
+        return checked(lines_of, NAME, prompts, prompts_file) if words is True else words
+
+    @classmethod
+    @override
+    def fingerprint_inputs(cls, prompts_file="", **inputs):
+        return changed(NAME, prompts_file)
+
+    @classmethod
+    @override
+    def execute(cls, model, clip, prompts, positive, negative, direction=None, prompts_file="", cache=4.0, **settings) -> io.NodeOutput:
+        check_clip(NAME, clip)
+        check_sockets(cls, model=model, clip=clip, direction=direction)
+        settings = Settings(cache=cache * 1024**3, **settings)
+        with Shown(cls.hidden, settings.steps) as show:
+            made = learn_direction(model, clip, lines_of(NAME, prompts, prompts_file), positive, negative, settings, direction, show)
+        return io.NodeOutput(made.direction, {"loss": made.losses}, len(made.losses))

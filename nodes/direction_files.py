@@ -1,0 +1,91 @@
+"""Nodes that load and save guidance directions."""
+
+import folder_paths
+from comfy_api.latest import io
+from typing_extensions import override
+
+from ..model_patches import direction_files
+from .folders import fingerprint, path_in, register
+from .queue_errors import checked
+from .saving import check_prefix, save_numbered
+from .sockets import CATEGORY, Direction, check_sockets
+
+FOLDER = "guidance_directions"
+_LOAD, _SAVE = "Load Guidance Direction", "Save Guidance Direction"
+
+register(FOLDER)
+
+
+class LoadGuidanceDirection(io.ComfyNode):
+    @classmethod
+    @override
+    def define_schema(cls):
+        return io.Schema(
+            node_id="LoadGuidanceDirection",
+            display_name=_LOAD,
+            category=CATEGORY,
+            description="Loads a guidance direction: one that was learned on a model, which guides that model without any text encoder or "
+            "projection, or one that was encoded.",
+            search_aliases=["modulation guidance", "learned direction", "trained direction", "import direction"],
+            inputs=[
+                io.Combo.Input(
+                    "direction_name", options=folder_paths.get_filename_list(FOLDER),
+                    tooltip=f"A file in models/{FOLDER}. A learned one fits the family, depth and width of the model that it was learned on. "
+                    "Press R after putting a new one there.",
+                ),
+            ],
+            outputs=[Direction.Output("direction", tooltip="For everything that takes a direction.")],
+        )
+
+    @classmethod
+    @override
+    def validate_inputs(cls, direction_name=None):
+        return checked(_path, direction_name)
+
+    @classmethod
+    @override
+    def fingerprint_inputs(cls, direction_name):
+        return fingerprint(_path(direction_name))
+
+    @classmethod
+    @override
+    def execute(cls, direction_name) -> io.NodeOutput:
+        return io.NodeOutput(direction_files.load(_path(direction_name)))
+
+
+class SaveGuidanceDirection(io.ComfyNode):
+    @classmethod
+    @override
+    def define_schema(cls):
+        return io.Schema(
+            node_id="SaveGuidanceDirection",
+            display_name=_SAVE,
+            category=CATEGORY,
+            description="Saves a guidance direction, learned or encoded, to the output folder, so that it guides without a text encoder. Move "
+            f"it to models/{FOLDER} to load it.",
+            search_aliases=["modulation guidance", "export direction", "learned direction"],
+            inputs=[
+                Direction.Input("direction", tooltip="The direction to save."),
+                io.String.Input(
+                    "filename_prefix", default=f"{FOLDER}/direction",
+                    tooltip="The name of the file, a subfolder of the output folder before it if wanted; a number is added.",
+                ),
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    @override
+    def validate_inputs(cls, filename_prefix=None):
+        return checked(check_prefix, _SAVE, filename_prefix)
+
+    @classmethod
+    @override
+    def execute(cls, direction, filename_prefix=f"{FOLDER}/direction") -> io.NodeOutput:
+        check_sockets(cls, direction=direction)
+        save_numbered(_SAVE, filename_prefix, lambda path: direction_files.save(direction, path, replace=False), FOLDER)
+        return io.NodeOutput()
+
+
+def _path(name: str) -> str:
+    return path_in(FOLDER, name, _LOAD)

@@ -1,0 +1,37 @@
+"""Folders of models that nodes of ours list and read, registered with the host."""
+
+import os
+
+import folder_paths
+
+from ..model_patches.quoting import quoted
+
+
+def register(folder: str, peers: tuple[str, ...] = ()) -> None:
+    """Ours, then the peers', each where extra_model_paths.yaml has it and then in the models folder; none is made.
+
+    The host lists a name once, and reads it from the first folder that holds it.
+    """
+    for each in (folder, *peers):
+        named, _ = folder_paths.folder_names_and_paths.get(each, ([], set()))
+        for path in (*named, os.path.join(folder_paths.models_dir, each)):
+            folder_paths.add_model_folder_path(folder, path)
+    # A folder named in extra_model_paths.yaml has been registered without any.
+    folder_paths.folder_names_and_paths[folder][1].update(folder_paths.supported_pt_extensions)
+
+
+def path_in(folder: str, name: str, node: str) -> str:
+    """Of a file that is listed. Raises ValueError if it is not; node: its name, for the message."""
+    path = folder_paths.get_full_path(folder, name) if name in folder_paths.get_filename_list(folder) else None
+    if path is None:
+        raise ValueError(
+            f"{node}: there is no file {quoted(name)} in models/{folder} ({', '.join(folder_paths.get_folder_paths(folder))}). Put it "
+            "there, and choose it again."
+        )
+    return path
+
+
+def fingerprint(path: str) -> tuple[int, int]:
+    """What changes with the file."""
+    file = os.stat(path)
+    return file.st_mtime_ns, file.st_size
