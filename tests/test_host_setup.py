@@ -79,21 +79,16 @@ def test_another_archive_than_the_pinned_one_is_refused(tmp_path, cache, monkeyp
     assert not (cache / "host-0.30.0" / "installed.json").exists()
 
 
-def test_no_network_is_one_sentence(cache):
-    run = subprocess.run([sys.executable, CHECKOUT / "tools" / "host.py"], capture_output=True, text=True)
-    assert run.returncode != 0
-    assert run.stderr.startswith("error: There is no network:") and len(run.stderr.splitlines()) == 1
-
-
-def test_a_half_made_host_is_made_again(cache):
+def test_a_half_made_host_is_made_again_and_no_network_is_one_sentence(cache):
     """All the files that make it look whole, without the marker that is written last."""
     root = cache / "host-0.30.0"
     python = host.environment_python(root / "venv")
     for path in (root / "ComfyUI" / "main.py", python, root / "partial" / "left over"):
         path.parent.mkdir(parents=True)
         path.write_text("half")
-    with pytest.raises(host.SetupError, match="There is no network"):
-        host.ensure_host("0.30.0")
+    run = subprocess.run([sys.executable, CHECKOUT / "tools" / "host.py"], capture_output=True, text=True)
+    assert run.returncode != 0
+    assert run.stderr.startswith("error: There is no network:") and len(run.stderr.splitlines()) == 1
     assert not (root / "installed.json").exists()
     assert python.read_bytes()[:4] != b"half", "the environment was not made again"
 
@@ -117,7 +112,8 @@ def test_an_ended_set_up_leaves_no_pip_writing(cache, monkeypatch, how):
         process.kill()
 
 
-def test_a_second_set_up_waits_for_the_first(cache, capfd):
+def test_a_second_set_up_waits_for_the_first(cache, capfd, monkeypatch):
+    monkeypatch.setattr(host, "TORCH_PYTHONS", ((2, 6), (2, 7)))  # so that it ends at once when it begins
     root = cache / "host-0.30.0"
     root.mkdir(parents=True)
     done = threading.Event()
@@ -131,7 +127,6 @@ def test_a_second_set_up_waits_for_the_first(cache, capfd):
         thread = threading.Thread(target=second)
         thread.start()
         assert not done.wait(1.5)
-        assert not (root / "venv").exists()
     thread.join()
     assert done.is_set() and "Waiting for another set-up" in capfd.readouterr().out
 
