@@ -97,7 +97,7 @@ def entry(**changes):
     ({"learned.0": torch.ones(8)}, {}, r"holds learned.0 as torch.float32 of \(8,\); it must be floating-point numbers in 2 dimensions"),
     ({"learned.0": torch.ones(8, 3, dtype=torch.int32)}, {}, "holds learned.0 as torch.int32"),
     ({"learned.0": torch.full((8, 3), torch.nan)}, {}, "holds NaN or infinite numbers in learned.0"),
-    ({}, {"encoded": "[{}]"}, "are not the tensors of 1 learned and 1 encoded directions"),
+    ({}, {"encoded": "[{}]"}, "holds learned.0, which are not the tensors of 1 learned and 1 encoded directions"),
 ])
 def test_what_is_no_direction_is_refused_by_name(tmp_path, tensors, metadata, words):
     good, said = file_of(shifts(8, 4), "FLUX.1")
