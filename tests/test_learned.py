@@ -133,7 +133,7 @@ def test_w_0_is_bit_identical(small, model, direction):
 
 def test_a_sweep_and_an_inspection(small, model, delta, direction):
     guided, labels = node("SweepModulationGuidance", model=model, direction=direction, w_values="0, 2", start_layers="1, 2", cfg_rows="both")
-    assert labels == ["w 0", "w 2, start 1", "w 2, start 2"]
+    assert labels == ["plain", "w 2, start 1", "w 2, start 2"]
     for one, start in zip(guided[1:], (1, 2), strict=True):
         assert_equal(small, model, one, from_layer(small, start, shifts=delta, w=2.0))
     second = learned(-delta, family(small))

@@ -66,13 +66,18 @@ def slot_on_screen(editor, node, name, is_input):
 
 def wire(editor, source, output, target, input_name):
     """Drags a link from an output to an input with the mouse."""
-    editor.page.mouse.move(*slot_on_screen(editor, source, output, False), steps=3)
-    editor.page.mouse.down()
-    editor.page.mouse.move(*slot_on_screen(editor, target, input_name, True), steps=8)
-    editor.settle()
-    editor.page.mouse.up()
     linked = "([id, name]) => app.graph.getNodeById(id).inputs.find((slot) => slot.name === name).link != null"
-    editor.page.wait_for_function(linked, arg=[target, input_name], timeout=5000)
+    for _ in range(3):  # a busy machine's editor can miss where the mouse went
+        editor.page.mouse.move(*slot_on_screen(editor, source, output, False), steps=3)
+        editor.page.mouse.down()
+        editor.page.mouse.move(*slot_on_screen(editor, target, input_name, True), steps=8)
+        editor.settle()
+        editor.page.mouse.up()
+        try:
+            return editor.page.wait_for_function(linked, arg=[target, input_name], timeout=5000)
+        except playwright.TimeoutError:
+            editor.page.keyboard.press("Escape")
+    raise AssertionError(f"{output} was not linked to {input_name}")
 
 
 def node_of(editor, kind, title=None):

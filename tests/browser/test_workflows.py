@@ -73,7 +73,7 @@ def test_a_schedule_is_drawn_for_the_depth_of_its_workflows_model(editor, name, 
     editor.load(read(CHECKOUT / "workflows" / f"{name}.json"))
     bars = editor.page.locator(".modulation-guidance-bars")
     bars.get_by_text(f" of {depth} layers guided").wait_for()
-    assert len(bars.inner_text().splitlines()) == 1, "no other line, of a depth that is assumed"
+    assert "assumed" not in bars.inner_text()
 
 
 def test_every_api_form_has_its_workflow():
