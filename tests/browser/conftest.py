@@ -54,7 +54,6 @@ def editor(opened):
     """The editor with an empty graph; afterwards, nothing of ours may have been complained about."""
     opened.problems.clear()
     opened.clear()
-    opened.look_at((0, 0), 1)  # the tests before may have looked elsewhere
     yield opened
     assert not opened.problems
 
