@@ -94,6 +94,20 @@ class Editor:
             margin,
         )
 
+    def open_help(self):
+        """Selects the first node and opens its help in the side panel."""
+        from playwright.sync_api import TimeoutError
+
+        info = self.page.get_by_test_id("info-button")
+        for _ in range(10):  # what the editor still does as it opens can take the selection away again
+            self.page.evaluate("app.canvas.selectNode(app.graph.nodes[0])")
+            try:
+                info.wait_for(state="attached", timeout=3000)
+                break
+            except TimeoutError:
+                continue
+        info.dispatch_event("click")
+
     def settle(self):
         """Waits until what was changed is on the screen."""
         self.page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done, 150))))")

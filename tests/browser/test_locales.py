@@ -89,15 +89,7 @@ def test_names_and_help_are_shown_in_the_language_of_the_editor(client, editor):
         editor.clear()
         editor.add("GuidanceLayerSchedule")
         editor.page.wait_for_function("document.querySelector('.modulation-guidance-bars').innerText.includes('57 層中 52 層を誘導')")
-        info = editor.page.get_by_test_id("info-button")
-        for _ in range(10):  # what the editor still does as it opens can take the selection away again
-            editor.page.evaluate("app.canvas.selectNode(app.graph.nodes[0])")
-            try:
-                info.wait_for(state="attached", timeout=3000)
-                break
-            except playwright.TimeoutError:
-                continue
-        info.dispatch_event("click")
+        editor.open_help()
         editor.page.get_by_text("使う場面").wait_for()
     finally:
         client.post("/settings/Comfy.Locale", "en")

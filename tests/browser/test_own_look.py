@@ -65,23 +65,10 @@ def test_a_theme_that_names_a_color_is_heeded(editor):
         editor.open()
 
 
-def open_help(editor):
-    """Selects the only node and opens its help in the side panel."""
-    info = editor.page.get_by_test_id("info-button")
-    for _ in range(10):  # what the editor still does as it opens can take the selection away again
-        editor.page.evaluate("app.canvas.selectNode(app.graph.nodes[0])")
-        try:
-            info.wait_for(state="attached", timeout=3000)
-            break
-        except playwright.TimeoutError:
-            continue
-    info.dispatch_event("click")
-
-
 @pytest.mark.parametrize("node_type", ["ApplyModulationGuidance", "DistillPooledProjection", "EncodeGuidanceDirection", "InspectGuidance"])
 def test_the_tables_of_the_help_fit_into_the_side_panel(editor, node_type):
     editor.add(node_type)
-    open_help(editor)
+    editor.open_help()
     editor.page.locator(".node-help-content table").first.wait_for()
     editor.settle()
     fits = editor.page.evaluate(
