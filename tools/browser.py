@@ -39,6 +39,7 @@ class Editor:
         """Opens the editor anew, as somebody who was never there: no draft of the graph is left, and nothing asks to stay on the page."""
         if self.page:
             self.page.context.close()
+        self.client.post("/settings/Comfy.RightSidePanel.IsOpen", False)  # kept with the server; it covers the graph and shows inputs twice
         self.page = page = self.browser.new_context(viewport=self.size).new_page()
         page.on("console", lambda message: self._note(f"{message.text} {message.location.get('url')}") if message.type == "error" else None)
         page.on("pageerror", lambda error: self._note(f"{error} {error.stack}"))

@@ -35,7 +35,6 @@ def choose(editor, rendering, node, preset):
 
 
 def test_a_newcomer_finds_the_node_sees_its_words_and_chooses_others(editor, rendering):
-    editor.look_at((0, 0), 1)  # the tests before may have looked elsewhere
     node = add_by_search(editor, "detail", "Modulation Guidance")
     assert editor.page.evaluate("id => app.graph.getNodeById(id).type", node) == "ModulationGuidance"
     editor.page.evaluate("id => { app.graph.getNodeById(id).pos = [300, 100]; app.canvas.setDirty(true, true) }", node)
