@@ -31,6 +31,11 @@ class Editor:
             client.post(f"/settings/{name}", value)
         self.open()
 
+    @property
+    def version(self):
+        """(1, 47, 12)"""
+        return tuple(map(int, self.page.evaluate("window.__COMFYUI_FRONTEND_VERSION__").split(".")))
+
     def _note(self, text):
         if PACK in text:
             self.problems.append(text)

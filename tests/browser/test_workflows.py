@@ -54,6 +54,8 @@ def overlap(one, other):
 
 
 def test_workflows_open_readable_with_the_note_first_and_nothing_over_another(editor, rendering):
+    if rendering == "new" and editor.version < (1, 47):
+        pytest.skip("This editor draws nodes higher than those that the workflows are laid out for.")
     for path in GRAPHS:
         editor.page.evaluate("workflow => app.loadGraphData(workflow, true, true, null, { openSource: 'template' })", read(path))
         editor.settle()
