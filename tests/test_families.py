@@ -144,9 +144,9 @@ def test_w_of_a_text_blind_model_needs_its_projection():
         known_w(LUMINA2.load())
 
 
-def test_the_readme_says_the_settings_of_every_family():
+def test_the_docs_say_the_settings_of_every_family():
     """Every cell is filled."""
-    text = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parent.parent / "docs/models.md").read_text(encoding="utf-8")
     lines = [line.split("|") for line in text.splitlines()]
     rows = {cells[1].strip(): [cell.strip() for cell in cells[1:-1]] for cells in lines if len(cells) > 2}
     for family in families:

@@ -37,17 +37,17 @@ class PromptInterrupted(Exception):
 
 
 @contextlib.contextmanager
-def running_server(host, models=(), arguments=(), timeout=300):
-    """A server of `host` with this checkout as its only custom node, stopped on every way out; yields its URL.
+def running_server(host, models=(), arguments=(), timeout=300, pack=CHECKOUT):
+    """A server of `host` with this pack as its only custom node, stopped on every way out; yields its URL.
 
     `models`: folders laid out like ComfyUI's own models folder, besides those the host's extra_model_paths.yaml names.
-    `arguments`: further ones for main.py. Everything else the server reads or writes is in a temporary folder.
+    `arguments`: further ones for main.py. `pack`: its folder, this checkout or a copy. Everything else the server reads or writes is in a temporary folder.
     Raises ServerError with the end of its log when it does not answer within `timeout` seconds, without our nodes, or
     when it stops while in use.
     """
     with tempfile.TemporaryDirectory(prefix="modulation-guidance-", ignore_cleanup_errors=True) as base:
         base = Path(base)
-        add_pack(base / "custom_nodes")
+        add_pack(base / "custom_nodes", pack)
         (base / "models.yaml").write_text(extra_model_paths(models), encoding="utf-8")
         port = free_port()
         log = base / "server.log"
@@ -67,13 +67,13 @@ def running_server(host, models=(), arguments=(), timeout=300):
                 raise ServerError(f"ComfyUI stopped. The end of its log:\n{tail(log)}") from error
 
 
-def add_pack(custom_nodes):
-    """Puts this checkout into a custom_nodes folder: a link, or a copy where the system permits no links."""
+def add_pack(custom_nodes, pack=CHECKOUT):
+    """Puts this pack into a custom_nodes folder: a link, or a copy where the system permits no links."""
     custom_nodes.mkdir()
     try:
-        os.symlink(CHECKOUT, custom_nodes / PACK, target_is_directory=True)
+        os.symlink(pack, custom_nodes / PACK, target_is_directory=True)
     except OSError:
-        shutil.copytree(CHECKOUT, custom_nodes / PACK, ignore=shutil.ignore_patterns(".git", "__pycache__", "out"))
+        shutil.copytree(pack, custom_nodes / PACK, ignore=shutil.ignore_patterns(".git", "__pycache__", "out"))
 
 
 def extra_model_paths(folders):

@@ -1,4 +1,4 @@
-"""The example client and the curl lines of the README, against the real server."""
+"""The example client and the curl lines of docs/api.md, against the real server."""
 
 import json
 import re
@@ -54,9 +54,9 @@ def test_it_says_what_the_server_refuses(client, short_workflow, tmp_path):
     assert "ApplyModulationGuidance" in result.stderr and "99" in result.stderr and "Traceback" not in result.stderr
 
 
-def test_the_curl_lines_of_the_readme_queue_and_follow_a_run(client, tmp_path):
-    readme = (CHECKOUT / "README.md").read_text(encoding="utf-8")
-    lines = re.findall(r"^    (curl (?:.*\\\n)*.*)$", readme, re.M)
+def test_the_curl_lines_of_the_docs_queue_and_follow_a_run(client, tmp_path):
+    page = (CHECKOUT / "docs" / "api.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^    (curl (?:.*\\\n)*.*)$", page, re.M)
     assert len(lines) >= 2
     answers = []
     for line in lines[:2]:
