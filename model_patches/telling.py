@@ -51,7 +51,7 @@ def longest(lengths: Tensor, y: Tensor) -> Tensor:
 
 def burning(subject: str, w: float, strongest: float, where: str = "") -> str:
     return (
-        f"{subject} burn the picture: its shift is {strongest:.2f} times as long as y{where}, and {BURNING:g} is much. "
+        f"{subject} burn the image: its shift is {strongest:.2f} times as long as y{where}, and {BURNING:g} is much. "
         f"Stay below w {abs(w) * BURNING / strongest:.2g}."
     )
 
@@ -72,7 +72,7 @@ def of_guidance(guidance, sampling, missed: str | None) -> Told:
         why = "all layer weights are 0"
     elif not (tally.steps or sampling.interrupted):
         whole = (guidance.start_percent, guidance.end_percent) == (0, 1)
-        why = f"no row was sampled that cfg_rows {guidance.cfg_rows} guides" if whole else _outside(guidance)
+        why = f"no side of CFG was sampled that cfg_rows {guidance.cfg_rows} guides" if whole else _outside(guidance)
     elif strongest is not None and strongest <= _NOTHING * strength:
         why = f"the direction's {nothing_in(guidance.direction)}"
     else:
@@ -80,7 +80,7 @@ def of_guidance(guidance, sampling, missed: str | None) -> Told:
     burns = strongest is not None and strongest >= BURNING
     warnings = (_nothing("guided", why, sampling) or missed, burning(f"w {guidance.w:g} will", guidance.w, strongest) if burns else None)
     shift = "" if strongest is None else f", longest shift {strongest:.2g} of y"
-    facts = f"{_layers(weights[:-1])}{' and the head' if weights[-1] else ''}, w {guidance.w:g}, rows {guidance.cfg_rows}"
+    facts = f"{_layers(weights[:-1])}{' and the final output layer' if weights[-1] else ''}, w {guidance.w:g}, cfg_rows {guidance.cfg_rows}"
     return _told(warnings, f"{guidance.family}, {facts}{_steps(tally, sampling)}{shift}")
 
 
@@ -93,7 +93,7 @@ def of_scaling(scaling, sampling, missed: str | None) -> Told:
         why = "all layer weights are 0"
     else:
         why = None if tally.steps or sampling.interrupted else _outside(scaling)
-    facts = f"{_layers(weights)}, scale {scaling.scale:g}, every row, {'all' if scaling.tokens.all else 'prompt'} tokens"
+    facts = f"{_layers(weights)}, scale {scaling.scale:g}, both sides of CFG, {'all' if scaling.tokens.all else 'prompt'} tokens"
     return _told((_nothing("scaled", why, sampling) or missed,), f"{scaling.family}, {facts}{_steps(tally, sampling)}")
 
 

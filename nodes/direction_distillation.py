@@ -20,17 +20,21 @@ class DistillGuidanceDirection(io.ComfyNode):
             node_id="DistillGuidanceDirection",
             display_name=NAME,
             category=CATEGORY,
-            description="Learns a guidance direction from words: for every layer a shift of the modulation that does to pictures what the "
-            "words do in a prompt. It needs no text in the model's modulation, so that Wan, Qwen-Image, Anima and others take it without a "
-            "projection. The model itself is not changed. Interrupting keeps what was learned so far, and the rest of the graph runs on.",
+            description="Learns a guidance direction from words: for each layer a shift of the modulation that does to images what the "
+            "words do in a prompt. It works without text in the modulation of the model, so Wan, Qwen-Image, Anima and others need no "
+            "projection for it. The model itself is not changed. If you interrupt, what was learned so far is kept and the rest of the "
+            "workflow runs.",
             search_aliases=["modulation guidance", "train direction", "learn direction", "distillation", "slider", "concept slider"],
             inputs=[
-                io.Model.Input("model", tooltip="The model to learn on, straight from its loader or with LoRAs; not compiled."),
-                io.Clip.Input("clip", tooltip="The text encoder the model itself uses."),
+                io.Model.Input(
+                    "model",
+                    tooltip="The model to learn on, from its loader or with LoRAs. Connect it from before TorchCompileModel.",
+                ),
+                io.Clip.Input("clip", tooltip="The text encoder of the model itself."),
                 io.String.Input(
                     "prompts", multiline=True, default="",
-                    tooltip="What pictures show, one prompt per line, of the kind you use, a hundred if you can; without words of what is "
-                    "to be learned. Of 8 or more some are set aside, to measure what w 1 means. For a file, see prompts_file.",
+                    tooltip="What the images show: one prompt per line, like those you use, a hundred if you can; without the words to be "
+                    "learned. Of 8 or more, some are set aside to measure what w 1 means. To read a file, use prompts_file.",
                 ),
                 io.String.Input(
                     "positive", multiline=True, default="",
@@ -38,36 +42,35 @@ class DistillGuidanceDirection(io.ComfyNode):
                 ),
                 io.String.Input(
                     "negative", multiline=True, default="",
-                    tooltip="Their opposite, e.g. very simple, no details at all; a negative w stands for it. One of the two may be "
-                    "empty: then the other is learned against the plain prompt.",
+                    tooltip="Their opposite, e.g. very simple, no details at all; a negative w stands for it. One of the two may be empty: "
+                    "then the other is learned against the prompt alone.",
                 ),
                 io.Int.Input(
                     "steps", default=400, min=0, max=1000000,
-                    tooltip="Steps of training. 0: a direction that has learned nothing and changes nothing, or the connected one as it "
-                    "is.",
+                    tooltip="Training steps. 0: an untrained direction without effect (or the connected one, unchanged).",
                 ),
                 io.Int.Input(
                     "batch_size", default=4, min=1, max=4096,
-                    tooltip="Rows a step. As many as fit in memory; accumulation makes up for few.",
+                    tooltip="Images per step. As many as fit in memory; if few fit, raise accumulation.",
                 ),
                 io.Float.Input(
                     "learning_rate", default=5e-3, min=1e-8, max=LARGEST_RATE, step=1e-8,
-                    tooltip="The highest. It warms up over the first 2 % of the steps and falls to a tenth by a cosine. A direction takes "
-                    "far more than a network or a LoRA.",
+                    tooltip="The highest learning rate: it warms up over the first 2% of the steps, then falls to a tenth along a cosine. "
+                    "A direction needs a far higher one than a network or a LoRA.",
                 ),
-                io.Int.Input("width", default=1024, min=16, max=16384, step=8, tooltip="Of the pictures to train on, in pixels."),
-                io.Int.Input("height", default=1024, min=16, max=16384, step=8, tooltip="Of the pictures to train on, in pixels."),
+                io.Int.Input("width", default=1024, min=16, max=16384, step=8, tooltip="Width of the training images, in pixels."),
+                io.Int.Input("height", default=1024, min=16, max=16384, step=8, tooltip="Height of the training images, in pixels."),
                 io.Int.Input(
                     "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True,
                     tooltip="The same seed gives the same direction.",
                 ),
-                Direction.Input("direction", optional=True, tooltip="A learned direction to go on from, of the same model."),
-                *further_inputs("The direction itself is kept in fp32."),
+                Direction.Input("direction", optional=True, tooltip="A learned direction to continue training, of the same model."),
+                *further_inputs("The direction itself stays in fp32."),
             ],
             outputs=[
                 Direction.Output("direction", tooltip="For Apply Modulation Guidance, at w 1 first, and for Save Guidance Direction."),
                 io.LossMap.Output("loss_map", tooltip="The loss of each step, for Plot Loss Graph."),
-                io.Int.Output("steps", tooltip="Steps done in this run; fewer than asked for if it was interrupted."),
+                io.Int.Output("steps", tooltip="Training steps done in this run; fewer than asked for if it was interrupted."),
             ],
             hidden=[io.Hidden.unique_id],
         )

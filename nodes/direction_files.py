@@ -24,17 +24,17 @@ class LoadGuidanceDirection(io.ComfyNode):
             node_id="LoadGuidanceDirection",
             display_name=_LOAD,
             category=CATEGORY,
-            description="Loads a guidance direction: one that was learned on a model, which guides that model without any text encoder or "
-            "projection, or one that was encoded.",
+            description="Loads a guidance direction from a file: one learned on a model, which guides that model without a text encoder or "
+            "projection, or an encoded one.",
             search_aliases=["modulation guidance", "learned direction", "trained direction", "import direction"],
             inputs=[
                 io.Combo.Input(
                     "direction_name", options=folder_paths.get_filename_list(FOLDER),
-                    tooltip=f"A file in models/{FOLDER}. A learned one fits the family, depth and width of the model that it was learned on. "
-                    "Press R after putting a new one there.",
+                    tooltip=f"A file in models/{FOLDER}. A learned direction fits models of the family, depth and width that it was learned on. "
+                    "Press R (refresh) after adding a file.",
                 ),
             ],
-            outputs=[Direction.Output("direction", tooltip="For everything that takes a direction.")],
+            outputs=[Direction.Output("direction", tooltip="For every input that takes a direction.")],
         )
 
     @classmethod
@@ -68,7 +68,7 @@ class SaveGuidanceDirection(io.ComfyNode):
                 Direction.Input("direction", tooltip="The direction to save."),
                 io.String.Input(
                     "filename_prefix", default=f"{FOLDER}/direction",
-                    tooltip="The name of the file, a subfolder of the output folder before it if wanted; a number is added.",
+                    tooltip="File name, with a subfolder of the output folder in front if you like (my_folder/name). A number is added.",
                 ),
             ],
             is_output_node=True,

@@ -23,22 +23,22 @@ class EncodeGuidanceDirection(io.ComfyNode):
             node_id="EncodeGuidanceDirection",
             display_name="Encode Guidance Direction",
             category=CATEGORY,
-            description="Encodes what the picture should have and what it should not have as a direction for Apply Modulation "
-            "Guidance. Only the modulation of the model sees these two prompts; attention still sees your own prompt alone.",
+            description="Turns two short prompts, what you want (positive) and what you do not want (negative), into a direction for Apply "
+            "Modulation Guidance. They only steer the modulation of the model; your own prompt still goes through attention, unchanged.",
             search_aliases=["modulation guidance", "guidance prompt", "encode prompt", "positive negative direction", "quality direction", "clip direction"],
             inputs=[
                 io.Clip.Input(
                     "clip",
-                    tooltip="The text encoder the model itself uses, e.g. for FLUX.1 DualCLIPLoader with type flux. For a projection of the "
-                    "CLIP + scales kind: CLIP-L alone, by CLIPLoader.",
+                    tooltip="The text encoder of the model itself, e.g. Load CLIP (Dual) with type flux for FLUX.1. For a projection of "
+                    "the CLIP + scales kind: CLIP-L alone, by Load CLIP (CLIPLoader).",
                 ),
                 io.String.Input(
                     "positive", multiline=True, dynamic_prompts=True, default="Ultra-detailed, photorealistic, cinematic",
-                    tooltip="What is wanted (p+). A few words do.",
+                    tooltip="What you want (p+). A few words are enough.",
                 ),
                 io.String.Input(
                     "negative", multiline=True, dynamic_prompts=True, default="Low-res, flat, cartoonish",
-                    tooltip="What is not wanted (p-), best the opposite of the positive in the same manner.",
+                    tooltip="What you do not want (p-). Best is the opposite of the positive, worded the same way.",
                 ),
             ],
             outputs=[Direction.Output("direction", tooltip="The direction from negative to positive.")],
@@ -58,11 +58,12 @@ class GuidanceDirectionFromConditioning(io.ComfyNode):
             node_id="GuidanceDirectionFromConditioning",
             display_name="Guidance Direction from Conditioning",
             category=CATEGORY,
-            description="Makes a guidance direction from two conditionings, for encoders that need their own encode node.",
+            description="Makes a guidance direction from two conditionings, for text encoders that have an encode node of their own (e.g. "
+            "CLIPTextEncodeFlux).",
             search_aliases=["modulation guidance", "conditioning to direction"],
             inputs=[
-                io.Conditioning.Input("positive", tooltip="What is wanted (p+), encoded; a single prompt."),
-                io.Conditioning.Input("negative", tooltip="What is not wanted (p-), encoded; a single prompt."),
+                io.Conditioning.Input("positive", tooltip="What you want (p+), encoded. One prompt only."),
+                io.Conditioning.Input("negative", tooltip="What you do not want (p-), encoded. One prompt only."),
             ],
             outputs=[Direction.Output("direction", tooltip="The direction from negative to positive.")],
         )
@@ -89,14 +90,14 @@ class CombineGuidanceDirections(io.ComfyNode):
             node_id="CombineGuidanceDirections",
             display_name="Combine Guidance Directions",
             category=CATEGORY,
-            description="Adds up several guidance directions with a weight each, to be applied as one.",
+            description="Adds several guidance directions, each with its own weight, into one.",
             search_aliases=["modulation guidance", "mix directions", "sum directions", "merge directions"],
             inputs=[
                 io.Autogrow.Input("directions", template=directions, tooltip="The directions to add up; a new input appears as you connect one."),
                 io.String.Input(
                     "weights", default="",
-                    tooltip="One number per direction, in order, separated by commas, e.g. 1, 0.5. Negative ones reverse a direction. "
-                    "Empty: 1 each.",
+                    tooltip="One number per direction, in order, separated by commas, e.g. 1, 0.5. A negative weight reverses its "
+                    "direction. Empty: 1 each.",
                 ),
             ],
             outputs=[Direction.Output("direction", tooltip="The weighted sum of the directions.")],
@@ -125,29 +126,32 @@ class GuidancePreset(io.ComfyNode):
             node_id="GuidancePreset",
             display_name=_PRESET,
             category=CATEGORY,
-            description="Prompt pairs and settings to start from: from the paper, and from users. Wire positive and negative "
-            "into Encode Guidance Direction, w and schedule into Apply Modulation Guidance. Your own presets go into "
+            description="Prompt pairs and settings to start from: from the paper, and from users. Connect positive and negative to Encode "
+            "Guidance Direction, w and schedule to Apply Modulation Guidance. Your own presets go into "
             f"{USER_FILE} in ComfyUI's user folder.",
             search_aliases=[
                 "modulation guidance", "direction preset", "quality preset", "detail", "realism", "aesthetics", "hands", "counting", "booru quality",
             ],
             inputs=[
-                io.Combo.Input("preset", options=list(known), tooltip=f"What to steer, and where it comes from.\n{sources}"),
+                io.Combo.Input("preset", options=list(known), tooltip=f"What to improve, and where it comes from.\n{sources}"),
                 io.String.Input(
                     "subject", default="",
-                    tooltip="What the preset speaks of: for counting the number and things (three apples), for color and position the "
-                    "things as they should be, for hands whose hands (A boy; optional). Other presets need none.",
+                    tooltip="What the preset is about. counting: number and things (three apples). color: a purple apple. position: a dog "
+                    "to the right of a bench. hands: whose hands (A boy), optional. The other presets ignore it.",
                 ),
             ],
             outputs=[
-                io.String.Output("positive", tooltip="What is wanted (p+)."),
-                io.String.Output("negative", tooltip="What is not wanted (p-)."),
-                io.Float.Output("w", tooltip="The guidance scale to start from."),
-                io.Int.Output("start_layer", tooltip="The first guided layer to start from."),
+                io.String.Output("positive", tooltip="What you want (p+)."),
+                io.String.Output("negative", tooltip="What you do not want (p-)."),
+                io.Float.Output("w", tooltip="Suggested guidance scale, for the w input."),
+                io.Int.Output(
+                    "start_layer",
+                    tooltip="Suggested first guided layer, for a model with as many layers as the one named in the preset.",
+                ),
                 Schedule.Output(
                     "schedule",
-                    tooltip="The preset's own layers, carried over in proportion to the depth of your model; where it has none, from its "
-                    "start layer on.",
+                    tooltip="The layers of the preset, in proportion to the number of layers of your model. If it names none: every layer "
+                    "from its start layer on.",
                 ),
             ],
         )

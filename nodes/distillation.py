@@ -32,65 +32,66 @@ class DistillPooledProjection(io.ComfyNode):
             node_id="DistillPooledProjection",
             display_name=NAME,
             category=CATEGORY,
-            description="Makes the small network that lets a model without text in its modulation (Wan, Qwen-Image, Anima, Cosmos, FLUX.2 "
-            "...) be guided. The model teaches itself: with the prompt it is the teacher, with the empty prompt and the network the "
-            "student. The model itself is not changed. Interrupting keeps what was learned so far, and the rest of the graph runs on.",
+            description="Trains a projection for a model that gets no text in its modulation (Wan, Qwen-Image, Anima, Cosmos, FLUX.2 ...), "
+            "so that it can be guided. The model is its own teacher: with an empty prompt and the projection it learns to predict what it "
+            "predicts with the real prompt. The model itself is not changed. If you interrupt, what was learned so far is kept and the "
+            "rest of the workflow runs.",
             search_aliases=["modulation guidance", "train projection", "distillation", "text blind", "make pooled projection"],
             inputs=[
                 io.Model.Input(
-                    "model", tooltip="The model to make a projection for, straight from its loader or with LoRAs; not compiled.",
+                    "model", tooltip="The model to make a projection for, from its loader or with LoRAs. Connect it from before TorchCompileModel.",
                 ),
-                io.Clip.Input("clip", tooltip="The text encoder the model itself uses."),
+                io.Clip.Input("clip", tooltip="The text encoder of the model itself."),
                 io.String.Input(
                     "prompts", multiline=True, default="",
-                    tooltip="One prompt per line, of the kind you use, some hundreds if you can; words of quality and style among them, as "
-                    "those are what you will guide with. For a file, see prompts_file.",
+                    tooltip="One prompt per line, like those you use; a few hundred if you can. Include words of quality and style, since "
+                    "those are what you will guide with. To read a file, use prompts_file.",
                 ),
                 io.Int.Input(
                     "steps", default=1000, min=0, max=1000000,
-                    tooltip="Steps of training. The paper takes 4000, few-step models need less. 0: a projection that has learned nothing "
-                    "and changes nothing, or the connected one as it is.",
+                    tooltip="Training steps. The paper uses 4000; few-step models need fewer. 0: an untrained projection without effect "
+                    "(or the connected one, unchanged).",
                 ),
                 io.Int.Input(
                     "batch_size", default=1, min=1, max=4096,
-                    tooltip="Rows a step. As many as fit in memory; accumulation makes up for few.",
+                    tooltip="Images per step. As many as fit in memory; if few fit, raise accumulation.",
                 ),
                 io.Float.Input(
                     "learning_rate", default=2e-5, min=1e-8, max=LARGEST_RATE, step=1e-8,
-                    tooltip="The highest. It warms up over the first 2 % of the steps and falls to a tenth by a cosine. 0.00002 is the "
-                    "paper's; short runs and small models take more.",
+                    tooltip="The highest learning rate: it warms up over the first 2% of the steps, then falls to a tenth along a cosine. "
+                    "0.00002 is the paper's; short runs and small models need more.",
                 ),
-                io.Int.Input("width", default=1024, min=16, max=16384, step=8, tooltip="Of the pictures to train on, in pixels."),
-                io.Int.Input("height", default=1024, min=16, max=16384, step=8, tooltip="Of the pictures to train on, in pixels."),
+                io.Int.Input("width", default=1024, min=16, max=16384, step=8, tooltip="Width of the training images, in pixels."),
+                io.Int.Input("height", default=1024, min=16, max=16384, step=8, tooltip="Height of the training images, in pixels."),
                 io.Int.Input(
                     "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True,
                     tooltip="The same seed gives the same projection.",
                 ),
                 io.Combo.Input(
                     "pooling", options=list(POOLINGS), default="clip",
-                    tooltip="What is projected. clip: the pooled output of pooled_clip, as for COSMOS; max, mean: over the tokens of the "
-                    "model's own text, as for Anima, where max told prompts apart best.",
+                    tooltip="What the projection reads. clip: the pooled output of pooled_clip, as published for COSMOS. max, mean: the "
+                    "model's own text tokens, pooled, as published for Anima (there max told prompts apart best).",
                 ),
                 io.Combo.Input(
                     "injection", options=list(INJECTIONS), default="time embedding",
-                    tooltip="Where it enters. Every text-blind model has a time embedding; Cosmos 1, Cosmos-Predict2 and Anima also adaln "
-                    "lora, where each layer learns a scale of its own.",
+                    tooltip="Where the projection is added. time embedding: in every such model. adaln lora: only Cosmos 1, "
+                    "Cosmos-Predict2 and Anima; each layer then learns a scale of its own.",
                 ),
                 io.Clip.Input(
                     "pooled_clip", optional=True,
-                    tooltip="For pooling clip: the text encoder whose pooled output is projected, e.g. CLIP-L. Directions for the finished "
-                    "projection are encoded with the same. Unconnected: clip.",
+                    tooltip="For pooling clip: the text encoder whose pooled output is read, e.g. CLIP-L. Encode directions for this "
+                    "projection with the same encoder. Not connected: clip.",
                 ),
                 Projection.Input(
                     "projection", optional=True,
-                    tooltip="A projection to go on from. Its own pooling and injection count then.",
+                    tooltip="A projection to continue training. Its own pooling and injection are used.",
                 ),
-                *further_inputs("The projection itself is kept in fp32."),
+                *further_inputs("The projection itself stays in fp32."),
             ],
             outputs=[
                 Projection.Output("projection", tooltip="For Apply Modulation Guidance, and for Save Pooled Projection."),
                 io.LossMap.Output("loss_map", tooltip="The loss of each step, for Plot Loss Graph."),
-                io.Int.Output("steps", tooltip="Steps done in this run; fewer than asked for if it was interrupted."),
+                io.Int.Output("steps", tooltip="Training steps done in this run; fewer than asked for if it was interrupted."),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -134,46 +135,45 @@ def further_inputs(kept: str) -> list:
         ),
         io.Int.Input(
             "accumulation", default=1, min=1, max=4096, optional=True, advanced=True,
-            tooltip="Batches a step; as good as a batch that many times as large, in the memory of one.",
+            tooltip="Batches per step (gradient accumulation): works like a batch that many times larger, in the memory of one.",
         ),
         io.Boolean.Input(
             "checkpointing", default=True, optional=True, advanced=True,
-            tooltip="Compute every block twice and keep less: a third slower, and much less memory.",
+            tooltip="Gradient checkpointing: recomputes each block instead of keeping its intermediate results. About a third slower, much "
+            "less memory.",
         ),
         io.Int.Input(
             "frames", default=1, min=1, max=4096, optional=True, advanced=True,
-            tooltip="For video models: frames a picture. 1: still pictures, which train fastest.",
+            tooltip="For video models: frames per training clip. 1: still images, which train fastest.",
         ),
         io.Combo.Input(
             "data", options=list(DATA), default="samples", optional=True, advanced=True,
-            tooltip="samples: pictures that the model itself makes first; noise: none, over empty latents, which starts at once "
-            "and learns less well.",
+            tooltip="samples: trains on images that the model generates first. noise: no images, only noise on empty latents; starts at "
+            "once but learns less well.",
         ),
         io.Int.Input(
             "samples_per_prompt", default=2, min=1, max=1024, optional=True, advanced=True,
-            tooltip="Pictures made of each prompt before training, no more than the steps need.",
+            tooltip="Images generated per prompt before training, never more than the steps need.",
         ),
         io.Int.Input(
             "sample_steps", default=8, min=1, max=1000, optional=True, advanced=True,
-            tooltip="Sampling steps of these pictures. Few do; for a model distilled with mean flow, as many as you sample with.",
+            tooltip="Sampling steps for these images. A few are enough; for a model distilled with mean flow, as many as you sample with.",
         ),
         io.Float.Input(
             "cfg", default=1.0, min=0.0, max=100.0, step=0.1, optional=True, advanced=True,
-            tooltip="CFG of these pictures, with an empty negative prompt. 1 is right for few-step models; what you sample with, "
-            "for others.",
+            tooltip="CFG for these images; the negative prompt is empty. 1 for few-step models, otherwise what you sample with.",
         ),
         io.Int.Input(
             "pairs", default=4, min=1, max=1024, optional=True, advanced=True,
-            tooltip="Noise levels, each with its noise, for every picture. The teacher looks at each once; from then on it is "
-            "remembered.",
+            tooltip="Noise levels per image, each with noise of its own. The teacher runs once for each; its prediction is then reused.",
         ),
         io.Float.Input(
             "cache", default=4.0, min=0.0, max=4096.0, step=0.5, optional=True, advanced=True,
-            tooltip="Gigabytes of main memory for what the teacher said. What does not fit is asked again, which is slower.",
+            tooltip="Main memory (RAM) in GB for the predictions of the teacher. What does not fit is computed again, which is slower.",
         ),
         io.Combo.Input(
             "precision", options=list(PRECISIONS), default="auto", optional=True, advanced=True,
-            tooltip=f"What the model computes in. auto: what it samples in. {kept}",
+            tooltip=f"Data type the model computes in. auto: the same as for sampling. {kept}",
         ),
     ]
 

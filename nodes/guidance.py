@@ -28,7 +28,7 @@ def settings_inputs(schedule: str) -> list[io.Input]:
         ),
         io.Boolean.Input(
             "keep_norm", default=False, advanced=True,
-            tooltip="Rescale the guided modulation to the length of the plain one. Steadier at high w, at some cost in prompt adherence.",
+            tooltip="Keeps the modulation vector at its unguided length. Steadier at high w, but follows your prompt a little less.",
         ),
         Schedule.Input("schedule", optional=True, tooltip=schedule),
         Projection.Input(
@@ -38,13 +38,13 @@ def settings_inputs(schedule: str) -> list[io.Input]:
         ),
         io.Conditioning.Input(
             "base_positive", optional=True, advanced=True,
-            tooltip="Only for projections of a text encoder's pooled output (CLIP + scales): your prompt through that encoder, "
-            "e.g. CLIP-L by CLIPLoader with any type but hidream. Unconnected: the conditional rows get the direction alone. "
-            "Projections of the model's own text take no notice of it.",
+            tooltip="Only for projections with pooling clip (published as CLIP + scales): your positive prompt, encoded with the text "
+            "encoder of the projection, e.g. CLIP-L by Load CLIP (CLIPLoader) with any type but hidream. Not connected: the positive side "
+            "gets the direction alone. Projections with pooling max or mean ignore it.",
         ),
         io.Conditioning.Input(
             "base_negative", optional=True, advanced=True,
-            tooltip="The same for the unconditional rows: the negative or the empty prompt, encoded likewise.",
+            tooltip="The same for the negative side: your negative prompt, or an empty one, encoded the same way.",
         ),
     ]
 
@@ -57,8 +57,9 @@ class ApplyModulationGuidance(io.ComfyNode):
             node_id="ApplyModulationGuidance",
             display_name="Apply Modulation Guidance",
             category=CATEGORY,
-            description="Shifts the modulation of a diffusion transformer along a direction: y + w (y(p+) - y(p-)), layer by layer. "
-            "Costs no speed, works with and without CFG, and adds up when applied more than once.",
+            description="Steers a diffusion transformer (FLUX.1, SD3.5, HiDream ...) from what you do not want towards what you want, by "
+            "shifting its modulation: y + w (y(p+) - y(p-)), layer by layer. As fast as without it, works with and without CFG; several in "
+            "a row add up.",
             search_aliases=[
                 "modulation guidance", "guidance", "mod guidance", "detail", "more detail", "quality guidance", "adaln guidance", "clip guidance",
             ],
@@ -68,13 +69,13 @@ class ApplyModulationGuidance(io.ComfyNode):
                 Direction.Input("direction", tooltip="What is wanted and not wanted, from Encode Guidance Direction."),
                 io.Float.Input(
                     "w", default=3.0, min=-LARGEST_W, max=LARGEST_W, step=0.1,
-                    tooltip="Guidance scale: how far to go. 0: no guidance (with a projection its base stays in). 3: the paper's value for "
-                    "FLUX. Negative: the opposite way. Too much burns the picture or makes it ignore your prompt.",
+                    tooltip="Guidance scale: how far to go. 0: no guidance (a projection may still add your prompt). 3: the paper's value "
+                    "for FLUX. Negative: the opposite way. Too much burns the image or makes it ignore your prompt.",
                 ),
                 *settings_inputs(
-                    schedule="How strongly each layer is guided. Unconnected: the default for the model, every layer from the start layer of "
+                    schedule="How strongly each layer is guided. Not connected: the default for the model, every layer from the start layer of "
                     "the paper's code on (FLUX.1: 5), or from a tenth of the depth on; with a max or mean projection layers 8 to 26 of 28. "
-                    "The output head is guided on HiDream only."
+                    "The final output layer is guided on HiDream only."
                 ),
             ],
             outputs=[io.Model.Output("model", display_name="model", tooltip="The guided model.")],

@@ -20,40 +20,40 @@ class InspectGuidance(io.ComfyNode):
     @override
     def define_schema(cls):
         directions = io.Autogrow.TemplatePrefix(
-            Direction.Input("direction", tooltip="One of the directions to look at."), prefix="direction", min=1, max=16
+            Direction.Input("direction", tooltip="One of the directions to compare."), prefix="direction", min=1, max=16
         )
         return io.Schema(
             node_id="InspectGuidance",
             display_name="Inspect Guidance",
             category=CATEGORY,
-            description="Shows, without sampling, how alike directions are and how strong guidance is at each layer beside the modulation itself, "
-            "so that a w that will burn the picture is seen before it is used.",
+            description="Shows, before you sample, how similar your directions are and how strong the guidance is at each layer compared "
+            "with the modulation itself: a w that would burn the image shows up here.",
             search_aliases=["modulation guidance", "compare directions", "cosine similarity", "guidance strength", "debug guidance"],
             inputs=[
-                io.Model.Input("model", tooltip="The diffusion transformer to be guided."),
-                io.Autogrow.Input("directions", template=directions, tooltip="The directions to look at; a new input appears as you connect one."),
+                io.Model.Input("model", tooltip="The diffusion transformer to guide."),
+                io.Autogrow.Input("directions", template=directions, tooltip="The directions to compare; a new input appears as you connect one."),
                 io.String.Input(
                     "labels", default="",
-                    tooltip="A name for each direction, in order, separated by commas. Empty: as the inputs are called, direction0, "
+                    tooltip="A name for each direction, in order, separated by commas. Empty: the names of the inputs, direction0, "
                     "direction1 ...",
                 ),
                 io.Float.Input(
                     "w", default=3.0, min=-LARGEST_W, max=LARGEST_W, step=0.1,
-                    tooltip="The guidance scale to look at. The strength grows in proportion to it.",
+                    tooltip="The guidance scale to test. The strength grows in proportion to it.",
                 ),
-                Schedule.Input("schedule", optional=True, tooltip="How strongly each layer is guided; as in Apply Modulation Guidance."),
+                Schedule.Input("schedule", optional=True, tooltip="How strongly each layer is guided, as in Apply Modulation Guidance."),
                 Projection.Input("projection", optional=True, tooltip="Only for models without text in their modulation, which need one."),
             ],
             outputs=[
                 io.Image.Output(
                     "image", display_name="image",
-                    tooltip="Cosines between the directions (1 alike, -1 opposite) in what the text encoder gives and in what reaches the "
-                    "modulation y; and the length of w times the shift beside that of y, layer by layer.",
+                    tooltip="How similar the directions are (cosine: 1 same, -1 opposite), by the pooled output of the text encoder and by "
+                    "the shift of the modulation y; and how long w times the shift is, relative to y, at each layer.",
                 ),
                 io.String.Output(
                     "report", display_name="report",
-                    tooltip="The numbers as JSON, and warnings: directions that repeat or cancel each other or do nothing, a strength that will "
-                    "burn the picture.",
+                    tooltip="The same numbers as JSON, with warnings: directions that are the same, cancel each other or do nothing, and a "
+                    "strength that is likely to burn the image.",
                 ),
             ],
         )

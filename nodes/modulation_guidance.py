@@ -31,8 +31,8 @@ class ModulationGuidance(io.ComfyNode):
             display_name=NAME,
             category=CATEGORY,
             description="More detail, better quality, hands or colors: choose a preset, and put this node between the model loader (after "
-            "LoRAs) and the sampler. It takes the layers and the guidance scale that are known for your model. Costs no speed. "
-            "The same as Encode Guidance Direction and Apply Modulation Guidance, in one node.",
+            "LoRAs) and the sampler. It uses the layers and the guidance scale that are known for your model. As fast as without it. The "
+            "same as Encode Guidance Direction and Apply Modulation Guidance, in one node.",
             search_aliases=[
                 "guidance", "mod guidance", "detail", "details", "more detail", "add detail", "detailer", "sharpness", "sharpen", "quality",
                 "flux quality", "better quality", "image quality", "anima", "anima mod guidance", "flux", "sd3", "aesthetics", "realism",
@@ -46,36 +46,36 @@ class ModulationGuidance(io.ComfyNode):
                 ),
                 io.Clip.Input(
                     "clip",
-                    tooltip="The text encoder the model itself uses, e.g. for FLUX.1 DualCLIPLoader with type flux. For a projection of the "
-                    "CLIP + scales kind: CLIP-L alone, by CLIPLoader.",
+                    tooltip="The text encoder of the model itself, e.g. Load CLIP (Dual) with type flux for FLUX.1. For a projection of "
+                    "the CLIP + scales kind: CLIP-L alone, by Load CLIP (CLIPLoader).",
                 ),
                 io.Combo.Input(
                     "preset", options=[*known, CUSTOM], default=next(iter(known)), extra_dict={"words": words},
-                    tooltip=f"What to steer. Its words are seen below in gray. {CUSTOM}: your own words, in both boxes.",
+                    tooltip=f"What to improve. Its words are shown below in gray. {CUSTOM}: your own words, in both boxes.",
                 ),
                 io.Float.Input(
                     "strength", default=1.0, min=-_LARGEST_STRENGTH, max=_LARGEST_STRENGTH, step=0.05,
-                    tooltip="How far to go. 1 is right for every model: the guidance scale w that is known for it (FLUX.1 3, SD3.5 2), "
-                    "which this multiplies. 0: no guidance (with a projection its base stays in). Negative: the opposite way. Too much burns "
-                    "the picture.",
+                    tooltip="How far to go. 1 suits every model: it multiplies the guidance scale w that is known for your model (FLUX.1 "
+                    "3, SD3.5 2). 0: no guidance (a projection may still add your prompt). Negative: the opposite way. Too much burns the "
+                    "image.",
                 ),
                 io.String.Input(
                     "subject", default="",
-                    tooltip="What the preset speaks of: for counting the number and things (three apples), for color and position the "
-                    "things as they should be, for hands whose hands (A boy; optional). Other presets need none.",
+                    tooltip="What the preset is about. counting: number and things (three apples). color: a purple apple. position: a dog "
+                    "to the right of a bench. hands: whose hands (A boy), optional. The other presets ignore it.",
                 ),
                 io.String.Input(
                     "positive", multiline=True, dynamic_prompts=True, default="",
-                    tooltip="What is wanted. Empty: the words of the preset, shown in gray.",
+                    tooltip="What you want. Empty: the words of the preset, shown in gray.",
                 ),
                 io.String.Input(
                     "negative", multiline=True, dynamic_prompts=True, default="",
-                    tooltip="What is not wanted. Empty: the words of the preset, shown in gray.",
+                    tooltip="What you do not want. Empty: the words of the preset, shown in gray.",
                 ),
                 Projection.Input(
                     "projection", optional=True,
-                    tooltip="Only for models without text in their modulation (Anima, Cosmos, Wan, Qwen-Image ...), which need one: "
-                    "from Load Pooled Projection.",
+                    tooltip="Needed by models that get no text in their modulation (Anima, Cosmos, Wan, Qwen-Image ...), refused by all others. "
+                    "From Load Pooled Projection or Distill Pooled Projection.",
                 ),
             ],
             outputs=[io.Model.Output("model", display_name="model", tooltip="The guided model.")],

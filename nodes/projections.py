@@ -26,17 +26,20 @@ class LoadPooledProjection(io.ComfyNode):
             node_id="LoadPooledProjection",
             display_name=_LOAD,
             category=CATEGORY,
-            description="Loads a small network that adds the pooled text to the modulation of a model that has none (Anima, "
-            "Cosmos, Wan, Qwen-Image ...), so that it can be guided. Reads published projections and those distilled here.",
+            description="Loads a projection: a small network that brings the prompt into the modulation of a model that gets no text there "
+            "(Anima, Cosmos, Wan, Qwen-Image ...), so that the model can be guided. Reads published files and those of Save Pooled "
+            "Projection.",
             search_aliases=["modulation guidance", "pooled text projection", "text blind", "anima", "anima mod guidance", "cosmos clip projection"],
             inputs=[
                 io.Combo.Input(
                     "projection_name", options=folder_paths.get_filename_list(FOLDER),
                     tooltip=f"A file in models/{FOLDER}, or where other packs put theirs (models/{', '.join(PEERS)}), "
-                    "made for the model it is used on. Press R after putting a new one there.",
+                    "made for exactly the model you use. Press R (refresh) after adding a file.",
                 ),
             ],
-            outputs=[Projection.Output("projection", tooltip="For the projection input of Apply Modulation Guidance.")],
+            outputs=[
+                Projection.Output("projection", tooltip="For the projection input of Modulation Guidance and Apply Modulation Guidance."),
+            ],
         )
 
     @classmethod
@@ -69,7 +72,7 @@ class SavePooledProjection(io.ComfyNode):
                 Projection.Input("projection", tooltip="The projection to save."),
                 io.String.Input(
                     "filename_prefix", default=f"{FOLDER}/projection",
-                    tooltip="The name of the file, a subfolder of the output folder before it if wanted; a number is added.",
+                    tooltip="File name, with a subfolder of the output folder in front if you like (my_folder/name). A number is added.",
                 ),
             ],
             is_output_node=True,

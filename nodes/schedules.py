@@ -19,13 +19,14 @@ ALIASES = ["modulation guidance", "layer schedule", "block weights", "dynamic gu
 def _final_layer():
     return io.Float.Input(
         "final_layer", default=0.0, min=-10.0, max=10.0, step=0.05, advanced=True,
-        tooltip="Weight at the output head, after the last layer. 0 leaves the head plain, as the paper's code does, which guides it "
-        "on HiDream alone: set 1 there. Guiding it shifts colors and contrast directly.",
+        tooltip="Weight for the final output layer, after the last block. 0: not guided, as in the paper's code for every model but "
+        "HiDream (set 1 there). Guiding it changes colors and contrast directly. Keep 0 with learned directions, with adaln lora "
+        "projections and in Scale Text Variance.",
     )
 
 
 def _output():
-    return Schedule.Output("schedule", tooltip="One weight per layer, multiplied with w; fitted to the model where it is applied.")
+    return Schedule.Output("schedule", tooltip="One weight per layer, multiplied by w; checked against the model where it is applied.")
 
 
 def _drawn(schedule, **inputs) -> io.NodeOutput:
@@ -41,23 +42,23 @@ class GuidanceLayerSchedule(io.ComfyNode):
             node_id="GuidanceLayerSchedule",
             display_name="Layer Schedule",
             category=CATEGORY,
-            description="Guides the layers from start_layer to end_layer. Layers count over the whole model: double (joint) blocks "
-            "first, then single blocks. FLUX.1 has 19 + 38 = 57 layers, 0 to 56.",
+            description="Guides the layers from start_layer to end_layer. Layers are counted over the whole model, from 0: double (joint) "
+            "blocks first, then single blocks. FLUX.1 has 19 + 38 = 57 layers, 0 to 56.",
             search_aliases=ALIASES,
             has_intermediate_output=True,
             inputs=[
                 io.Int.Input(
                     "start_layer", default=5, min=0, max=LAST_LAYER,
-                    tooltip="The first guided layer. Guiding the first layers too (0) is stronger but follows your prompt less.",
+                    tooltip="The first guided layer. 0 guides all layers: stronger, but the image follows your prompt less.",
                 ),
-                io.Int.Input("end_layer", default=-1, min=-1, max=LAST_LAYER, tooltip="The last guided layer, itself included; -1 is the model's last."),
+                io.Int.Input("end_layer", default=-1, min=-1, max=LAST_LAYER, tooltip="The last guided layer (included). -1: the last layer of the model."),
                 io.Int.Input(
                     "taper_layers", default=0, min=0, max=LAST_LAYER, advanced=True,
-                    tooltip="That many of the last guided layers get taper_scale instead of 1, against burnt contrast.",
+                    tooltip="How many of the last guided layers get taper_scale instead of 1. Helps against burnt contrast.",
                 ),
                 io.Float.Input(
                     "taper_scale", default=0.25, min=-10.0, max=10.0, step=0.05, advanced=True,
-                    tooltip="The weight of the tapered layers; 1 is full strength.",
+                    tooltip="The weight of these last layers. 1: no taper.",
                 ),
                 _final_layer(),
             ],
@@ -86,13 +87,13 @@ class GuidanceLayerScheduleCurve(io.ComfyNode):
             node_id="GuidanceLayerScheduleCurve",
             display_name="Layer Schedule (Curve)",
             category=CATEGORY,
-            description="Draws the weight of each layer as a curve over the depth of the model.",
+            description="Sets the weight of each layer with a curve: left is the first layer of the model, right the last.",
             search_aliases=ALIASES,
             has_intermediate_output=True,
             inputs=[
                 io.Curve.Input(
                     "curve", default=[(0.0, 0.0), (0.1, 1.0), (1.0, 1.0)],
-                    tooltip="x: depth, 0 the first layer and 1 the last. y: the weight of the layer, multiplied with w.",
+                    tooltip="x: depth, 0 the first layer and 1 the last. y: the weight of the layer, multiplied by w.",
                 ),
                 _final_layer(),
             ],
@@ -114,7 +115,7 @@ class GuidanceLayerScheduleText(io.ComfyNode):
             node_id="GuidanceLayerScheduleText",
             display_name="Layer Schedule (Text)",
             category=CATEGORY,
-            description="Writes the weight of each layer out, range by range. Layers that are not named are not guided.",
+            description="Sets the weight of each layer as text, range by range. Layers left out are not guided.",
             search_aliases=ALIASES,
             has_intermediate_output=True,
             inputs=[

@@ -30,29 +30,35 @@ class SweepModulationGuidance(io.ComfyNode):
             node_id="SweepModulationGuidance",
             display_name=SWEEP,
             category=CATEGORY,
-            description="Apply Modulation Guidance with every w and start layer of two lists. What is wired behind it (sampler, decoder) "
-            "runs once for each; nothing is loaded or encoded again. Wire the pictures and labels into Guidance Grid.",
+            description="Tries Apply Modulation Guidance with every combination of w and start layer. What you connect after it (sampler, "
+            "VAE Decode) runs once for each; nothing is loaded or encoded again. Connect the images and labels to Guidance Grid.",
             search_aliases=["modulation guidance", "compare w", "xy plot", "grid search", "tune guidance"],
             inputs=[
                 io.Model.Input("model", tooltip="The diffusion transformer to guide."),
                 Direction.Input("direction", tooltip="What is wanted and not wanted, from Encode Guidance Direction."),
                 io.String.Input(
                     "w_values", default="0, 1.5, 3, 6",
-                    tooltip="Guidance scales, separated by commas. 0 is the plain picture, made once whatever the start layers; with a max "
-                    "or mean projection or with base prompts it is not plain, and with base prompts it is made for each start layer.",
+                    tooltip="Guidance scales, separated by commas. 0: no guidance, run once whatever the start layers. With a max or mean "
+                    "projection or with base prompts, 0 still adds your prompt; with base prompts it runs once per start layer.",
                 ),
                 io.String.Input(
                     "start_layers", default="0, 5, 10",
-                    tooltip="First guided layers, separated by commas.",
+                    tooltip="Values of start_layer to try, separated by commas.",
                 ),
                 *settings_inputs(
-                    schedule="What the start layers are put into: a Layer Schedule is moved there and keeps its end, taper and head; a curve or a "
-                    "text loses the layers before. Unconnected: the model's default, moved there."
+                    schedule="The schedule in which start_layer is varied. A Layer Schedule keeps its end, taper and final_layer; a curve or text "
+                    "gets weight 0 before the start layer. Not connected: the default of the model, with this start layer."
                 ),
             ],
             outputs=[
-                io.Model.Output("models", display_name="models", is_output_list=True, tooltip="One guided model for each w and start layer."),
-                io.String.Output("labels", display_name="labels", is_output_list=True, tooltip="What each is, for Guidance Grid: plain, or w 3, start 5."),
+                io.Model.Output(
+                    "models", display_name="models", is_output_list=True,
+                    tooltip="One guided model for each combination of w and start layer.",
+                ),
+                io.String.Output(
+                    "labels", display_name="labels", is_output_list=True,
+                    tooltip="A label for each model, for Guidance Grid: plain, or for example w 3, start 5.",
+                ),
             ],
         )
 
@@ -97,16 +103,16 @@ class GuidanceGrid(io.ComfyNode):
             node_id="GuidanceGrid",
             display_name=GRID,
             category=CATEGORY,
-            description="Puts the pictures of a sweep into one, w across and start layers down; pictures with other labels in rows, each with "
-            "its label.",
+            description="Arranges the images of a sweep in one labelled image: w from left to right, start layers from top to bottom. "
+            "Images with other labels fill rows, each with its label.",
             search_aliases=["modulation guidance", "xy plot", "image grid", "contact sheet", "compare pictures"],
             is_input_list=True,
             inputs=[
-                io.Image.Input("images", tooltip="The pictures of a sweep, from VAE Decode; of any size. A batch shares one place."),
-                io.String.Input("labels", force_input=True, tooltip="One label for each, from Sweep Modulation Guidance."),
+                io.Image.Input("images", tooltip="The images of a sweep, from VAE Decode, in any size. A batch is drawn in one cell."),
+                io.String.Input("labels", force_input=True, tooltip="One label for each image, from Sweep Modulation Guidance."),
                 io.String.Input("title", default="", multiline=True, optional=True, tooltip="Written above, e.g. your prompt."),
             ],
-            outputs=[io.Image.Output("image", display_name="image", tooltip="All pictures in one, labelled.")],
+            outputs=[io.Image.Output("image", display_name="image", tooltip="All images in one, labelled.")],
         )
 
     @classmethod

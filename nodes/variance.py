@@ -22,16 +22,16 @@ class ScaleTextVariance(io.ComfyNode):
             node_id="ScaleTextVariance",
             display_name="Scale Text Variance",
             category=CATEGORY,
-            description="Brings out rare concepts: spreads the text tokens further from their mean before each block where text and "
-            "image attend to each other. For FLUX.1, FLUX.2, Chroma, SD3 / SD3.5, HiDream, HunyuanVideo, Qwen-Image and Mochi. Works beside "
-            "Apply Modulation Guidance; used twice, the scales multiply.",
+            description="Meant to bring out rare concepts: spreads the text tokens further from their mean before each block where text "
+            "and image attend to each other. For FLUX.1, FLUX.2, Chroma, SD3 / SD3.5, HiDream, HunyuanVideo (1.5 too), Qwen-Image and "
+            "Mochi. Can be combined with Apply Modulation Guidance; used twice, the scales multiply.",
             search_aliases=["rare concepts", "text variance", "variance scale-up", "prompt strength", "unusual combinations", "modulation guidance"],
             inputs=[
                 io.Model.Input("model", tooltip="A diffusion transformer with joint attention (MM-DiT)."),
                 io.Float.Input(
                     "scale", default=1.5, min=0.0, max=10.0, step=0.05,
-                    tooltip="How far the tokens move from their mean. 1 changes nothing. 1.5 is best for rare concepts by the one source there "
-                    "is; 2 hurts common prompts, 3 hurts all.",
+                    tooltip="How far the tokens move from their mean. 1: no change. 1.5: the best trade-off, by the one source there is. "
+                    "2: common prompts get worse. 3: all prompts get worse.",
                 ),
                 io.Float.Input(
                     "start_percent", default=0.0, min=0.0, max=1.0, step=0.001, advanced=True,
@@ -43,33 +43,34 @@ class ScaleTextVariance(io.ComfyNode):
                 ),
                 Schedule.Input(
                     "schedule", optional=True,
-                    tooltip="How strongly at each layer: a weight s makes the scale 1 + s (scale - 1). Unconnected: all joint blocks "
-                    "(FLUX.1: its 19 double blocks); FLUX.1's single blocks, where text and image share one stream, only if a schedule "
-                    "names them. What one block scales, the next scales again: for once only, name layer 0 alone.",
+                    tooltip="How strongly each layer is scaled: with weight s its scale is 1 + s (scale - 1). Not connected: all joint "
+                    "blocks (FLUX.1: the 19 double blocks). Blocks where text and image share one stream (FLUX.1: single blocks) only if "
+                    "the schedule gives them weight. Each block scales again what the one before has scaled; to scale once, give weight to "
+                    "layer 0 alone.",
                 ),
                 io.Combo.Input(
                     "tokens", options=list(TOKENS), default="prompt", optional=True, advanced=True,
-                    tooltip="prompt: padding is left as it is and out of the mean, as far as it can be told: HunyuanVideo, Qwen-Image and Mochi by "
-                    "the encoder's mask; FLUX.1, SD3 and HiDream get no mask, and need clip, prompt and negative_prompt to count "
-                    "the tokens (else theirs are all scaled). all: padding too.",
+                    tooltip="prompt: only the tokens of the prompt, not the padding. HunyuanVideo, Qwen-Image and Mochi tell their padding "
+                    "by a mask, FLUX.2 by zeros; for FLUX.1, SD3 and HiDream connect clip, prompt and negative_prompt, so that the tokens "
+                    "can be counted (otherwise padding is scaled too). all: padding too.",
                 ),
                 io.Clip.Input(
                     "clip", optional=True, advanced=True,
-                    tooltip="Only for FLUX.1, SD3 and HiDream: the text encoder of your prompts, to tell their tokens from padding and from "
-                    "what Redux adds. Each text is encoded once more, to know which conditioning holds it.",
+                    tooltip="Only for FLUX.1, SD3 and HiDream: the text encoder of your prompts, to tell prompt tokens from padding and "
+                    "from what Redux adds. Each text is encoded once more, to know which conditioning holds it.",
                 ),
                 io.String.Input(
                     "prompt", optional=True, force_input=True, advanced=True,
-                    tooltip="With clip: the text of your prompt, the same string that goes into CLIP Text Encode.",
+                    tooltip="With clip: the text of your prompt, exactly as in CLIP Text Encode.",
                 ),
                 io.String.Input(
                     "negative_prompt", optional=True, force_input=True, advanced=True,
-                    tooltip="With clip: the text of the negative prompt. Unconnected: empty.",
+                    tooltip="With clip: the text of the negative prompt. Not connected: empty.",
                 ),
                 io.Autogrow.Input(
                     "prompts", template=more_prompts, optional=True,
-                    tooltip="With clip: the texts of all further prompts that are sampled with (combined, of regions, of parts of the "
-                    "sampling); a new input appears as you connect one.",
+                    tooltip="With clip: the texts of all other prompts you sample with (combined, for regions, for parts of the sampling); "
+                    "a new input appears as you connect one.",
                 ),
             ],
             outputs=[io.Model.Output("model", display_name="model", tooltip="The model with scaled text tokens.")],

@@ -108,7 +108,7 @@ def test_warns_of_directions_that_make_no_sense_together(schnell, other, sentenc
 def test_warns_of_a_scale_that_burns_and_says_which_does_not(schnell):
     _, report = inspect(schnell, flux.direction(10), w=20.0)
     (warning,) = report["warnings"]
-    assert warning.startswith("direction0 at w 20 will burn the picture: its shift is ")
+    assert warning.startswith("direction0 at w 20 will burn the image: its shift is ")
     below = float(warning.split("below w ")[1].rstrip("."))
     assert inspect(schnell, flux.direction(10), w=below * 0.95)[1]["warnings"] == []
     assert inspect(schnell, flux.direction(10), w=below * 1.1)[1]["warnings"]

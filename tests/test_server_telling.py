@@ -91,7 +91,7 @@ def told(client, prompt, on_progress=lambda progress: None, queued_by_us=True):
 
 def test_the_node_is_told_what_was_done(client):
     [(node, text)] = told(client, workflow())
-    assert node == APPLY and text.startswith("FLUX.1, layers 2-11 of 12, w 1, rows both, 4 of 4 steps, longest shift 0.")
+    assert node == APPLY and text.startswith("FLUX.1, layers 2-11 of 12, w 1, cfg_rows both, 4 of 4 steps, longest shift 0.")
     [(node, text)] = told(client, workflow(w=0.0))
     assert node == APPLY and text.startswith("⚠ Nothing was guided: w is 0. (FLUX.1, ")
 
@@ -131,7 +131,7 @@ def test_high_and_low_noise_each_have_their_node(client):
     }}
     prompt["16"]["inputs"]["samples"] = ["rest", 0]
     texts = dict(told(client, prompt))
-    assert "w 1.3, rows both, 2 of 2 steps" in texts[APPLY] and "w 0.5, rows both, 2 of 2 steps" in texts["low"]
+    assert "w 1.3, cfg_rows both, 2 of 2 steps" in texts[APPLY] and "w 0.5, cfg_rows both, 2 of 2 steps" in texts["low"]
     assert texts.keys() == {APPLY, "low"}
 
 
@@ -170,7 +170,7 @@ def test_text_variance_tells_on_its_node(client):
     prompt["scaled"] = {"class_type": "ScaleTextVariance", "inputs": {"model": [APPLY, 0], "scale": 1.25, "start_percent": 0.0, "end_percent": 1.0}}
     prompt[SAMPLER]["inputs"]["model"] = ["scaled", 0]
     texts = dict(told(client, prompt))
-    assert texts["scaled"] == "FLUX.1, layers 0-3 of 12, scale 1.25, every row, prompt tokens, 4 of 4 steps" and "w 1.7" in texts[APPLY]
+    assert texts["scaled"] == "FLUX.1, layers 0-3 of 12, scale 1.25, both sides of CFG, prompt tokens, 4 of 4 steps" and "w 1.7" in texts[APPLY]
 
 
 def test_a_sweep_tells_on_its_node_a_line_for_each_model(client):

@@ -51,11 +51,11 @@ def written(layers):
 def test_one_line_says_what_was_done(schnell, told):
     sample(apply(schnell, direction(), w=W), cfg=2.0, steps=4)
     [(warns, text)] = told()
-    assert not warns and re.fullmatch(r"FLUX.1, layers 5-7 of 8, w 0.25, rows both, 4 of 4 steps, longest shift 0.\d+ of y", text)
+    assert not warns and re.fullmatch(r"FLUX.1, layers 5-7 of 8, w 0.25, cfg_rows both, 4 of 4 steps, longest shift 0.\d+ of y", text)
 
 
 @pytest.mark.parametrize("inputs, part", [
-    (dict(schedule=schedule(2, final_layer=0.5)), "layers 2-7 of 8 and the head,"),
+    (dict(schedule=schedule(2, final_layer=0.5)), "layers 2-7 of 8 and the final output layer,"),
     (dict(schedule=written("0: 1, 2-3: -1, 7: 0.5")), "layers 0, 2-3, 7 of 8,"),
     (dict(schedule=written("0: 1, 2: 1, 4: 1, 6: 1, 7: 0")), "layers 0, 2, 4, 6 of 8,"),
     (dict(schedule=written("0: 1, 2: 1, 4: 1, 6: 1"), cfg_rows="cond"), "rows cond,"),
@@ -149,7 +149,7 @@ def test_the_longest_shift_of_a_projection_is_beside_the_time_embedding(small, t
     c = [small.pooled(seed, blind_families.CONTEXT)[0][1]["pooled_output"] for seed in (10, 11)]
     delta = W * (term.proj(c[0], None) - term.proj(c[1], None)).norm()
     assert longest(text) == pytest.approx(float(delta / seen[0].norm(dim=-1).min()), rel=0.06)
-    assert text.startswith(f"{small.name}, layers 1-4 of 5 and the head,")
+    assert text.startswith(f"{small.name}, layers 1-4 of 5 and the final output layer,")
 
 
 def test_the_longest_shift_of_clip_and_scales(told, tmp_path):
@@ -175,7 +175,7 @@ def cancelling():
 
 
 NOTHING = {
-    "w 0": (lambda model: apply(model, direction(), w=0.0), "Nothing was guided: w is 0. (FLUX.1, layers 5-7 of 8, w 0, rows both, 0 of 3 steps)"),
+    "w 0": (lambda model: apply(model, direction(), w=0.0), "Nothing was guided: w is 0. (FLUX.1, layers 5-7 of 8, w 0, cfg_rows both, 0 of 3 steps)"),
     "equal prompts": (lambda model: apply(model, equal_prompts()), "Nothing was guided: the direction's positive and negative are the same to"),
     "directions that cancel": (lambda model: apply(model, cancelling()), "Nothing was guided: the direction's positive and negative are the"),
     "window": (
@@ -186,7 +186,7 @@ NOTHING = {
     "never reached": (lambda model: copied_model(model)(apply(model, direction())), "Modulation guidance did nothing in this sampling of 3 calls"),
     "never called": (lambda model: answering(apply(model, direction())), "Modulation guidance did nothing in this sampling of 0 calls"),
     "scale 1": (
-        lambda model: scaled(model, scale=1.0), "Nothing was scaled: scale is 1. (FLUX.1, layers 0-2 of 8, scale 1, every row, prompt tokens, 0",
+        lambda model: scaled(model, scale=1.0), "Nothing was scaled: scale is 1. (FLUX.1, layers 0-2 of 8, scale 1, both sides of CFG, prompt tokens, 0",
     ),
     "scaled outside the window": (
         lambda model: scaled(model, start_percent=0.45, end_percent=0.46), "Nothing was scaled: no step lies between start_percent 0.45",
@@ -234,7 +234,7 @@ def test_layers_left_out_are_said_beside_what_was_done(schnell, told):
 def test_a_shift_that_burns_is_said_with_the_w_that_does_not(schnell, told):
     sample(apply(schnell, direction()))
     [(warns, text)] = told()
-    assert warns and text.startswith("w 3 will burn the picture: its shift is ")
+    assert warns and text.startswith("w 3 will burn the image: its shift is ")
     below = float(re.search(r"Stay below w (\S+)\.", text)[1])
     for w, burns in ((0.95 * below, False), (1.1 * below, True)):
         sample(apply(schnell, direction(), w=w))
@@ -243,13 +243,13 @@ def test_a_shift_that_burns_is_said_with_the_w_that_does_not(schnell, told):
 
 def test_the_scaling_of_text_says_what_it_did(schnell, told):
     sample(scaled(schnell, scale=1.25, tokens="all", schedule=written("1: 1, 4-6: 0.5")), steps=2)
-    assert told() == [(False, "FLUX.1, layers 1, 4-6 of 8, scale 1.25, every row, all tokens, 2 of 2 steps")]
+    assert told() == [(False, "FLUX.1, layers 1, 4-6 of 8, scale 1.25, both sides of CFG, all tokens, 2 of 2 steps")]
 
 
 def test_each_that_is_applied_tells_its_own(schnell, told):
     sample(scaled(apply(apply(schnell, direction(), w=W), direction(20), w=-W, schedule=schedule(2), end_percent=0.4)), cfg=2.0, steps=4)
     third, first, second = (text for _, text in told())
-    assert "layers 5-7 of 8, w 0.25, rows both, 4 of 4 steps" in first and "layers 2-7 of 8, w -0.25, rows both, 2 of 4 steps" in second
+    assert "layers 5-7 of 8, w 0.25, cfg_rows both, 4 of 4 steps" in first and "layers 2-7 of 8, w -0.25, cfg_rows both, 2 of 4 steps" in second
     assert "scale 1.5" in third and longest(first) != longest(second)
 
 
@@ -334,7 +334,7 @@ def test_what_cannot_be_measured_costs_no_picture(schnell, told, monkeypatch):
     monkeypatch.setattr(torch.linalg, "vector_norm", broken)
     assert torch.equal(sample(model), expected)
     [(warns, text)] = told()
-    assert not warns and text == "FLUX.1, layers 5-7 of 8, w 0.25, rows both, 3 of 3 steps"
+    assert not warns and text == "FLUX.1, layers 5-7 of 8, w 0.25, cfg_rows both, 3 of 3 steps"
 
 
 def test_rows_of_another_number_are_measured_too(schnell, told):

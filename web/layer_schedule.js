@@ -77,7 +77,7 @@ async function draw(node) {
     const linked = unknownLinks(node)
     bars.draw(weights, text('head'), [
       text('guided', { guided, depth }),
-      ...(linked.length ? [text('linked', { names: linked.join(', ') })] : known ? [] : [text('assumed')])
+      ...(linked.length ? [text('linked', { names: linked.map((name) => labelOf(node, name)).join(', ') })] : known ? [] : [text('assumed')])
     ].join('\n'))
   } catch (error) {
     if (!(error instanceof ScheduleError)) throw error
@@ -93,12 +93,19 @@ function inputsOf(node) {
   return values
 }
 
+/** Of those inputs whose value comes over a link, the ids, which are the same in every language. */
 function linkedWidgets(node) {
   return (node.inputs ?? []).filter((input) => input.widget && input.link != null).map((input) => input.widget.name)
 }
 
 function unknownLinks(node) {
   return linkedWidgets(node).filter((name) => node.modulationGuidanceRun?.[name] === undefined)
+}
+
+/** What the node shows for the input, in the editor's language. */
+function labelOf(node, name) {
+  const input = node.inputs.find((each) => each.widget?.name === name)
+  return input.label ?? input.localized_name ?? name
 }
 
 function rememberInputs(output) {

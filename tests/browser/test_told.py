@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 FIRST_STEPS = Path(__file__).parent.parent.parent / "workflows" / "first_steps_small_world.json"
-DONE = "FLUX.1, layers 2-11 of 12, w {w}, rows both, 3 of 3 steps, longest shift 0."
+DONE = "FLUX.1, layers 2-11 of 12, w {w}, cfg_rows both, 3 of 3 steps, longest shift 0."
 TEXT = "$$node-text-preview"  # the editor's widget for a text that a node sends
 
 
