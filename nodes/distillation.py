@@ -16,7 +16,7 @@ from ..model_patches.text_files import read_text
 from ..pooled_proj.projection import INJECTIONS, POOLINGS
 from ..training.projection import ProjectionSettings, distill
 from ..training.settings import DATA, LARGEST_RATE, PRECISIONS
-from .queue_errors import checked
+from .queue_errors import checked, unmade
 from .saving import can_be_a_path
 from .sockets import CATEGORY, Projection, check_sockets
 
@@ -38,9 +38,9 @@ class DistillPooledProjection(io.ComfyNode):
             search_aliases=["modulation guidance", "train projection", "distillation", "text blind", "make pooled projection"],
             inputs=[
                 io.Model.Input(
-                    "model", tooltip="The model to make a projection for, straight from its loader or with LoRAs; not compiled.",
+                    "model", lazy=True, tooltip="The model to make a projection for, straight from its loader or with LoRAs; not compiled.",
                 ),
-                io.Clip.Input("clip", tooltip="The text encoder the model itself uses."),
+                io.Clip.Input("clip", lazy=True, tooltip="The text encoder the model itself uses."),
                 io.String.Input(
                     "prompts", multiline=True, default="",
                     tooltip="One prompt per line, of the kind you use, some hundreds if you can; words of quality and style among them, as "
@@ -77,7 +77,7 @@ class DistillPooledProjection(io.ComfyNode):
                     "lora, where each layer learns a scale of its own.",
                 ),
                 io.Clip.Input(
-                    "pooled_clip", optional=True,
+                    "pooled_clip", optional=True, lazy=True,
                     tooltip="For pooling clip: the text encoder whose pooled output is projected, e.g. CLIP-L. Directions for the finished "
                     "projection are encoded with the same. Unconnected: clip.",
                 ),
@@ -97,8 +97,14 @@ class DistillPooledProjection(io.ComfyNode):
 
     @classmethod
     @override
-    def validate_inputs(cls, prompts=None, prompts_file=""):
-        return checked(lines_of, NAME, prompts, prompts_file)
+    def validate_inputs(cls, prompts_file=None):
+        return checked(lines_of_file, NAME, prompts_file)
+
+    @classmethod
+    @override
+    def check_lazy_status(cls, **inputs):
+        lines_of(NAME, inputs["prompts"], inputs.get("prompts_file", ""))
+        return unmade(inputs)
 
     @classmethod
     @override
@@ -204,12 +210,14 @@ class Shown:
 
 def lines_of(node: str, prompts: str, prompts_file: str) -> list[str]:
     """Of both. node: whose inputs they are, for errors."""
-    lines = prompts.splitlines()
-    if prompts_file:
-        lines += read_text(_file(node, prompts_file), _told(node, prompts_file)).splitlines()
+    lines = prompts.splitlines() + lines_of_file(node, prompts_file)
     if not any(line.strip() for line in lines):
         raise ValueError(f"{node}: prompts is empty. Write prompts like those you use, one per line.")
     return lines
+
+
+def lines_of_file(node: str, prompts_file: str) -> list[str]:
+    return read_text(_file(node, prompts_file), _told(node, prompts_file)).splitlines() if prompts_file else []
 
 
 def changed(node: str, prompts_file: str) -> int:
