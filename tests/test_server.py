@@ -24,6 +24,7 @@ from tools.host import cache_folder, ensure_host  # noqa: E402
 from tools.server import Client, PromptError, PromptInterrupted, ServerError, running_server  # noqa: E402
 from tools.small_models import with_small_models, write_small_models  # noqa: E402
 from tools.small_world.checkers import read_picture  # noqa: E402
+from tools.templates import graph_of  # noqa: E402
 
 SMALL_WORLD = ["flux_schnell_aesthetics", "flux_dev_complexity_schedule"]
 FAMILIES = [
@@ -212,7 +213,7 @@ def test_a_lora_and_a_picture_to_edit_reach_the_model(client, name, settings):
 
 
 def test_the_api_form_is_the_graph(name):
-    graph = json.loads((CHECKOUT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
+    graph = json.loads(graph_of(name).read_text(encoding="utf-8"))
     prompt = json.loads((CHECKOUT / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
     assert {str(node["id"]): node["type"] for node in graph["nodes"] if node["type"] != "MarkdownNote"} == {
         key: node["class_type"] for key, node in prompt.items()

@@ -94,7 +94,7 @@ function inputsOf(node) {
 }
 
 function linkedWidgets(node) {
-  return (node.inputs ?? []).filter((input) => input.widget && input.link != null).map((input) => input.widget.name)
+  return (node.inputs ?? []).filter((input, index) => input.widget && node.isInputConnected(index)).map((input) => input.widget.name)
 }
 
 function unknownLinks(node) {
