@@ -3,14 +3,12 @@
 import json
 import re
 import time
-from pathlib import Path
 
 import pytest
+from tools.templates import graph_of
 
 playwright = pytest.importorskip("playwright.sync_api")
-
-CHECKOUT = Path(__file__).parent.parent.parent
-FIRST_STEPS = json.loads((CHECKOUT / "workflows" / "first_steps_small_world.json").read_text(encoding="utf-8"))
+FIRST_STEPS = json.loads(graph_of("first_steps_small_world").read_text(encoding="utf-8"))
 BARS = ".modulation-guidance-bars"
 
 

@@ -1,9 +1,10 @@
 """After a run the node itself says what was done, in both renderings of the editor."""
 
 import json
-from pathlib import Path
 
-FIRST_STEPS = Path(__file__).parent.parent.parent / "workflows" / "first_steps_small_world.json"
+from tools.templates import graph_of
+
+FIRST_STEPS = graph_of("first_steps_small_world")
 DONE = "FLUX.1, layers 2-11 of 12, w {w}, rows both, 3 of 3 steps, longest shift 0."
 TEXT = "$$node-text-preview"  # the editor's widget for a text that a node sends
 

@@ -4,13 +4,15 @@ import itertools
 import json
 import re
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
+from tools.templates import api_form, graph_of, graphs
 
 CHECKOUT = Path(__file__).parent.parent.parent
 PACK = "ComfyUI-Modulation-Guidance"
 DETAILS = re.compile("View details|Show missing models|See Errors")  # of what a workflow lacks, as the editor's versions have it
-GRAPHS = sorted((CHECKOUT / "workflows").glob("*.json"))
+GRAPHS = graphs()
 
 
 def read(path):
@@ -22,7 +24,7 @@ def test_a_workflow_opens_whole_and_converts_to_its_api_form(editor, client, pat
     editor.load(read(path))
     missing = editor.page.evaluate("app.graph.nodes.filter((node) => !LiteGraph.registered_node_types[node.type]).map((node) => node.type)")
     assert not missing
-    made, wanted = editor.prompt(), read(CHECKOUT / "workflows" / "api" / path.name)
+    made, wanted = editor.prompt(), read(api_form(path))
     assert list(made) == list(wanted)
     titled = {str(node["id"]) for node in read(path)["nodes"] if node.get("title")}
     for number, node in made.items():
@@ -72,14 +74,14 @@ def test_workflows_open_readable_with_the_note_first_and_nothing_over_another(ed
 
 @pytest.mark.parametrize("name, depth", [("first_steps_small_world", 12), ("distill_a_projection", 7), ("flux_dev_complexity_schedule", 57)])
 def test_a_schedule_is_drawn_for_the_depth_of_its_workflows_model(editor, name, depth):
-    editor.load(read(CHECKOUT / "workflows" / f"{name}.json"))
+    editor.load(read(graph_of(name)))
     bars = editor.page.locator(".modulation-guidance-bars")
     bars.get_by_text(f" of {depth} layers guided").wait_for()
     assert "assumed" not in bars.inner_text()
 
 
 def test_every_api_form_has_its_workflow():
-    assert {path.name for path in (CHECKOUT / "workflows" / "api").glob("*.json")} == {path.name for path in GRAPHS}
+    assert {path.name for path in (CHECKOUT / "workflows" / "api").glob("*.json")} == {api_form(path).name for path in GRAPHS}
 
 
 @pytest.mark.parametrize("path", GRAPHS, ids=lambda path: path.stem)
@@ -87,7 +89,7 @@ def test_a_workflow_says_what_to_look_at_and_has_a_preview(client, path):
     notes = [node["widgets_values"][0] for node in read(path)["nodes"] if node["type"] in ("MarkdownNote", "Note")]
     assert any(len(note) > 100 for note in notes)
     assert path.stem in client.get("/workflow_templates")[PACK]
-    preview = client.request(f"/api/workflow_templates/{PACK}/{path.stem}.jpg")
+    preview = client.request(f"/api/workflow_templates/{PACK}/{quote(path.stem)}.jpg")
     assert preview[:3] == b"\xff\xd8\xff" and len(preview) < 120_000
 
 
@@ -118,7 +120,7 @@ def test_a_workflow_opens_from_the_template_browser(editor):
     page = editor.page
     page.evaluate("app.extensionManager.command.execute('Comfy.BrowseTemplates')")
     page.get_by_text("ComfyUI-Modulatio", exact=False).first.click()
-    card = page.get_by_test_id("template-workflow-first_steps_small_world")
+    card = page.get_by_test_id("template-workflow-First steps (small world)")
     card.scroll_into_view_if_needed()  # pictures are shown in view only
     card.locator("img").first.wait_for()
     assert card.locator("img").first.evaluate("image => image.decode().then(() => image.naturalWidth)") > 300
