@@ -10,6 +10,7 @@ sys.path.insert(1, str(Path(__file__).parent.parent))
 
 from blueprints import BLUEPRINTS, prompt_of, read  # noqa: E402
 from test_editing import add_by_search, node_of, run, small_run  # noqa: E402
+from test_old_rendering import LINK  # noqa: E402
 from test_schedule_drawings import click_on_canvas  # noqa: E402
 
 from tools.small_models import TEXT_ENCODER  # noqa: E402
@@ -68,9 +69,9 @@ def test_the_words_follow_the_subject_and_are_there_again_in_a_saved_workflow(ed
 
 def test_the_words_stay_in_their_box_where_the_other_is_linked(editor, rendering):
     preset, node = editor.add("GuidancePreset"), editor.add("ModulationGuidance", (500, 0))
-    editor.page.evaluate("([from, to]) => { const node = app.graph.getNodeById(to); app.graph.getNodeById(from).connect(0, node, node.inputs.findIndex(({ name }) => name === 'positive')) }", [preset, node])
+    editor.page.evaluate(LINK, [preset, 0, node, "positive"])
     editor.settle()
-    editor.page.evaluate("id => { const { widgets } = app.graph.getNodeById(id); const preset = widgets.find(({ name }) => name === 'preset'); preset.value = 'aesthetics'; preset.callback?.('aesthetics') }", node)
+    choose(editor, rendering, node, "aesthetics")
     editor.page.wait_for_function(f"{BOXES}.at(-1).endsWith('Low-res, flat, cartoonish')")
 
 
