@@ -184,7 +184,7 @@ def drawing(path, workflow):
     draw = ImageDraw.Draw(sheet)
     draw.text((32, 28), name, fill="white", font=ImageFont.load_default(38))
     draw.text((32, 80), kind, fill="#9a9a9a", font=ImageFont.load_default(24))
-    for y, sign, words, color in ((132, "+", positive, BAR), (168, "\u2212", negative, "#f0803c")):
+    for y, sign, words, color in ((132, "+", positive, BAR), (168, "-", negative, "#f0803c")):
         draw.text((32, y), sign, fill=color, font=ImageFont.load_default(26))
         draw.text((60, y), words, fill="#d8d8d8", font=ImageFont.load_default(24))
     width = (PREVIEW[0] - 64) / depth
