@@ -5,8 +5,8 @@ from typing_extensions import override
 
 from ..training.direction import check_words, learn_direction
 from ..training.settings import LARGEST_RATE, Settings
-from .distillation import Shown, changed, check_clip, further_inputs, lines_of
-from .queue_errors import checked
+from .distillation import Shown, changed, check_clip, further_inputs, lines_of, lines_of_file
+from .queue_errors import checked, unmade
 from .sockets import CATEGORY, Direction, check_sockets
 
 NAME = "Distill Guidance Direction"
@@ -27,10 +27,10 @@ class DistillGuidanceDirection(io.ComfyNode):
             search_aliases=["modulation guidance", "train direction", "learn direction", "distillation", "slider", "concept slider"],
             inputs=[
                 io.Model.Input(
-                    "model",
+                    "model", lazy=True,
                     tooltip="The model to learn on, from its loader or with LoRAs. Connect it from before TorchCompileModel.",
                 ),
-                io.Clip.Input("clip", tooltip="The text encoder of the model itself."),
+                io.Clip.Input("clip", lazy=True, tooltip="The text encoder of the model itself."),
                 io.String.Input(
                     "prompts", multiline=True, default="",
                     tooltip="What the images show: one prompt per line, like those you use, a hundred if you can; without the words to be "
@@ -77,9 +77,15 @@ class DistillGuidanceDirection(io.ComfyNode):
 
     @classmethod
     @override
-    def validate_inputs(cls, prompts=None, positive=None, negative=None, prompts_file=""):
-        words = checked(check_words, positive, negative)
-        return checked(lines_of, NAME, prompts, prompts_file) if words is True else words
+    def validate_inputs(cls, prompts_file=None):
+        return checked(lines_of_file, NAME, prompts_file)
+
+    @classmethod
+    @override
+    def check_lazy_status(cls, **inputs):
+        check_words(inputs["positive"], inputs["negative"])
+        lines_of(NAME, inputs["prompts"], inputs.get("prompts_file", ""))
+        return unmade(inputs)
 
     @classmethod
     @override

@@ -158,8 +158,8 @@ class GuidancePreset(io.ComfyNode):
 
     @classmethod
     @override
-    def validate_inputs(cls, preset=None, subject=None):
-        return checked(positive_of, preset, subject, _PRESET)
+    def validate_inputs(cls, preset=None):
+        return checked(preset_named, preset, _PRESET)
 
     @classmethod
     @override

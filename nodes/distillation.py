@@ -16,7 +16,7 @@ from ..model_patches.text_files import read_text
 from ..pooled_proj.projection import INJECTIONS, POOLINGS
 from ..training.projection import ProjectionSettings, distill
 from ..training.settings import DATA, LARGEST_RATE, PRECISIONS
-from .queue_errors import checked
+from .queue_errors import checked, unmade
 from .saving import can_be_a_path
 from .sockets import CATEGORY, Projection, check_sockets
 
@@ -39,9 +39,10 @@ class DistillPooledProjection(io.ComfyNode):
             search_aliases=["modulation guidance", "train projection", "distillation", "text blind", "make pooled projection"],
             inputs=[
                 io.Model.Input(
-                    "model", tooltip="The model to make a projection for, from its loader or with LoRAs. Connect it from before TorchCompileModel.",
+                    "model", lazy=True,
+                    tooltip="The model to make a projection for, from its loader or with LoRAs. Connect it from before TorchCompileModel.",
                 ),
-                io.Clip.Input("clip", tooltip="The text encoder of the model itself."),
+                io.Clip.Input("clip", lazy=True, tooltip="The text encoder of the model itself."),
                 io.String.Input(
                     "prompts", multiline=True, default="",
                     tooltip="One prompt per line, like those you use; a few hundred if you can. Include words of quality and style, since "
@@ -78,7 +79,7 @@ class DistillPooledProjection(io.ComfyNode):
                     "Cosmos-Predict2 and Anima; each layer then learns a scale of its own.",
                 ),
                 io.Clip.Input(
-                    "pooled_clip", optional=True,
+                    "pooled_clip", optional=True, lazy=True,
                     tooltip="For pooling clip: the text encoder whose pooled output is read, e.g. CLIP-L. Encode directions for this "
                     "projection with the same encoder. Not connected: clip.",
                 ),
@@ -98,8 +99,14 @@ class DistillPooledProjection(io.ComfyNode):
 
     @classmethod
     @override
-    def validate_inputs(cls, prompts=None, prompts_file=""):
-        return checked(lines_of, NAME, prompts, prompts_file)
+    def validate_inputs(cls, prompts_file=None):
+        return checked(lines_of_file, NAME, prompts_file)
+
+    @classmethod
+    @override
+    def check_lazy_status(cls, **inputs):
+        lines_of(NAME, inputs["prompts"], inputs.get("prompts_file", ""))
+        return unmade(inputs)
 
     @classmethod
     @override
@@ -204,12 +211,14 @@ class Shown:
 
 def lines_of(node: str, prompts: str, prompts_file: str) -> list[str]:
     """Of both. node: whose inputs they are, for errors."""
-    lines = prompts.splitlines()
-    if prompts_file:
-        lines += read_text(_file(node, prompts_file), _told(node, prompts_file)).splitlines()
+    lines = prompts.splitlines() + lines_of_file(node, prompts_file)
     if not any(line.strip() for line in lines):
         raise ValueError(f"{node}: prompts is empty. Write prompts like those you use, one per line.")
     return lines
+
+
+def lines_of_file(node: str, prompts_file: str) -> list[str]:
+    return read_text(_file(node, prompts_file), _told(node, prompts_file)).splitlines() if prompts_file else []
 
 
 def changed(node: str, prompts_file: str) -> int:

@@ -5,7 +5,7 @@ from typing_extensions import override
 
 from ..model_patches.guidance import CFG_ROWS, LARGEST_W, check_percents, guide, guided_depth
 from .projections import with_base
-from .queue_errors import checked
+from .queue_errors import unmade
 from .sockets import CATEGORY, Direction, Projection, Schedule, check_sockets
 from .telling import teller
 
@@ -65,8 +65,8 @@ class ApplyModulationGuidance(io.ComfyNode):
             ],
             has_intermediate_output=True,  # the depth reaches an editor opened after the run, too
             inputs=[
-                io.Model.Input("model", tooltip="The diffusion transformer to guide."),
-                Direction.Input("direction", tooltip="What is wanted and not wanted, from Encode Guidance Direction."),
+                io.Model.Input("model", lazy=True, tooltip="The diffusion transformer to guide."),
+                Direction.Input("direction", lazy=True, tooltip="What is wanted and not wanted, from Encode Guidance Direction."),
                 io.Float.Input(
                     "w", default=3.0, min=-LARGEST_W, max=LARGEST_W, step=0.1,
                     tooltip="Guidance scale: how far to go. 0: no guidance (a projection may still add your prompt). 3: the paper's value "
@@ -83,8 +83,9 @@ class ApplyModulationGuidance(io.ComfyNode):
 
     @classmethod
     @override
-    def validate_inputs(cls, start_percent=None, end_percent=None):
-        return checked(check_percents, start_percent, end_percent, kind=float)
+    def check_lazy_status(cls, **inputs):
+        check_percents(inputs["start_percent"], inputs["end_percent"])
+        return unmade(inputs)
 
     @classmethod
     @override

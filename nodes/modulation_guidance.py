@@ -11,7 +11,7 @@ from ..model_patches.schedules import LayerSchedule
 from .directions import encoded_direction
 from .guidance import guided
 from .presets import CUSTOM, positive_of, preset_named, presets, presets_that_can_be_read, schedule_of
-from .queue_errors import checked
+from .queue_errors import checked, unmade
 from .sockets import CATEGORY, Projection, check_sockets
 
 NAME = "Modulation Guidance"
@@ -41,11 +41,11 @@ class ModulationGuidance(io.ComfyNode):
             has_intermediate_output=True,
             inputs=[
                 io.Model.Input(
-                    "model",
+                    "model", lazy=True,
                     tooltip="The diffusion transformer to guide: FLUX.1, SD3.5, HiDream, HunyuanVideo; Anima and others with a projection.",
                 ),
                 io.Clip.Input(
-                    "clip",
+                    "clip", lazy=True,
                     tooltip="The text encoder of the model itself, e.g. Load CLIP (Dual) with type flux for FLUX.1. For a projection of "
                     "the CLIP + scales kind: CLIP-L alone, by Load CLIP (CLIPLoader).",
                 ),
@@ -73,7 +73,7 @@ class ModulationGuidance(io.ComfyNode):
                     tooltip="What you do not want. Empty: the words of the preset, shown in gray.",
                 ),
                 Projection.Input(
-                    "projection", optional=True,
+                    "projection", optional=True, lazy=True,
                     tooltip="Needed by models that get no text in their modulation (Anima, Cosmos, Wan, Qwen-Image ...), refused by all others. "
                     "From Load Pooled Projection or Distill Pooled Projection.",
                 ),
@@ -83,8 +83,14 @@ class ModulationGuidance(io.ComfyNode):
 
     @classmethod
     @override
-    def validate_inputs(cls, preset=None, subject=None, positive=None, negative=None):
-        return checked(_words, preset, subject, positive, negative)
+    def validate_inputs(cls, preset=None):
+        return checked(_settings_of, preset)
+
+    @classmethod
+    @override
+    def check_lazy_status(cls, **inputs):
+        _words(*(inputs[name] for name in ("preset", "subject", "positive", "negative")))
+        return unmade(inputs)
 
     @classmethod
     @override
@@ -111,11 +117,15 @@ def _words(preset: str, subject: str, positive: str, negative: str) -> tuple[str
                     "choose a preset."
                 )
         return positive, negative
-    settings = preset_named(preset, NAME, CUSTOM)
+    settings = _settings_of(preset)
     return (
         positive if positive.strip() else positive_of(preset, subject, NAME),
         negative if negative.strip() else settings["negative"],
     )
+
+
+def _settings_of(preset: str) -> dict:
+    return {} if preset == CUSTOM else preset_named(preset, NAME, CUSTOM)
 
 
 def _check_strength(strength: float) -> None:
@@ -128,7 +138,7 @@ def _check_strength(strength: float) -> None:
 
 def _known_settings(preset: str, model, projection) -> tuple[float, LayerSchedule | None]:
     """(w, schedule) at strength 1: the preset's own on the models it was found on, elsewhere what is known for the model."""
-    settings = {} if preset == CUSTOM else preset_named(preset, NAME)
+    settings = _settings_of(preset)
     w, (family, depth) = known_w(model, projection), family_and_depth(model)
     if settings.get("family") == family:
         fits = "layers" in settings or settings["start_layer"] < depth

@@ -1,12 +1,12 @@
-"""Errors of the core as answers of a node's `validate_inputs`, so that they show before anything runs.
+"""Errors of the core, shown before anything is made that a node does not need to find them.
 
-The host skips its own min, max and choice checks for every input in the signature of `validate_inputs`, and hands a node
-with an Autogrow input that input too: both must be answered there. An input that it could not make a number of, or whose link
-is broken, it has refused in words of its own, and hands it over all the same, as it came.
+What can be told from one input alone is answered in `validate_inputs`, when the graph is queued. The host lays the answer to every input
+in its signature, in an error each, so a signature holds one input. The host skips its own min, max and choice checks for that one: they
+must be answered there, too. An input that it could not make a number of, or whose link is broken, it has refused in words of its own, and
+hands it over all the same, as it came. (A node with an Autogrow input is handed that, too; it gets no error.)
 
-It lays what is answered to every input in that signature, in an error each; nothing of ours can narrow it. So a signature
-holds the inputs of one question only, and the sentence says which of them is wrong; what else there is to check is left to the
-host's own min and max, and to `execute`.
+What needs several inputs is asked in `check_lazy_status`, when the node's turn has come: its sockets are lazy, and no model is loaded
+for a node that cannot run.
 """
 
 from collections.abc import Callable
@@ -25,3 +25,8 @@ def checked(check: Callable, *values, kind: type = object) -> bool | str:
     except ValueError as error:
         return str(error)
     return True
+
+
+def unmade(inputs: dict) -> list[str]:
+    """The answer of `check_lazy_status`: the inputs that are not made yet."""
+    return [name for name, value in inputs.items() if value is None]

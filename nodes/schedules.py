@@ -67,8 +67,8 @@ class GuidanceLayerSchedule(io.ComfyNode):
 
     @classmethod
     @override
-    def validate_inputs(cls, start_layer=None, end_layer=None):
-        return checked(RangeSchedule, start_layer, end_layer, kind=int)
+    def validate_inputs(cls, start_layer=None):
+        return checked(RangeSchedule, start_layer, kind=int)
 
     @classmethod
     @override

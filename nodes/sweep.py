@@ -6,14 +6,14 @@ from comfy_api.latest import io
 from torch import Tensor
 from typing_extensions import override
 
-from ..model_patches.guidance import LARGEST_W, guide
+from ..model_patches.guidance import LARGEST_W, check_percents, guide
 from ..model_patches.quoting import quoted
 from ..model_patches.schedules import LAST_LAYER
 from .guidance import settings_inputs
 from .lists import numbers
 from .pictures import PLAIN, from_image, grid, to_image
 from .projections import with_base
-from .queue_errors import checked
+from .queue_errors import checked, unmade
 from .sockets import CATEGORY, Direction, check_sockets
 from .telling import teller
 
@@ -34,8 +34,8 @@ class SweepModulationGuidance(io.ComfyNode):
             "VAE Decode) runs once for each; nothing is loaded or encoded again. Connect the images and labels to Guidance Grid.",
             search_aliases=["modulation guidance", "compare w", "xy plot", "grid search", "tune guidance"],
             inputs=[
-                io.Model.Input("model", tooltip="The diffusion transformer to guide."),
-                Direction.Input("direction", tooltip="What is wanted and not wanted, from Encode Guidance Direction."),
+                io.Model.Input("model", lazy=True, tooltip="The diffusion transformer to guide."),
+                Direction.Input("direction", lazy=True, tooltip="What is wanted and not wanted, from Encode Guidance Direction."),
                 io.String.Input(
                     "w_values", default="0, 1.5, 3, 6",
                     tooltip="Guidance scales, separated by commas. 0: no guidance, run once whatever the start layers. With a max or mean "
@@ -64,11 +64,15 @@ class SweepModulationGuidance(io.ComfyNode):
 
     @classmethod
     @override
-    def validate_inputs(cls, w_values=None, start_layers=None):
-        for answer in (checked(_scales, w_values), checked(_layers, start_layers), checked(_settings, w_values, start_layers)):
-            if answer is not True:
-                return answer
-        return True
+    def validate_inputs(cls, w_values=None):
+        return checked(_scales, w_values)
+
+    @classmethod
+    @override
+    def check_lazy_status(cls, **inputs):
+        _settings(inputs["w_values"], inputs["start_layers"])
+        check_percents(inputs["start_percent"], inputs["end_percent"])
+        return unmade(inputs)
 
     @classmethod
     @override

@@ -6,7 +6,7 @@ from typing_extensions import override
 from ..model_patches.guidance import check_percents
 from ..model_patches.quoting import quoted
 from ..model_patches.variance import TOKENS, prompt_tokens, scale_variance
-from .queue_errors import checked
+from .queue_errors import unmade
 from .sockets import CATEGORY, Schedule, check_sockets
 from .telling import teller
 
@@ -27,7 +27,7 @@ class ScaleTextVariance(io.ComfyNode):
             "Mochi. Can be combined with Apply Modulation Guidance; used twice, the scales multiply.",
             search_aliases=["rare concepts", "text variance", "variance scale-up", "prompt strength", "unusual combinations", "modulation guidance"],
             inputs=[
-                io.Model.Input("model", tooltip="A diffusion transformer with joint attention (MM-DiT)."),
+                io.Model.Input("model", lazy=True, tooltip="A diffusion transformer with joint attention (MM-DiT)."),
                 io.Float.Input(
                     "scale", default=1.5, min=0.0, max=10.0, step=0.05,
                     tooltip="How far the tokens move from their mean. 1: no change. 1.5: the best trade-off, by the one source there is. "
@@ -55,7 +55,7 @@ class ScaleTextVariance(io.ComfyNode):
                     "can be counted (otherwise padding is scaled too). all: padding too.",
                 ),
                 io.Clip.Input(
-                    "clip", optional=True, advanced=True,
+                    "clip", optional=True, lazy=True, advanced=True,
                     tooltip="Only for FLUX.1, SD3 and HiDream: the text encoder of your prompts, to tell prompt tokens from padding and "
                     "from what Redux adds. Each text is encoded once more, to know which conditioning holds it.",
                 ),
@@ -78,8 +78,9 @@ class ScaleTextVariance(io.ComfyNode):
 
     @classmethod
     @override
-    def validate_inputs(cls, start_percent=None, end_percent=None, prompts=None):
-        return checked(check_percents, start_percent, end_percent, kind=float)
+    def check_lazy_status(cls, **inputs):
+        check_percents(inputs["start_percent"], inputs["end_percent"])
+        return unmade(inputs)
 
     @classmethod
     @override

@@ -17,6 +17,7 @@ from distilling import needs_distilling  # noqa: E402
 from tools.host import cache_folder, ensure_host  # noqa: E402
 from tools.server import Client, running_server  # noqa: E402
 from tools.small_models import write_small_models  # noqa: E402
+from tools.templates import graph_of  # noqa: E402
 
 pytestmark = needs_distilling
 NAME = "distill_a_projection"
@@ -85,7 +86,7 @@ def test_an_interrupt_keeps_what_was_learned_and_the_graph_runs_on(server):
 
 
 def test_the_api_form_is_the_graph():
-    graph = json.loads((CHECKOUT / "workflows" / f"{NAME}.json").read_text(encoding="utf-8"))
+    graph = json.loads(graph_of(NAME).read_text(encoding="utf-8"))
     prompt = json.loads((CHECKOUT / "workflows" / "api" / f"{NAME}.json").read_text(encoding="utf-8"))
     inputs = {node["id"]: node["inputs"] for node in graph["nodes"]}
     links = {

@@ -5,7 +5,6 @@ from contextlib import contextmanager
 
 import comfy.model_management
 import comfy.quant_ops
-import nodes
 import pytest
 import torch
 from blind_families import WAN
@@ -329,8 +328,6 @@ def test_a_direction_is_gone_on_from():
 def test_words_that_say_nothing_are_refused(words):
     with pytest.raises(ValueError, match="positive and negative are both .*nothing to learn"):
         run(WAN, words=words)
-    said = nodes.NODE_CLASS_MAPPINGS["DistillGuidanceDirection"].validate_inputs(prompts="a", positive=words[0], negative=words[1])
-    assert "nothing to learn" in said, "when the graph is queued"
 
 
 def test_a_direction_that_cannot_be_gone_on_from_is_refused():

@@ -9,14 +9,14 @@ import folder_paths
 import nodes as host_nodes
 import pytest
 from blueprints import BLUEPRINTS
+from tools.templates import api_form, graphs
 
-CHECKOUT = Path(__file__).parent.parent
-GRAPHS = sorted((CHECKOUT / "workflows").glob("*.json"))
+GRAPHS = graphs()
 OFFERED = ("https://huggingface.co/", "https://civitai.com/")  # what the editor's dialog downloads from
 HOW_ELSE = {  # files that no such address has -> what the workflow's note says instead
     "pooled_text_proj-0611.safetensors": "https://github.com/sorryhyun/ComfyUI-Spectrum-KSampler/releases/download/0605/pooled_text_proj-0611.safetensors",
     "stable-diffusion-3.5-large-dmd2.safetensors": "https://huggingface.co/yresearch/stable-diffusion-3.5-large-dmd2",
-    "wan_clip.safetensors": "*distill_a_projection*",
+    "wan_clip.safetensors": "*Distill a projection*",
     **{f"small_world_{name}.safetensors": "tools/small_world/install.py" for name in ("flux", "wan", "vae", "clip_l")},
 }
 
@@ -60,14 +60,14 @@ def check_addresses(graph):
 
 
 def test_the_api_form_names_the_same_files(path):
-    graph, prompt = read(path)["nodes"], read(CHECKOUT / "workflows" / "api" / path.name)
+    graph, prompt = read(path)["nodes"], read(api_form(path))
     in_graph = {str(node["id"]): named for node in graph if node["type"] != "MarkdownNote" and (named := files(node.get("widgets_values", [])))}
     assert in_graph == {number: named for number, node in prompt.items() if (named := files(node["inputs"].values()))}
 
 
 def test_each_loader_finds_a_file_in_the_folder_that_it_is_downloaded_to(path, tmp_path, monkeypatch):
     monkeypatch.setattr(folder_paths, "filename_list_cache", {})
-    prompt = read(CHECKOUT / "workflows" / "api" / path.name)
+    prompt = read(api_form(path))
     for node in read(path)["nodes"]:
         for model in node.get("properties", {}).get("models", []):
             directory = tmp_path / model["directory"]

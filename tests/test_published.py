@@ -24,7 +24,7 @@ PAGES = [path.relative_to(CHECKOUT).as_posix() for path in (
 )]
 PLACES = ("benchmarks", "docs", "locales", "model_patches", "nodes", "pooled_proj", "subgraphs", "tests", "tools", "training", "web", "workflows")
 NAMED_FILE = re.compile(rf"`((?:{'|'.join(PLACES)})/[^`<> ]*)`")
-LINK = re.compile(r"\]\(([^)\s]+)\)")
+LINK = re.compile(r"\]\((?:<([^>]+)>|([^)\s]+))\)")
 
 
 def tracked(*options):
@@ -83,7 +83,7 @@ def test_every_link_and_every_named_file_is_there(page):
     """Relative links, their headings, and paths in code letters."""
     text = (CHECKOUT / page).read_text(encoding="utf-8")
     missing = []
-    for link in LINK.findall(text):
+    for link in map("".join, LINK.findall(text)):
         if re.match(r"[a-z]+:", link):
             continue
         path, _, heading = urllib.parse.unquote(link).partition("#")

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import urlencode
 
 import av
 import numpy as np
@@ -24,6 +25,7 @@ from tools.host import cache_folder, ensure_host  # noqa: E402
 from tools.server import Client, PromptError, PromptInterrupted, ServerError, running_server  # noqa: E402
 from tools.small_models import with_small_models, write_small_models  # noqa: E402
 from tools.small_world.checkers import read_picture  # noqa: E402
+from tools.templates import graph_of  # noqa: E402
 
 SMALL_WORLD = ["flux_schnell_aesthetics", "flux_dev_complexity_schedule"]
 FAMILIES = [
@@ -104,6 +106,23 @@ def test_a_workflow_gives_a_plain_and_another_guided_picture(client, name):
     made = pictures(client, workflow(name))
     assert made["Plain"].size == made["Guided"].size == ((32, 32 * FRAMES) if "video" in name else (SIZE, SIZE))
     assert not same(made["Plain"], made["Guided"])
+
+
+@pytest.mark.parametrize("name, kinds", [
+    ("first_steps_small_world", ["images", "images"]), ("modulation_guidance_one_node", ["images", "images"]),
+    ("plain_against_guided", ["a_images", "b_images"]), ("sweep_and_grid", ["images"]), ("inspect_guidance", ["images"]),
+])
+def test_a_workflow_of_the_small_world_runs_as_it_is(client, name, kinds):
+    prompt = json.loads((CHECKOUT / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
+    for node in nodes(prompt, "KSampler"):
+        node["inputs"]["steps"] = 2
+    client.post("/history", {"clear": True})
+    client.run(prompt)
+    (entry,) = client.get("/history").values()
+    made = [(kind, files[0]) for output in entry["outputs"].values() for kind, files in output.items() if isinstance(files[0], dict)]
+    assert sorted(kind for kind, _ in made) == kinds
+    shown = [picture(client.request(f"/view?{urlencode(file)}")) for _, file in made]
+    assert all(one.getextrema() != ((0, 0),) * 3 for one in shown) and not (len(shown) == 2 and same(*shown))
 
 
 def test_what_the_server_was_told_to_forget_runs_again(client):
@@ -212,7 +231,7 @@ def test_a_lora_and_a_picture_to_edit_reach_the_model(client, name, settings):
 
 
 def test_the_api_form_is_the_graph(name):
-    graph = json.loads((CHECKOUT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
+    graph = json.loads(graph_of(name).read_text(encoding="utf-8"))
     prompt = json.loads((CHECKOUT / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
     assert {str(node["id"]): node["type"] for node in graph["nodes"] if node["type"] != "MarkdownNote"} == {
         key: node["class_type"] for key, node in prompt.items()

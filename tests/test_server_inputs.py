@@ -1,6 +1,7 @@
 """Whatever is sent to the real server over HTTP is answered soon, and in words that are short."""
 
 import json
+import re
 import sys
 import time
 import urllib.error
@@ -37,6 +38,7 @@ RIGHT = {  # inputs that a node takes
     "GuidanceLayerScheduleText": {"layers": "0-3: 1", "final_layer": 0.0},
     "GuidanceLayerScheduleCurve": {"curve": {"points": [[0, 1]], "interpolation": "linear"}, "final_layer": 0.0},
     "GuidancePreset": {"preset": "hands", "subject": ""},
+    "LoadPooledProjection": {"projection_name": PROJECTION},
     "ModulationGuidance": {
         "model": ["model", 0], "clip": ["clip", 0], "preset": "custom", "strength": 1.0, "subject": "", "positive": "a", "negative": "b",
     },
@@ -57,7 +59,7 @@ RIGHT = {  # inputs that a node takes
 
 def prompt(class_type, **inputs):
     """One of our nodes with these inputs, and its first output shown."""
-    tried = {"class_type": class_type, "inputs": RIGHT[class_type] | inputs}
+    tried = {"class_type": class_type, "inputs": RIGHT.get(class_type, {}) | inputs}
     shown = {"class_type": "PreviewAny", "inputs": {"source": ["tried", 0]}}
     return LINKED | {"tried": tried} | ({} if class_type.startswith("Save") else {"shown": shown})
 
@@ -102,19 +104,53 @@ def test_what_the_host_says_of_wrong_types_is_left_to_it(client, class_type, inp
     assert "Exception when validating" not in str(refused.value)
 
 
-@pytest.mark.parametrize("class_type, inputs, named", [
-    ("SweepModulationGuidance", {"w_values": "0, x"}, {"w_values", "start_layers"}),
-    ("SweepModulationGuidance", {"end_percent": 2.0}, {"end_percent"}),
-    ("ModulationGuidance", {"strength": 11.0}, {"strength"}),
-    ("ModulationGuidance", {"preset": "counting", "positive": ""}, {"preset", "subject", "positive", "negative"}),
-    ("CombineGuidanceDirections", {"weights": "x"}, {"weights"}),
-    ("InspectGuidance", {"labels": "a, b"}, {"labels"}),
+@pytest.mark.parametrize("class_type, inputs, words", [
+    ("ApplyModulationGuidance", {"start_percent": -0.5}, "smaller than min"),
+    ("ApplyModulationGuidance", {"cfg_rows": "uncond"}, "not in list"),
+    ("SweepModulationGuidance", {"w_values": "0, x"}, "'x' in w_values is not a number"),
+    ("SweepModulationGuidance", {"w_values": "99"}, "w_values holds 99; w goes from -50 to 50"),
+    ("SweepModulationGuidance", {"end_percent": 2.0}, "bigger than max"),
+    ("ModulationGuidance", {"strength": 11.0}, "bigger than max"),
+    ("ModulationGuidance", {"preset": "hands"}, "presets.json has w 1000"),
+    ("GuidancePreset", {"preset": "hands"}, "presets.json has w 1000"),
+    ("ScaleTextVariance", {"end_percent": 1.5}, "bigger than max"),
+    ("CombineGuidanceDirections", {"weights": "x"}, "the weight 'x' is not a number"),
+    ("InspectGuidance", {"labels": "a, b"}, "2 labels .* for 1 directions"),
+    ("GuidanceLayerSchedule", {"start_layer": 2000}, "start_layer is 2000"),
+    ("GuidanceLayerSchedule", {"end_layer": 2000}, "bigger than max"),
+    ("GuidanceLayerScheduleText", {"layers": "5-x: 1"}, "'5-x: 1'"),
+    ("DistillPooledProjection", {"prompts_file": "none.txt"}, "prompts_file 'none.txt' is not in ComfyUI's input folder"),
+    ("DistillGuidanceDirection", {"prompts_file": "none.txt"}, "prompts_file 'none.txt' is not in ComfyUI's input folder"),
+    ("LoadPooledProjection", {"projection_name": "none.pt"}, "there is no file 'none.pt'"),
+    ("LoadGuidanceDirection", {"direction_name": "none.safetensors"}, "there is no file 'none.safetensors'"),
+    ("SavePooledProjection", {"filename_prefix": "../mine"}, "leads out"),
+    ("SaveGuidanceDirection", {"filename_prefix": "../mine"}, "leads out"),
 ])
-def test_what_is_wrong_is_laid_to_the_inputs_of_that_question_alone(client, class_type, inputs, named):
+def test_one_wrong_input_is_one_error_at_that_input(client, class_type, inputs, words):
     with pytest.raises(urllib.error.HTTPError) as refused:
         client.post("/prompt", {"prompt": prompt(class_type, **inputs)})
-    errors = json.loads(refused.value.read())["node_errors"]["tried"]["errors"]
-    assert sorted(error["extra_info"]["input_name"] for error in errors) == sorted(named)
+    (error,) = json.loads(refused.value.read())["node_errors"]["tried"]["errors"]
+    assert error["extra_info"]["input_name"] == next(iter(inputs))
+    assert re.search(words, f"{error['message']} {error['details']}")
+
+
+@pytest.mark.parametrize("class_type, inputs, words", [
+    ("ApplyModulationGuidance", {"start_percent": 0.8, "end_percent": 0.2}, "start_percent 0.8 is past end_percent 0.2"),
+    ("SweepModulationGuidance", {"start_percent": 0.8, "end_percent": 0.2}, "start_percent 0.8 is past end_percent 0.2"),
+    ("SweepModulationGuidance", {"start_layers": "0, x"}, "'x' in start_layers is not a whole number"),
+    ("ScaleTextVariance", {"start_percent": 0.8, "end_percent": 0.2}, "start_percent 0.8 is past end_percent 0.2"),
+    ("ModulationGuidance", {"positive": ""}, "custom needs both positive and negative, and positive is empty"),
+    ("GuidanceLayerSchedule", {"start_layer": 9, "end_layer": 4}, "start_layer 9 is past end_layer 4"),
+    ("DistillPooledProjection", {"prompts": " "}, "prompts is empty"),
+    ("DistillGuidanceDirection", {"prompts": " "}, "prompts is empty"),
+    ("DistillGuidanceDirection", {"positive": ""}, "nothing to learn"),
+])
+def test_inputs_that_do_not_go_together_are_told_before_anything_is_loaded(client, class_type, inputs, words):
+    client.forget()
+    ran = set()
+    with pytest.raises(PromptError, match=words):
+        client.run(prompt(class_type, **inputs), lambda progress: ran.add(progress.node))
+    assert ran == {"tried"}
 
 
 @pytest.mark.parametrize("value", ["a text", 5, None, True, {"a": 1}, {"__value__": [[1, {}]]}], ids=repr)
@@ -157,12 +193,9 @@ LONG = "x" * 10_000_000
     ("InspectGuidance", {"labels": "x, " * 3_000_000}),
     ("SweepModulationGuidance", {"w_values": LONG}),
     ("SweepModulationGuidance", {"w_values": ", ".join(map(str, range(1_000_000)))}),
-    ("SweepModulationGuidance", {"w_values": ", ".join(str(w / 20) for w in range(900)), "start_layers": ", ".join(map(str, range(900)))}),
-    ("SweepModulationGuidance", {"start_layers": "1" + "0" * 400}),
-    ("SweepModulationGuidance", {"start_layers": "1" + "0" * 4000}),
     ("GuidancePreset", {"preset": LONG}),
     ("GuidancePreset", {"preset": {"a": LONG}}),
-    ("ApplyModulationGuidance", {"start_percent": 1e300}),
+    ("DistillPooledProjection", {"prompts_file": LONG}),
 ], ids=lambda value: value if isinstance(value, str) else ", ".join(value))
 def test_what_is_far_too_long_is_refused_soon_and_shortly(client, class_type, inputs):
     started = time.perf_counter()
@@ -173,6 +206,18 @@ def test_what_is_far_too_long_is_refused_soon_and_shortly(client, class_type, in
     assert len(answer) < 20_000, "no input is sent back"
     errors = json.loads(answer)["node_errors"]["tried"]["errors"]
     assert all(error["type"] == "custom_validation_failed" and len(error["details"]) < 1000 for error in errors)
+
+
+@pytest.mark.parametrize("inputs", [
+    {"start_layers": LONG},
+    {"start_layers": "1" + "0" * 400},
+    {"start_layers": "1" + "0" * 4000},
+    {"w_values": ", ".join(str(w / 20) for w in range(900)), "start_layers": ", ".join(map(str, range(900)))},
+], ids=lambda inputs: ", ".join(inputs))
+def test_a_sweep_far_too_long_is_refused_shortly(client, inputs):
+    with pytest.raises(PromptError) as refused:
+        client.run(prompt("SweepModulationGuidance", **inputs))
+    assert len(str(refused.value)) < 1000
 
 
 @pytest.mark.parametrize("class_type, name", [

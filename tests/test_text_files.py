@@ -40,7 +40,7 @@ def place(tmp_path, monkeypatch):
 
 
 def queued(name):
-    said = DISTILL.validate_inputs(prompts="a", prompts_file=name)
+    said = DISTILL.validate_inputs(prompts_file=name)
     if said is not True:
         raise ValueError(said)
 
@@ -85,9 +85,10 @@ def test_presets_in_any_of_these(place, encoding):
 @pytest.mark.parametrize("encoding", MARKS)
 def test_prompts_in_any_of_these(place, encoding):
     (place / "prompts.txt").write_bytes(saved(TEXT, encoding))
-    assert DISTILL.validate_inputs(prompts="", prompts_file="prompts.txt") is True
+    assert DISTILL.check_lazy_status(prompts="", prompts_file="prompts.txt", model=None) == ["model"]
     (place / "prompts.txt").write_bytes(saved(" \r\n\n", encoding))
-    assert "prompts is empty" in DISTILL.validate_inputs(prompts="", prompts_file="prompts.txt")
+    with pytest.raises(ValueError, match="prompts is empty"):
+        DISTILL.check_lazy_status(prompts="", prompts_file="prompts.txt", model=None)
 
 
 @pytest.mark.parametrize("content, words", [

@@ -4,7 +4,8 @@
 
 web/docs/assets/<node>.png      each node as it is dropped
 web/docs/assets/first_steps.jpg the first-steps workflow after its run
-workflows/<name>.jpg            the preview of each workflow: its two pictures where it runs on the small world, else its graph
+workflows/<name>.jpg            the preview of each workflow: its pictures where it is for the small world, else what it guides, drawn
+workflows/<name>.png            a picture that holds the workflow it was made by, to drop into the editor
 
 Needs Chromium and playwright (see tests/requirements.txt). The API twins in workflows/api are the editor's own, too: --twins
 writes them anew.
@@ -16,6 +17,7 @@ import json
 import os
 import sys
 import tempfile
+import urllib.parse
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -24,18 +26,27 @@ sys.path[0] = str(CHECKOUT)  # in place of tools/: its modules are imported as t
 from tools.browser import find_chromium, open_editor  # noqa: E402
 from tools.host import SetupError, ensure_host, run_under, write_whole  # noqa: E402
 from tools.server import PACK, Client, running_server  # noqa: E402
+from tools.templates import api_form, graphs  # noqa: E402
 
 ASSETS = CHECKOUT / "web" / "docs" / "assets"
-WORKFLOWS = CHECKOUT / "workflows"
-FIRST_STEPS = WORKFLOWS / "first_steps_small_world.json"
-RUN = (FIRST_STEPS, WORKFLOWS / "modulation_guidance_one_node.json")  # on the small world, with a plain and a guided picture
+FIRST_STEPS = "First steps (small world)"
+RUN = (FIRST_STEPS, "Modulation Guidance (one node)", "Plain against guided", "Sweep and grid", "Inspect guidance")  # for the small world
+HOLDS_ITS_WORKFLOW = "Modulation Guidance (one node)"
+SHIPPED = {"Distill a projection": CHECKOUT / "tools" / "small_world" / "distilled_side_by_side.png"}  # of a run of six minutes
+GUIDED = {  # first and last layer, depth, and w of the workflows for published models
+    "Anima CLIP scales (complexity)": (0, 27, 28, 3), "Anima max pool (complexity)": (8, 26, 28, 3),
+    "Cosmos Predict2 (realism)": (0, 27, 28, 3), "FLUX Kontext edit (realism)": (5, 56, 57, 3),
+    "FLUX dev (complexity, schedule)": (5, 56, 57, 3), "FLUX schnell (aesthetics)": (5, 56, 57, 3),
+    "HiDream-I1 Fast (complexity)": (5, 47, 48, 3), "Hunyuan Video text to video": (5, 59, 60, 3.5),
+    "SD3.5 Large (complexity)": (2, 37, 38, 2), "SD3.5 Large DMD2 (complexity)": (2, 37, 38, 2), "Wan CausVid (video)": (3, 29, 30, 3),
+}
 PREVIEW = (640, 360)  # pixels
 EDGE = 12  # around a node
 KINDS = {  # which folder of models a loader of this name reads
     "UNETLoader": "diffusion_models", "CLIPLoader": "text_encoders", "VAELoader": "vae", "Lora": "loras", "Checkpoint": "checkpoints",
     "PooledProjection": "pooled_projections",
 }
-BACKGROUND = "#141414"
+BACKGROUND, BAR = "#141414", "#3b9eff"
 
 
 def main():
@@ -64,24 +75,26 @@ def main():
             ASSETS.mkdir(parents=True, exist_ok=True)
             for node in our_nodes(client):
                 save_png(ASSETS / f"{node}.png", node_picture(editor, node))
-            for path in sorted(WORKFLOWS.glob("*.json")):
+            for path in graphs():
                 workflow = json.loads(path.read_text(encoding="utf-8"))
                 if options.twins:
                     editor.load(workflow)
-                    write_whole(WORKFLOWS / "api" / path.name, json.dumps(editor.prompt(), indent=2, ensure_ascii=False) + "\n")
-                if path in RUN:
-                    after_run, pair = run_here(editor, client, workflow)
-                    if path == FIRST_STEPS:
+                    write_whole(api_form(path), json.dumps(editor.prompt(), indent=2, ensure_ascii=False) + "\n")
+                if path.stem in RUN:
+                    after_run, made = run_here(editor, client, workflow)
+                    if path.stem == FIRST_STEPS:
                         save_jpg(ASSETS / "first_steps.jpg", after_run, (1400, 1400))
-                    preview = side_by_side(pair)
+                    if path.stem == HOLDS_ITS_WORKFLOW:
+                        write_whole(path.with_suffix(".png"), made[-1])
+                    preview = side_by_side(made) if len(made) == 2 else made[0]
                 else:
-                    preview = graph_picture(editor, workflow)
+                    preview = SHIPPED[path.stem].read_bytes() if path.stem in SHIPPED else drawing(path, workflow)
                 save_jpg(path.with_suffix(".jpg"), padded(preview))
 
 
 def name_models(folder):
     """Empty files for the models that workflows name, so that the editor shows the graphs as to somebody who has them."""
-    for path in WORKFLOWS.glob("*.json"):
+    for path in graphs():
         for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]:
             kind = next((kind for loader, kind in KINDS.items() if loader in node["type"]), None)
             for value in node.get("widgets_values") or () if kind else ():
@@ -110,13 +123,6 @@ def node_picture(editor, node):
     })
 
 
-def graph_picture(editor, workflow):
-    """A PNG of a whole graph."""
-    editor.render_nodes(True)
-    editor.load(workflow)
-    return screenshot(editor)
-
-
 def screenshot(editor, margin=30):
     """A PNG of the graph that is open, without the editor around it."""
     editor.page.set_viewport_size({"width": 2000, "height": 1400})
@@ -130,19 +136,22 @@ def screenshot(editor, margin=30):
 
 
 def run_here(editor, client, workflow):
-    """(PNG of the graph after a run, PNGs of the plain and the guided picture)."""
+    """(PNG of the graph after a run, the PNGs that it made, in the order of their nodes)."""
     editor.render_nodes(True)
     editor.load(workflow)
-    titles = {str(node["id"]): node.get("title") for node in workflow["nodes"]}
     client.post("/history", {"clear": True})
     editor.page.evaluate("app.queuePrompt(0)")
     while not (history := client.get("/history")):
         editor.page.wait_for_timeout(500)
     (entry,) = history.values()
-    images = client.images(entry["prompt"][1])
-    by_title = {titles[node]: files[0] for node, files in images.items()}
     editor.page.wait_for_timeout(2000)  # the pictures appear on the nodes
-    return screenshot(editor), [by_title["Plain"], by_title["Guided"]]
+    return screenshot(editor), pictures_of(client, entry["outputs"])
+
+
+def pictures_of(client, outputs):
+    """The first PNG of each kind that each output node gave, e.g. both of Compare Images."""
+    lists = [images for node in sorted(outputs, key=int) for images in outputs[node].values() if images and isinstance(images[0], dict)]
+    return [client.request(f"/view?{urllib.parse.urlencode(images[0])}") for images in lists]
 
 
 def side_by_side(pair):
@@ -155,6 +164,37 @@ def side_by_side(pair):
         left = 13 + index * (size + 14)
         sheet.paste(Image.open(io.BytesIO(content)).convert("RGB").resize((size, size), Image.NEAREST), (left, 12))
         draw.text((left + size / 2, 336), name, fill="white", font=ImageFont.load_default(22), anchor="mm")
+    content = io.BytesIO()
+    sheet.save(content, "PNG")
+    return content.getvalue()
+
+
+def drawing(path, workflow):
+    """What the workflow guides: its words, and its layers as a Layer Schedule shows them."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    name, _, kind = path.stem.removesuffix(")").partition(" (")
+    first, last, depth, w = GUIDED[path.stem]
+    (positive, negative), = (node["widgets_values"] for node in workflow["nodes"] if node["type"] == "EncodeGuidanceDirection")
+    for node in workflow["nodes"]:
+        if node["type"] == "GuidancePreset":
+            preset = json.loads((CHECKOUT / "nodes" / "presets.json").read_text(encoding="utf-8"))[node["widgets_values"][0]]
+            positive, negative = preset["positive"], preset["negative"]
+    sheet = Image.new("RGB", PREVIEW, BACKGROUND)
+    draw = ImageDraw.Draw(sheet)
+    draw.text((32, 28), name, fill="white", font=ImageFont.load_default(38))
+    draw.text((32, 80), kind, fill="#9a9a9a", font=ImageFont.load_default(24))
+    for y, sign, words, color in ((132, "+", positive, BAR), (168, "-", negative, "#f0803c")):
+        draw.text((32, y), sign, fill=color, font=ImageFont.load_default(26))
+        draw.text((60, y), words, fill="#d8d8d8", font=ImageFont.load_default(24))
+    width = (PREVIEW[0] - 64) / depth
+    weights = [0.25 if "schedule" in kind and layer > last - 4 else 1 for layer in range(depth)]
+    for layer in range(depth):
+        left = 32 + layer * width
+        draw.rectangle((left, 220, left + width * 0.8, 310), fill="#242424")
+        if first <= layer <= last:
+            draw.rectangle((left, 310 - 90 * weights[layer], left + width * 0.8, 310), fill=BAR)
+    draw.text((32, 322), f"layers {first} to {last} of {depth}, w {w:g}", fill="#9a9a9a", font=ImageFont.load_default(20))
     content = io.BytesIO()
     sheet.save(content, "PNG")
     return content.getvalue()

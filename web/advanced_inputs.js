@@ -1,6 +1,7 @@
-/** Folds advanced inputs away in the old rendering too, until its menu's Show Advanced is chosen. */
+/** Folds advanced inputs away in the old rendering too, until its menu's Show Advanced is chosen, and advanced sockets in both. */
 
 import { app } from '../../scripts/app.js'
+import { foldSockets, foldedRows, forgetPlaces, isAdvanced } from './advanced_sockets.js'
 import { after } from './after.js'
 import { isOurs } from './pack.js'
 
@@ -9,8 +10,12 @@ app.registerExtension({
 
   beforeRegisterNodeDef(nodeType, nodeData) {
     if (!isOurs(nodeData)) return
-    const { getLayoutWidgets, toggleAdvanced } = nodeType.prototype
+    const { computeSize, getLayoutWidgets, toggleAdvanced } = nodeType.prototype
     Object.assign(nodeType.prototype, {
+      computeSize(...args) {
+        const [width, height] = computeSize.apply(this, args)
+        return [width, height - foldedRows(this) * LiteGraph.NODE_SLOT_HEIGHT]
+      },
       // The editor's own leaves room for what is folded away.
       getLayoutWidgets() {
         return getLayoutWidgets.call(this).filter((widget) => this.collapsed || takesRoom(this, widget))
@@ -21,14 +26,34 @@ app.registerExtension({
         fold(this)
       }
     })
-    for (const event of ['onConfigure', 'onConnectionsChange']) after(nodeType.prototype, event, function () { fold(this) })
+    for (const event of ['onAdded', 'onConfigure', 'onConnectionsChange']) after(nodeType.prototype, event, function () { fold(this) })
+    after(nodeType.prototype, 'onRemoved', function () { foldSockets(this, false) })
+    after(nodeType.prototype, 'onSerialize', forgetPlaces)
   },
 
   nodeCreated(node) {
     if (!isOurs(node.constructor.nodeData)) return
+    whenToggled(node, () => fold(node))
     shrinkBy(node, () => fold(node))
   }
 })
+
+/** The new rendering's button sets the property alone. */
+function whenToggled(node, then) {
+  const { get, set } = descriptorOf(node, 'showAdvanced')
+  Object.defineProperty(node, 'showAdvanced', {
+    get: () => get.call(node),
+    set: (value) => {
+      set.call(node, value)
+      then()
+    },
+    configurable: true
+  })
+}
+
+function descriptorOf(object, name) {
+  return Object.getOwnPropertyDescriptor(object, name) ?? descriptorOf(Object.getPrototypeOf(object), name)
+}
 
 function shrinkBy(node, change) {
   const before = node.computeSize()[1]
@@ -39,7 +64,8 @@ function shrinkBy(node, change) {
 
 function fold(node) {
   const always = app.extensionManager.setting.get('Comfy.Node.AlwaysShowAdvancedWidgets')
-  const linked = new Set(node.inputs.filter((input) => input.widget && input.link != null).map((input) => input.widget.name))
+  const linked = new Set(node.inputs.filter((input, index) => isAdvanced(node, input) && node.isInputConnected(index)).map(({ name }) => name))
+  foldSockets(node, !always && !node.showAdvanced)
   for (const widget of (node.widgets ?? []).filter(({ options }) => options?.advanced)) {
     widget.advanced = !always && !linked.has(widget.name)
     // Its socket, drawn while a link is dragged, goes with it: into the title, not over another.

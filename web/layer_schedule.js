@@ -95,7 +95,7 @@ function inputsOf(node) {
 
 /** Of those inputs whose value comes over a link, the ids, which are the same in every language. */
 function linkedWidgets(node) {
-  return (node.inputs ?? []).filter((input) => input.widget && input.link != null).map((input) => input.widget.name)
+  return (node.inputs ?? []).filter((input, index) => input.widget && node.isInputConnected(index)).map((input) => input.widget.name)
 }
 
 function unknownLinks(node) {

@@ -49,8 +49,11 @@ export function whenRendered(node, show) {
 
 /** The boxes of a widget that are in the page: the old rendering's, and where it is in use the new one's. */
 export function boxesOf(node, widget) {
-  const index = textWidgets(node).indexOf(widget)
-  const box = document.querySelectorAll(`[data-node-id="${node.id}"] textarea`)[index] // in the order of the widgets
+  const boxes = document.querySelectorAll(`[data-node-id="${node.id}"] textarea`)
+  const widgets = textWidgets(node)
+  // In the order of the widgets, but newer editors have none for a linked one.
+  const shown = boxes.length < widgets.length ? widgets.filter((each) => !node.isInputConnected(indexOf(node, each))) : widgets
+  const box = boxes[shown.indexOf(widget)]
   return box ? [widget.element, box] : [widget.element]
 }
 
@@ -86,9 +89,13 @@ function showSources(node) {
 
 /** "← Guidance Preset: positive" for a linked widget. */
 function sourceOf(node, widget) {
-  const index = node.inputs.findIndex((input) => input.widget?.name === widget.name)
-  if (index < 0 || node.inputs[index].link == null) return undefined
+  const index = indexOf(node, widget)
+  if (index < 0 || !node.isInputConnected(index)) return undefined
   const source = node.getInputNode(index)
   const output = source?.outputs[node.getInputLink(index).origin_slot]
   return source ? `← ${source.title}: ${output.label ?? output.localized_name ?? output.name}` : '←'
+}
+
+function indexOf(node, widget) {
+  return node.inputs.findIndex((input) => input.widget?.name === widget.name)
 }

@@ -3,20 +3,17 @@
 import json
 import re
 import time
-from pathlib import Path
 
 import pytest
+from tools.templates import graph_of
 
 playwright = pytest.importorskip("playwright.sync_api")
-
-CHECKOUT = Path(__file__).parent.parent.parent
-FIRST_STEPS = json.loads((CHECKOUT / "workflows" / "first_steps_small_world.json").read_text(encoding="utf-8"))
+FIRST_STEPS = json.loads(graph_of("first_steps_small_world").read_text(encoding="utf-8"))
 BARS = ".modulation-guidance-bars"
 
 
-def add_by_search(editor, words, name):
-    """Opens the search by a double click on an empty place, types, and drops the node found of that name there."""
-    before = editor.page.evaluate("app.graph.nodes.length")
+def open_search(editor):
+    """The field of the search that a double click on an empty place opens."""
     search = editor.page.get_by_placeholder("Add a node...")
     for _ in range(10):  # on a busy machine the two clicks can come too far apart for the editor
         editor.page.mouse.dblclick(900, 700)
@@ -25,7 +22,13 @@ def add_by_search(editor, words, name):
             break
         except playwright.TimeoutError:
             continue
-    search.fill(words)
+    return search
+
+
+def add_by_search(editor, words, name):
+    """Opens the search by a double click on an empty place, types, and drops the node found of that name there."""
+    before = editor.page.evaluate("app.graph.nodes.length")
+    open_search(editor).fill(words)
     title = re.compile(rf"^\s*{re.escape(name)}(?! \()")  # descriptions, which stand there too, name other nodes
     editor.page.get_by_test_id("result-item").filter(has_text=title).first.click()
     editor.page.wait_for_function("before => app.graph.nodes.length === before + 1", arg=before)
@@ -48,6 +51,46 @@ def test_a_node_is_found_by_what_it_is_and_by_what_it_is_for(editor, words, name
     editor.render_nodes(False)
     node = add_by_search(editor, words, name)
     assert editor.page.evaluate("id => app.graph.getNodeById(id).type", node) == node_type
+
+
+@pytest.mark.parametrize("words, name", [
+    ("guidance", "Guidance Preset"), ("modulation guidance", "Modulation Guidance"), ("detail", "Modulation Guidance"),
+    ("sharpness", "Modulation Guidance"), ("flux quality", "Modulation Guidance"), ("anima", "Modulation Guidance (Anima)"),
+    ("rare", "Scale Text Variance"), ("train direction", "Distill Guidance Direction"),
+])
+def test_it_is_among_the_first_that_a_search_lists(editor, words, name):
+    """The editor ranks by names alone: for "guidance" those that begin with it come first, and FluxGuidance before ours that end with it."""
+    editor.render_nodes(False)
+    open_search(editor).fill(words)
+    editor.settle()
+    found = editor.page.get_by_test_id("result-item")
+    found.filter(has_text=re.compile(rf"^\s*{re.escape(name)}(?! \()")).first.wait_for()
+    titles = [text.strip().split("\n")[0] for text in found.all_inner_texts()]
+    assert name in titles[:10], titles[:20]
+    editor.page.keyboard.press("Escape")
+
+
+def test_one_wrong_input_is_one_error_in_the_editor(editor):
+    editor.render_nodes(True)
+    editor.load(json.loads(graph_of("sweep_and_grid").read_text(encoding="utf-8")))
+    sweep = node_of(editor, "SweepModulationGuidance")
+    editor.page.evaluate(
+        "id => { app.graph.getNodeById(id).widgets.find(({ name }) => name === 'w_values').value = '0, x'; app.queuePrompt(0) }", sweep
+    )
+    editor.page.wait_for_function("app.lastNodeErrors && Object.keys(app.lastNodeErrors).length")
+    errors = editor.page.evaluate("app.lastNodeErrors")
+    assert [error["extra_info"]["input_name"] for error in errors.pop(str(sweep))["errors"]] == ["w_values"] and not errors
+    editor.page.get_by_text("'x' in w_values is not a number").first.wait_for(state="attached")
+
+
+def test_directions_are_called_as_their_inputs_are(editor, client):
+    editor.render_nodes(True)
+    editor.load(json.loads(graph_of("inspect_guidance").read_text(encoding="utf-8")))
+    node = node_of(editor, "InspectGuidance")
+    editor.page.evaluate("id => { app.graph.getNodeById(id).widgets.find(({ name }) => name === 'labels').value = '' }", node)
+    seen = editor.page.locator(f'[data-node-id="{node}"] .lg-slot--input').filter(has_text="direction").all_inner_texts()
+    (report,) = run(editor, client)[str(node_of(editor, "PreviewAny"))]["text"]
+    assert json.loads(report)["labels"] == [name.strip() for name in seen[:3]] == ["direction0", "direction1", "direction2"]
 
 
 def slot_on_screen(editor, node, name, is_input):

@@ -59,6 +59,14 @@ def test_translations_are_translations(translations, language):
         assert entry["display_name"] != english["display_name"] and entry["description"] != english["description"]
 
 
+@pytest.mark.parametrize("language, projection", [
+    ("en", "projection"), ("zh", "投影"), ("ja", "射影"), ("ko", "투영"), ("fr", "projection"), ("es", "proyección"),
+])
+def test_it_is_said_that_w_0_is_not_plain_with_a_projection(translations, language, projection):
+    for name, key in (("ApplyModulationGuidance", "w"), ("SweepModulationGuidance", "w_values"), ("ModulationGuidance", "strength")):
+        assert projection in translations[language]["nodeDefs"][name]["inputs"][key]["tooltip"]
+
+
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_the_words_drawn_on_nodes_have_the_same_places_in_every_language(translations, language):
     def places(texts):

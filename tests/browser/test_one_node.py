@@ -10,6 +10,7 @@ sys.path.insert(1, str(Path(__file__).parent.parent))
 
 from blueprints import BLUEPRINTS, prompt_of, read  # noqa: E402
 from test_editing import add_by_search, node_of, run, small_run  # noqa: E402
+from test_old_rendering import LINK  # noqa: E402
 from test_schedule_drawings import click_on_canvas  # noqa: E402
 
 from tools.small_models import TEXT_ENCODER  # noqa: E402
@@ -66,6 +67,14 @@ def test_the_words_follow_the_subject_and_are_there_again_in_a_saved_workflow(ed
     see(editor, "A {girl} with natural and realistic hands", "Unnatural hands")
 
 
+def test_the_words_stay_in_their_box_where_the_other_is_linked(editor, rendering):
+    preset, node = editor.add("GuidancePreset"), editor.add("ModulationGuidance", (500, 0))
+    editor.page.evaluate(LINK, [preset, 0, node, "positive"])
+    editor.settle()
+    choose(editor, rendering, node, "aesthetics")
+    editor.page.wait_for_function(f"{BOXES}.at(-1).endsWith('Low-res, flat, cartoonish')")
+
+
 def test_the_words_come_back_with_the_node(editor):
     editor.render_nodes(True)
     node = editor.add("ModulationGuidance", (100, 0))
@@ -79,9 +88,9 @@ def test_the_words_come_back_with_the_node(editor):
 @pytest.mark.parametrize("path", BLUEPRINTS, ids=lambda path: path.stem)
 def test_a_blueprint_is_found_put_down_and_is_what_it_says(editor, path):
     node = add_by_search(editor, path.stem, path.stem)
-    placed, subgraph = read(path)
+    placed, _ = read(path)
     widgets = editor.page.evaluate("id => app.graph.getNodeById(id).widgets.map(({ name }) => name)", node)
-    assert widgets == [name for _, name in placed["properties"]["proxyWidgets"]]
+    assert widgets == [given["name"] for given in placed["inputs"] if "widget" in given]
     wanted, guided = prompt_of(path, None, f"{node}:")
     wanted[guided[0]]["inputs"].pop("model")
     made = {number: {"class_type": each["class_type"], "inputs": each["inputs"]} for number, each in editor.prompt().items()}

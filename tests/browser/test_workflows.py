@@ -1,16 +1,20 @@
 """The shared workflows as the editor sees them: whole, explained, with a picture, and the same as their API form."""
 
+import base64
 import itertools
 import json
 import re
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
+from PIL import Image
+from tools.templates import api_form, graph_of, graphs
 
 CHECKOUT = Path(__file__).parent.parent.parent
 PACK = "ComfyUI-Modulation-Guidance"
 DETAILS = re.compile("View details|Show missing models|See Errors")  # of what a workflow lacks, as the editor's versions have it
-GRAPHS = sorted((CHECKOUT / "workflows").glob("*.json"))
+GRAPHS = graphs()
 
 
 def read(path):
@@ -22,7 +26,7 @@ def test_a_workflow_opens_whole_and_converts_to_its_api_form(editor, client, pat
     editor.load(read(path))
     missing = editor.page.evaluate("app.graph.nodes.filter((node) => !LiteGraph.registered_node_types[node.type]).map((node) => node.type)")
     assert not missing
-    made, wanted = editor.prompt(), read(CHECKOUT / "workflows" / "api" / path.name)
+    made, wanted = editor.prompt(), read(api_form(path))
     assert list(made) == list(wanted)
     titled = {str(node["id"]) for node in read(path)["nodes"] if node.get("title")}
     for number, node in made.items():
@@ -70,16 +74,16 @@ def test_workflows_open_readable_with_the_note_first_and_nothing_over_another(ed
         assert note["left"] == min(box["left"] for box in boxes) and note["top"] == min(box["top"] for box in boxes), path.stem
 
 
-@pytest.mark.parametrize("name, depth", [("first_steps_small_world", 12), ("distill_a_projection", 7), ("flux_dev_complexity_schedule", 57)])
+@pytest.mark.parametrize("name, depth", [("first_steps_small_world", 12), ("inspect_guidance", 12), ("distill_a_projection", 7), ("flux_dev_complexity_schedule", 57)])
 def test_a_schedule_is_drawn_for_the_depth_of_its_workflows_model(editor, name, depth):
-    editor.load(read(CHECKOUT / "workflows" / f"{name}.json"))
+    editor.load(read(graph_of(name)))
     bars = editor.page.locator(".modulation-guidance-bars")
     bars.get_by_text(f" of {depth} layers guided").wait_for()
     assert "assumed" not in bars.inner_text()
 
 
 def test_every_api_form_has_its_workflow():
-    assert {path.name for path in (CHECKOUT / "workflows" / "api").glob("*.json")} == {path.name for path in GRAPHS}
+    assert {path.name for path in (CHECKOUT / "workflows" / "api").glob("*.json")} == {api_form(path).name for path in GRAPHS}
 
 
 @pytest.mark.parametrize("path", GRAPHS, ids=lambda path: path.stem)
@@ -87,7 +91,7 @@ def test_a_workflow_says_what_to_look_at_and_has_a_preview(client, path):
     notes = [node["widgets_values"][0] for node in read(path)["nodes"] if node["type"] in ("MarkdownNote", "Note")]
     assert any(len(note) > 100 for note in notes)
     assert path.stem in client.get("/workflow_templates")[PACK]
-    preview = client.request(f"/api/workflow_templates/{PACK}/{path.stem}.jpg")
+    preview = client.request(f"/api/workflow_templates/{PACK}/{quote(path.stem)}.jpg")
     assert preview[:3] == b"\xff\xd8\xff" and len(preview) < 120_000
 
 
@@ -118,9 +122,33 @@ def test_a_workflow_opens_from_the_template_browser(editor):
     page = editor.page
     page.evaluate("app.extensionManager.command.execute('Comfy.BrowseTemplates')")
     page.get_by_text("ComfyUI-Modulatio", exact=False).first.click()
-    card = page.get_by_test_id("template-workflow-first_steps_small_world")
+    cards = page.locator("[data-testid^=template-workflow-]")
+    cards.first.wait_for()
+    shown = [name.removeprefix("template-workflow-") for name in cards.evaluate_all("cards => cards.map((card) => card.dataset.testid)")]
+    assert shown[:2] == ["First steps (small world)", "Modulation Guidance (one node)"], "what to begin with comes first"
+    assert shown[6:] == sorted(shown[6:], key=str.lower) and not any("_" in name for name in shown)
+    card = page.get_by_test_id("template-workflow-First steps (small world)")
     card.scroll_into_view_if_needed()  # pictures are shown in view only
     card.locator("img").first.wait_for()
     assert card.locator("img").first.evaluate("image => image.decode().then(() => image.naturalWidth)") > 300
     card.click()
     page.wait_for_function("app.graph.nodes.some(({ type }) => type === 'ApplyModulationGuidance')")
+
+
+def test_a_picture_dropped_into_the_editor_brings_its_workflow(editor):
+    (path,) = (CHECKOUT / "workflows").glob("*.png")
+    made_by = json.loads(Image.open(path).info["prompt"])
+    editor.page.evaluate(
+        """(content) => {
+            const bytes = Uint8Array.from(atob(content), (each) => each.charCodeAt(0))
+            const dataTransfer = new DataTransfer()
+            dataTransfer.items.add(new File([bytes], 'guided.png', { type: 'image/png' }))
+            app.canvas.canvas.dispatchEvent(new DragEvent('drop', { bubbles: true, cancelable: true, dataTransfer }))
+        }""",
+        base64.b64encode(path.read_bytes()).decode(),
+    )
+    editor.page.wait_for_function("app.graph.nodes.some(({ type }) => type === 'ModulationGuidance')")
+    editor.settle()
+    dropped = editor.prompt()
+    assert {number: node["inputs"] for number, node in dropped.items()} == {number: node["inputs"] for number, node in made_by.items()}
+    assert dropped == read(api_form(path))

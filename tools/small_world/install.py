@@ -1,4 +1,4 @@
-"""Puts the small world's models among those of a ComfyUI, for the workflow first_steps_small_world. Nothing is downloaded.
+"""Puts the small world's models among those of a ComfyUI, for the workflow First steps (small world). Nothing is downloaded.
 
     python tools/small_world/install.py --comfyui /path/to/ComfyUI
 
@@ -38,7 +38,7 @@ def main():
     print(f"Writing into {folder}", flush=True)
     for path in write_small_models(folder):
         print(f"  {path.relative_to(folder)}", flush=True)
-    print("Done. In the editor: press R, then open the template first_steps_small_world of this pack.")
+    print("Done. In the editor: press R, then open the template First steps (small world) of this pack.")
 
 
 if __name__ == "__main__":
