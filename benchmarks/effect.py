@@ -25,6 +25,7 @@ sys.path.insert(0, str(PACK))
 
 from benchmarks.in_process import load_host  # noqa: E402
 from tools.host import SetupError, ensure_host, run_under, write_whole  # noqa: E402
+from tools.options import finite  # noqa: E402
 
 SMALL_WORLD = PACK / "tools" / "small_world" / "weights"
 SMALL_ENCODER = PACK / "out" / "small_world" / "small_world_clip_l.safetensors"
@@ -41,7 +42,7 @@ def arguments(given=None):
     parser.add_argument("--out", type=Path, help="folder for the results (default out/effect, with your own models out/effect_own)")
     parser.add_argument("--seeds", type=int, help="pictures of each prompt and condition (default 4; your own models 1)")
     parser.add_argument("--steps", type=int, help="sampling steps (default 20; your own models 4)")
-    parser.add_argument("--cfg", type=float, help="classifier-free guidance, negative prompt empty (default 3; your own models 1)")
+    parser.add_argument("--cfg", type=finite, help="classifier-free guidance, negative prompt empty (default 3; your own models 1)")
     parser.add_argument("--text-encoder", type=Path, nargs="+", metavar="FILE", help="(small world: written once where it is not yet)")
     small = parser.add_argument_group("on the small world")
     small.add_argument("--prompts", type=int, help="prompts in each set (default 24 general ones, 32 in the others)")
@@ -57,7 +58,7 @@ def arguments(given=None):
     own.add_argument("--preset", help="a direction of the Guidance Preset node (default complexity)")
     own.add_argument("--positive", help="p+ of a direction of your own")
     own.add_argument("--negative", help="p- of it")
-    own.add_argument("--w", type=float, nargs="+", default=[0.0, 1.5, 3.0, 6.0], help="guidance scales (default 0 1.5 3 6)")
+    own.add_argument("--w", type=finite, nargs="+", default=[0.0, 1.5, 3.0, 6.0], help="guidance scales (default 0 1.5 3 6)")
     own.add_argument("--start-layers", type=int, nargs="+", default=[0, 5, 10], help="first guided layers (default 0 5 10)")
     own.add_argument("--size", type=int, help="width and height in pixels (default 1024)")
     own.add_argument("--scorer", metavar="MODULE:FUNCTION", help="scores a picture for its prompt")

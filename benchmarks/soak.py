@@ -1,10 +1,12 @@
 """Many prompts to one real server: whether its memory, open files and threads stay, and whether a picture stays the same to the bit.
 
-    python benchmarks/soak.py [--prompts 1000] [--seed 1] [--comfyui-version ...]
+    python benchmarks/soak.py [--prompts 1000] [--seed 1] [--plain] [--comfyui-version ...]
 
 Prompts are drawn from the seed, on the small world's models (see soak_prompts.py): none is answered from the host's cache. Every
 7th is interrupted at a random moment, every 5th is one that our nodes must refuse, and every 10th time two reference pictures are
 drawn again. Exits with 1 where one of these changed, the server died, or a prompt ended otherwise than it should.
+
+--plain sends the same prompts without our nodes, to tell the host's growth from ours; a node of the host's then refuses.
 """
 
 import argparse
@@ -31,6 +33,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--plain", action="store_true", help="the same prompts without our nodes")
     parser.add_argument("--comfyui-version", default=DEFAULT_VERSION, help="the ComfyUI to set up")
     options = parser.parse_args()
     try:
@@ -42,22 +45,22 @@ def main():
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # small models lose much to threads where cores are shared
         models = cache_folder() / "small-world"
         write_small_models(models)
-        print(f"ComfyUI {host.version}, seed {options.seed}", flush=True)
+        print(f"ComfyUI {host.version}, seed {options.seed}{', without our nodes' if options.plain else ''}", flush=True)
         # the host's other caches keep what all prompts made, until memory runs short
         with running_server(host, [models], ["--cache-classic"]) as url:
-            problems = soak(Client(url), options.prompts, options.seed)
+            problems = soak(Client(url), options.prompts, options.seed, options.plain)
     except (SetupError, ServerError, ConnectionError) as error:
         sys.exit(f"error: {error}")
     sys.exit(1 if problems else 0)
 
 
-def soak(client, prompts, seed):
+def soak(client, prompts, seed, plain=False):
     """Sends the prompts and prints what was seen; returns what went wrong, a sentence each."""
     draw, process, every = random.Random(seed), server_process(client), max(1, prompts // MEASURES)
     first, ended, measured, problems = {}, Counter(), [], []
     started = time.monotonic()
     for number in range(1, prompts + 1):
-        for how, problem in send(client, number, draw, first):
+        for how, problem in send(client, number, draw, first, plain):
             ended[how] += 1
             if problem:
                 problems.append(f"prompt {number}: {problem}")
@@ -76,22 +79,24 @@ def soak(client, prompts, seed):
     return problems
 
 
-def send(client, number, draw, first):
+def send(client, number, draw, first, plain=False):
     """Sends the prompt of that number; yields how each that ran was meant to end, and what was wrong with its end, if anything.
 
     first: the reference pictures' pixels by name, filled at the first time.
     """
-    from benchmarks.soak_prompts import a_bad_prompt, a_long_prompt, a_prompt, reference_prompts  # which need the host's Python
+    from benchmarks import soak_prompts as prompts  # which need the host's Python
 
+    sent = prompts.without_our_nodes if plain else lambda prompt: prompt
     if number % 10 == 1:
-        for name, prompt in reference_prompts(number).items():
-            yield "references", again(client, name, prompt, first)
+        for name, prompt in prompts.reference_prompts(number).items():
+            yield "references", again(client, name, sent(prompt), first)
     if number % 7 == 0:
-        yield "interrupted", interrupted(client, a_long_prompt(draw), draw)
+        yield "interrupted", interrupted(client, sent(prompts.a_long_prompt(draw)), draw)
     elif number % 5 == 0:
-        yield "refused", refused(client, *a_bad_prompt(draw))
+        prompt, words = prompts.a_bad_prompt(draw)
+        yield "refused", refused(client, *(prompts.refused_by_the_host(sent(prompt)) if plain else (prompt, words)))
     else:
-        yield "drawn", drawn(client, a_prompt(draw))
+        yield "drawn", drawn(client, sent(prompts.a_prompt(draw)))
 
 
 def drawn(client, prompt):

@@ -30,6 +30,23 @@ def graph(patch, seed, text="two red circles", steps=STEPS, text_blind=False):
     }
 
 
+def without_our_nodes(prompt):
+    """The same prompt with the loaded model straight at the sampler."""
+    left = {"model", "clip", "vae", "prompt", "empty", "latent", "sample", "decode", "save"}
+    plain = {name: each for name, each in prompt.items() if name in left}
+    sample = plain["sample"]
+    # the number of a reference goes along, which its patch had
+    number = {name: value for name, value in prompt["patched"]["inputs"].items() if name == "number"}
+    return plain | {"sample": node(sample["class_type"], **sample["inputs"] | {"model": ["model", 0]} | number)}
+
+
+def refused_by_the_host(plain):
+    """A prompt without our nodes that a node of the host's refuses when it runs, and a pattern of that."""
+    broken = node("RegexReplace", string="two red circles", regex_pattern="(", replace="", case_insensitive=False, multiline=False,
+                  dotall=False, count=0)
+    return plain | {"broken": broken, "prompt": node("CLIPTextEncode", clip=["clip", 0], text=["broken", 0])}, r"RegexReplace \(.*unterminated"
+
+
 def guidance(class_type="ApplyModulationGuidance", **inputs):
     defaults = {"direction": ["direction", 0], "start_percent": 0.0, "end_percent": 1.0, "cfg_rows": "auto", "keep_norm": False}
     return node(class_type, model=["model", 0], **defaults | inputs)

@@ -69,6 +69,7 @@ class CallPatch:
             sampling.interrupted = True
             without_harm(self._tell, options.get(self.key, ()), sampling, watch)
             raise
+        without_harm(sampling.look_at, result)
         without_harm(self._tell, options.get(self.key, ()), sampling, watch)
         return result
 
@@ -115,12 +116,17 @@ class CallPatch:
         if sampling is not None:
             sampling.calls += 1
         with _TURNS.setdefault(host.diffusion_model, RLock()):
-            conditional = conditional_chunks(transformer_options, self._numbers, len(x))
-            sample_sigmas = transformer_options.get("sample_sigmas")
-            call = Call(executor.class_obj, x, t, len(conditional), c_crossattn, kwargs, sample_sigmas, sampling, options)
-            with host.naming_a_stand_in():
-                edits = self.edits(values, host, call, conditional)
+            edits = self._edits(host, executor.class_obj, x, t, c_crossattn, kwargs, transformer_options, options)
             return run_edited(host.diffusion_model, edits, run, watch, self.key) if edits else run()
+
+    def _edits(self, host, base_model, x, t, context, conds, transformer_options, options) -> Sequence[Edit]:
+        """options: those of the transformer that the model gets."""
+        conditional = conditional_chunks(transformer_options, self._numbers, len(x))
+        sampling, _ = transformer_options.get(self._sampling, (None, None))
+        sample_sigmas = transformer_options.get("sample_sigmas")
+        call = Call(base_model, x, t, len(conditional), context, conds, sample_sigmas, sampling, options)
+        with host.naming_a_stand_in():
+            return self.edits(transformer_options[self.key], host, call, conditional)
 
     def _batches(self, executor, model, conds, x_in, timestep, model_options):
         """CALC_COND_BATCH wrapper: what a function wrapper runs of the model by itself, as caches do with the head, is edited too."""
@@ -133,14 +139,11 @@ class CallPatch:
         run = partial(wrapper, apply_model, args)
         conds = dict(args["c"])
         options, context = conds.pop("transformer_options"), conds.pop("c_crossattn", None)
-        values, x = options.get(self.key), args["input"]
-        base_model = getattr(apply_model, "__self__", model)  # another device's where the host spreads the model
+        values = options.get(self.key)
         if not values or not self.around(values):
             return run()
+        base_model = getattr(apply_model, "__self__", model)  # another device's where the host spreads the model
         host = HostModel.called(base_model)
-        conditional = conditional_chunks(options, self._numbers, len(x))
-        sampling, _ = options.get(self._sampling, (None, None))
-        call = Call(base_model, x, args["timestep"], len(conditional), context, conds, options.get("sample_sigmas"), sampling)
-        edits = [edit for edit in self.edits(values, host, call, conditional) if edit.around]
+        edits = [edit for edit in self._edits(host, base_model, args["input"], args["timestep"], context, conds, options, {}) if edit.around]
         # Without taking turns: it may call the model from threads. Each such call has edits of its own in place of these.
         return run_edited(host.diffusion_model, edits, run, Watch(), self.key)

@@ -78,7 +78,11 @@ def of_guidance(guidance, sampling, missed: str | None) -> Told:
     else:
         why = None
     burns = strongest is not None and strongest >= BURNING
-    warnings = (_nothing("guided", why, sampling) or missed, burning(f"w {guidance.w:g} will", guidance.w, strongest) if burns else None)
+    warnings = (
+        _lost("w", tally, sampling),
+        _nothing("guided", why, sampling) or missed,
+        burning(f"w {guidance.w:g} will", guidance.w, strongest) if burns else None,
+    )
     shift = "" if strongest is None else f", longest shift {strongest:.2g} of y"
     facts = f"{_layers(weights[:-1])}{' and the final output layer' if weights[-1] else ''}, w {guidance.w:g}, cfg_rows {guidance.cfg_rows}"
     return _told(warnings, f"{guidance.family}, {facts}{_steps(tally, sampling)}{shift}")
@@ -94,12 +98,20 @@ def of_scaling(scaling, sampling, missed: str | None) -> Told:
     else:
         why = None if tally.steps or sampling.interrupted else _outside(scaling)
     facts = f"{_layers(weights)}, scale {scaling.scale:g}, both sides of CFG, {'all' if scaling.tokens.all else 'prompt'} tokens"
-    return _told((_nothing("scaled", why, sampling) or missed,), f"{scaling.family}, {facts}{_steps(tally, sampling)}")
+    warnings = (_lost("scale", tally, sampling), _nothing("scaled", why, sampling) or missed)
+    return _told(warnings, f"{scaling.family}, {facts}{_steps(tally, sampling)}")
 
 
 def _told(warnings: Sequence[str | None], facts: str) -> Told:
     warning = " ".join(filter(None, warnings))
     return Told(f"{warning} ({facts})" if warning else facts, bool(warning))
+
+
+def _lost(knob: str, tally, sampling) -> str | None:
+    if not sampling.lost:
+        return None
+    cause = f"Lower {knob}; if it is so without this node too, the cause is another" if tally.steps else "The cause is another than this node"
+    return f"What was sampled is NaN or infinite, and the picture is lost. {cause}."
 
 
 def _nothing(done: str, why: str | None, sampling) -> str | None:

@@ -215,6 +215,42 @@ def test_a_warning_says_why_nothing_was_done(schnell, told, case):
     assert warns and text.startswith(sentence)
 
 
+def losing(number):
+    """A pack that makes every picture of that number."""
+    def change(model):
+        model = model.clone()
+        model.set_model_sampler_post_cfg_function(lambda args: args["denoised"] * number)
+        return model
+
+    return change
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_picture_of_nan_is_told_by_each_node(schnell, told, number):
+    sample(losing(number)(scaled(apply(schnell, direction(), w=W))))
+    for (warns, text), knob in zip(told(), ("scale", "w"), strict=True):  # what was put on last is told first
+        assert warns and text.startswith(
+            f"What was sampled is NaN or infinite, and the picture is lost. Lower {knob}; if it is so without this node too, the cause is another. (FLUX"
+        )
+    sample(losing(number)(apply(schnell, direction(), w=0.0)))
+    [(warns, text)] = told()
+    assert warns and text.startswith(
+        "What was sampled is NaN or infinite, and the picture is lost. The cause is another than this node. Nothing was guided: w is 0. (FLUX"
+    )
+
+
+def test_one_number_of_nan_is_enough(schnell, told):
+    def dotted(args):
+        args["denoised"][0, 0, 0, 0] = float("nan")
+        return args["denoised"]
+
+    model = scaled(schnell).clone()
+    model.set_model_sampler_post_cfg_function(dotted)
+    sample(model)
+    [(warns, text)] = told()
+    assert warns and "NaN or infinite" in text
+
+
 def test_w_0_with_a_projection_says_that_its_base_is_in(told, tmp_path):
     file = own(blind_families.network(blind_families.WAN), "max", "time embedding", "Wan")
     projection = loaded(write(tmp_path / "own.safetensors", *file))

@@ -19,6 +19,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(CHECKOUT)  # in place of tools/: its modules are imported as tools.*
 
 from tools.host import DEFAULT_VERSION, SetupError, cache_folder, ensure_host, has_module, run_under, write_whole  # noqa: E402
+from tools.options import finite  # noqa: E402
 from tools.server import Client, PromptError, PromptInterrupted, ServerError, running_server  # noqa: E402
 
 SMALL_WORLD = {  # what the small world shows best, for options not given
@@ -42,7 +43,7 @@ def arguments():
     parser.add_argument("--prompt", help="what to draw (default: the workflow's)")
     parser.add_argument("--positive", help="what is wanted, the one end of the direction")
     parser.add_argument("--negative", help="what is not wanted, the other end")
-    parser.add_argument("--w", type=float, help="guidance scale; 0 changes nothing (with a projection its base stays in)")
+    parser.add_argument("--w", type=finite, help="guidance scale; 0 changes nothing (with a projection its base stays in)")
     parser.add_argument("--start-layer", type=int, help="the first layer that is guided")
     parser.add_argument("--seed", type=int)
     parser.add_argument("--steps", type=int, help="sampling steps")

@@ -172,17 +172,20 @@ class Client:
         import aiohttp  # in the host's environment, not in every Python that imports this file
 
         client_id = uuid.uuid4().hex
-        async with aiohttp.ClientSession() as session:
-            # listening before queueing, so that no message is missed
-            async with session.ws_connect(f"{self.url}/ws?clientId={client_id}", max_msg_size=0) as connection:
-                prompt_id = self.queue(prompt, client_id)
-                try:
-                    await follow(connection, prompt, prompt_id, on_progress)
-                except (PromptError, PromptInterrupted):
-                    raise
-                except BaseException:
-                    self.cancel(prompt_id)
-                    raise
+        try:
+            async with aiohttp.ClientSession() as session:
+                # listening before queueing, so that no message is missed
+                async with session.ws_connect(f"{self.url}/ws?clientId={client_id}", max_msg_size=0) as connection:
+                    prompt_id = self.queue(prompt, client_id)
+                    try:
+                        await follow(connection, prompt, prompt_id, on_progress)
+                    except (PromptError, PromptInterrupted):
+                        raise
+                    except BaseException:
+                        self.cancel(prompt_id)
+                        raise
+        except aiohttp.ClientConnectionError as error:
+            raise ConnectionError(f"{self.url} does not answer: {error}") from error
         return self.images(prompt_id)
 
     def queue(self, prompt, client_id=None):

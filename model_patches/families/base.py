@@ -55,14 +55,14 @@ class Sampling:
     """One sampling, from its first step to its last.
 
     known: what is remembered for as long, see OncePerPrompt. steps: how many are due; done: how many are done; calls: how many calls of
-    the model came by. interrupted: whether the user stopped it.
+    the model came by. interrupted: whether the user stopped it. lost: whether what came of it holds NaN or infinity.
     """
 
     def __init__(self, steps: int = 0):
         self.known: dict[tuple, Tensor] = {}
         self.steps = steps
         self.done = self.calls = 0
-        self.interrupted = False
+        self.interrupted = self.lost = False
         self._tallies: dict[int, Tally] = {}
 
     def tally(self, value: Any) -> Tally:
@@ -74,6 +74,10 @@ class Sampling:
         tally = self.tally(value)
         tally.steps.add(self.done)
         return tally
+
+    def look_at(self, samples: Tensor) -> None:
+        """samples: what came of the sampling."""
+        self.lost = not samples.isfinite().all()
 
     def counting(self, callback: Callable | None) -> Callable:
         """A sampler's callback that counts its steps."""

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
+from ..options import above_zero, finite
 from .checkers import Expectation, read_picture, score
 from .dataset import HELD_OUT
 from .files import write_whole
@@ -86,8 +87,8 @@ def main() -> None:
     parser.add_argument("--model", choices=("flux", "wan"), default="flux")
     parser.add_argument("--count", type=int, default=3000, help="scenes the checkers read")
     parser.add_argument("--per-kind", type=int, default=8, help="pictures of each color and shape")
-    parser.add_argument("--cfg", type=float, nargs="+", default=(1.0, WITH_CFG), help="CFG scales, negative prompt empty")
-    parser.add_argument("--shift", type=float, help="of the noise levels, as ModelSamplingSD3's (default: the model's own)")
+    parser.add_argument("--cfg", type=finite, nargs="+", default=(1.0, WITH_CFG), help="CFG scales, negative prompt empty")
+    parser.add_argument("--shift", type=above_zero, help="of the noise levels, as ModelSamplingSD3's (default: the model's own)")
     parser.add_argument("--sampler", default="euler")
     parser.add_argument("--seed", type=int, default=0, help="of the first kind's noise")
     parser.add_argument("--comfyui", help="the ComfyUI folder (default: $COMFYUI_PATH)")

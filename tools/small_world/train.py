@@ -18,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
+from ..options import above_zero
 from .dataset import draw
 from .features import encode, load_encoder, tokenize
 from .files import write_whole
@@ -279,7 +280,7 @@ def main() -> None:
     parser.add_argument("--start-from", type=Path, help="a folder of weights to go on from (default: start afresh)")
     parser.add_argument("--steps", type=int, help="override the preset's number of steps")
     parser.add_argument("--scenes", type=int, help="override the preset's number of scenes")
-    parser.add_argument("--learning-rate", type=float, help="override the preset's highest learning rate")
+    parser.add_argument("--learning-rate", type=above_zero, help="override the preset's highest learning rate")
     parser.add_argument("--threads", type=int, help="torch's threads (default: one a core)")
     parser.add_argument("--side-by-side", action="store_true",
                         help="on a CPU: captions beside the autoencoder, then FLUX beside Wan, each on half of the cores")

@@ -1,0 +1,42 @@
+"""Numbers on the command line that are none are refused before anything is set up, loaded or drawn."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from benchmarks import effect
+from tools.small_world import measure, train
+
+DEMO = Path(__file__).parent.parent / "tools" / "demo.py"
+COMMANDS = {
+    "effect": (effect.main, []),
+    "measure": (measure.main, ["quality", "--comfyui", "nowhere"]),
+    "train": (train.main, ["--comfyui", "nowhere"]),
+}
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf", "1e999", "much"])
+@pytest.mark.parametrize("command, option", [
+    ("effect", "--cfg"), ("effect", "--w"), ("measure", "--cfg"), ("measure", "--shift"), ("train", "--learning-rate"),
+])
+def test_a_number_must_be_finite(monkeypatch, capsys, command, option, number):
+    main, given = COMMANDS[command]
+    monkeypatch.setattr(sys, "argv", [command, *given, f"{option}={number}"])
+    with pytest.raises(SystemExit):
+        main()
+    assert f"argument {option}: '{number}' is no finite number" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command, option", [("measure", "--shift"), ("train", "--learning-rate")])
+def test_some_must_be_above_zero(monkeypatch, capsys, command, option):
+    main, given = COMMANDS[command]
+    monkeypatch.setattr(sys, "argv", [command, *given, f"{option}=0"])
+    with pytest.raises(SystemExit):
+        main()
+    assert f"argument {option}: '0' is not above 0" in capsys.readouterr().err
+
+
+def test_the_demo_refuses_a_scale_before_it_sets_a_host_up():
+    result = subprocess.run([sys.executable, DEMO, "--w", "nan"], capture_output=True, text=True, timeout=60, check=False)
+    assert "argument --w: 'nan' is no finite number" in result.stderr and result.returncode == 2
