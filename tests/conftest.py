@@ -28,6 +28,17 @@ MATRIX = "## The matrix"
 
 def pytest_addoption(parser):
     parser.addoption("--matrix", type=Path, help="write what test_matrix.py found into that file, as a table under its last heading")
+    parser.addoption("--errors", action="store_true", help="print the largest error that each family's parity tests have seen")
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """The largest errors of this process: pass -n0."""
+    from families.small import errors
+
+    if config.option.errors:
+        terminalreporter.section("largest error against the equation")
+        for name, error in sorted(errors.items()):
+            terminalreporter.write_line(f"{name}: {error:.0e}")
 
 
 def pytest_configure(config):

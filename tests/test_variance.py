@@ -47,7 +47,7 @@ PROMPTS = {
 
 
 def test_by_default_every_joint_block_is_scaled(small, model):
-    expected = small.sample(equation(small, model, joint_alphas(model, 1.5), PROMPTS.get(small.name)), batch=2)
+    expected = small.sample(equation(small, model, joint_alphas(small, model, 1.5), PROMPTS.get(small.name)), batch=2)
     actual = small.sample(scale(model), batch=2)
     assert_equal_and_moved(actual, expected, small.sample(model, batch=2))
 
@@ -67,7 +67,7 @@ def test_variants():
     """A second attention beside the joint one or none, and frames with a time of their own."""
     for variant in (SD3, REPLACE):
         model = variant.load()
-        expected = variant.sample(equation(variant, model, joint_alphas(model, 2.0)))
+        expected = variant.sample(equation(variant, model, joint_alphas(variant, model, 2.0)))
         assert_equal_and_moved(variant.sample(scale(model, 2.0)), expected, variant.sample(model))
 
 
@@ -82,7 +82,7 @@ def schnell():
 
 def test_wrong_equations_would_be_noticed(schnell):
     actual = flux.sample(scale(schnell, 1.5))
-    alphas = joint_alphas(schnell, 1.5)
+    alphas = joint_alphas(FluxSmall, schnell, 1.5)
     for wrong in ([1.6] + alphas[1:], [1] + alphas[1:], [*alphas[:-1], 1.5]):
         assert (flux.sample(equation(FluxSmall, schnell, wrong, tokens=8)) - actual).abs().max() > 1e-3
 
@@ -116,7 +116,7 @@ def test_beside_guidance(schnell, first):
         return flux.apply(model, flux.direction(), schedule=flux.schedule(1), cfg_rows="opposed")
 
     both = scale(guided(schnell)) if first == "guidance" else guided(scale(schnell))
-    reference = with_formula(flux.reference(schnell, flux.terms_of(start=1, rows="opposed")), [1.5, 1.5, 1.5, 1, 1, 1, 1, 1])
+    reference = with_formula(FluxSmall, flux.reference(schnell, flux.terms_of(start=1, rows="opposed")), [1.5, 1.5, 1.5, 1, 1, 1, 1, 1])
     expected = flux.sample(reference, cfg=2.0)
     for other in (guided(schnell), scale(schnell)):
         assert_equal_and_moved(flux.sample(both, cfg=2.0), expected, flux.sample(other, cfg=2.0))
@@ -203,9 +203,9 @@ def test_bad_numbers_are_refused(schnell, inputs, sentence):
 # How far the scales of all blocks, multiplied, may spread the tokens.
 
 
-def spread(model, times, first=0, **inputs):
+def spread(small, model, times, first=0, **inputs):
     """The model with its joint blocks from `first` on scaled alike, to that product."""
-    last = len([alpha for alpha in joint_alphas(model, 2.0) if alpha == 2.0]) - 1
+    last = len([alpha for alpha in joint_alphas(small, model, 2.0) if alpha == 2.0]) - 1
     return scale(model, 1 + (times ** (1 / (last + 1 - first)) - 1) / 100, schedule=layers(f"{first}-{last}: 100"), **inputs)
 
 
@@ -213,17 +213,17 @@ def spread(model, times, first=0, **inputs):
 def test_what_is_let_through_gives_numbers(small, dtype):
     model = small.load()
     model.set_model_compute_dtype(dtype)
-    assert small.sample(spread(model, 0.99e15)).isfinite().all()
+    assert small.sample(spread(small, model, 0.99e15)).isfinite().all()
     with pytest.raises(ValueError, match=r"the text tokens 1\.1e\+15 times.*Beyond 1e\+15.*or connect a schedule of fewer layers\.$"):
-        spread(model, 1.1e15)
+        spread(small, model, 1.1e15)
 
 
 def test_fp16_takes_less_and_bf16_is_proposed():
     model = node("ModelComputeDtype", model=SD3.load(), dtype="fp16")[0]
-    assert SD3.sample(spread(model, 14_900.0)).isfinite().all()
+    assert SD3.sample(spread(SD3, model, 14_900.0)).isfinite().all()
     with pytest.raises(ValueError, match="spreads the text tokens 1.6e.04 times.*Beyond 15000, numbers overflow in fp16 .*compute in bf16"):
-        spread(model, 16_000.0)
-    spread(node("ModelComputeDtype", model=model, dtype="bf16")[0], 16_000.0)
+        spread(SD3, model, 16_000.0)
+    spread(SD3, node("ModelComputeDtype", model=model, dtype="bf16")[0], 16_000.0)
 
 
 def test_a_scale_is_refused_for_the_number_of_its_blocks():
@@ -239,26 +239,26 @@ def test_a_scale_is_refused_for_the_number_of_its_blocks():
 
 
 def test_scales_of_several_nodes_count_together(schnell):
-    once = spread(schnell, 1e10)
+    once = spread(FluxSmall, schnell, 1e10)
     with pytest.raises(ValueError, match=r"with the 1 Scale Text Variance before it, spreads the text tokens 1e\+20 times"):
-        spread(once, 1e10)
+        spread(FluxSmall, once, 1e10)
     with pytest.raises(ValueError, match=r"1e\+20 times"):
-        spread(once, 1e10, tokens="all")
+        spread(FluxSmall, once, 1e10, tokens="all")
     with pytest.raises(ValueError, match=r"1e\+20 times"):  # where neither end of a window lies in the gap between the two that scale down
-        spread(scale(scale(once, 0.0, end_percent=0.3), 0.0, start_percent=0.6), 1e10)
-    spread(spread(schnell, 1e10, end_percent=0.4), 1e10, start_percent=0.5)
-    spread(scale(once, 0.0), 1e10)
+        spread(FluxSmall, scale(scale(once, 0.0, end_percent=0.3), 0.0, start_percent=0.6), 1e10)
+    spread(FluxSmall, spread(FluxSmall, schnell, 1e10, end_percent=0.4), 1e10, start_percent=0.5)
+    spread(FluxSmall, scale(once, 0.0), 1e10)
 
 
 def test_both_choices_of_tokens_overflow_together(schnell, monkeypatch):
     monkeypatch.setattr(variance, "LARGEST_SPREAD", math.inf)
-    assert not flux.sample(spread(spread(schnell, 1e10), 1e10, tokens="all")).isfinite().all()
+    assert not flux.sample(spread(FluxSmall, spread(FluxSmall, schnell, 1e10), 1e10, tokens="all")).isfinite().all()
 
 
 def test_what_blocks_before_scaled_down_does_not_count(schnell):
     """A block adds text anew, which those behind it scale."""
     with pytest.raises(ValueError, match=r"1e\+16 times"):
-        spread(scale(schnell, 0.0, schedule=layers("0: 1")), 1e16, first=1)
+        spread(FluxSmall, scale(schnell, 0.0, schedule=layers("0: 1")), 1e16, first=1)
 
 
 def test_schedules_that_cannot_work_are_refused(schnell):
