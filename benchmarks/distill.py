@@ -21,6 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.in_process import load_host  # noqa: E402
+from tools.gpu import has_gpu  # noqa: E402
 from tools.host import ensure_host, run_under  # noqa: E402
 
 PROMPTS = 8
@@ -55,7 +56,7 @@ def wan(width: int, blocks: int, dtype):
 
 
 class Memory:
-    """Peak of the device's memory since the last reset, in MiB; on a CPU that of the process (Linux)."""
+    """Peak of an Nvidia or AMD device's memory since the last reset, in MiB; elsewhere that of the process (Linux)."""
 
     def __init__(self, device):
         self.cuda = device.type == "cuda"
@@ -82,13 +83,14 @@ def timed(action, device) -> float:
 
     started = time.perf_counter()
     action()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    if device.type != "cpu":
+        torch.accelerator.synchronize()
     return time.perf_counter() - started
 
 
 def measure(options) -> dict:
     load_host()
+    import comfy.model_management
     import nodes
     import torch
 
@@ -96,7 +98,7 @@ def measure(options) -> dict:
     distillation = importlib.import_module(f"{pack}.training.projection")
     if options.threads:
         torch.set_num_threads(options.threads)
-    dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    dtype = torch.bfloat16 if has_gpu() else torch.float32
     model = wan(options.width, options.blocks, dtype)
     device, memory = model.load_device, Memory(model.load_device)
     batches = PROMPTS // options.batch_size
@@ -132,7 +134,7 @@ def measure(options) -> dict:
     ratios = sorted(slow / fast for slow, fast in zip(seconds["plain"], seconds["ours"], strict=True))
     return {
         "date": date.today().isoformat(),
-        "hardware": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores ({platform.machine()})",
+        "hardware": comfy.model_management.get_torch_device_name(device) if has_gpu() else f"{os.cpu_count()} CPU cores ({platform.machine()})",
         "torch": torch.__version__, "dtype": str(dtype), **vars(options),
         "rows per second": {name: round(options.batch_size / median[name], 3) for name in seconds},
         "peak MiB": {name: round(max(values)) for name, values in peaks.items()},

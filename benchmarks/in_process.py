@@ -6,19 +6,23 @@ import os
 import sys
 from pathlib import Path
 
+from tools.gpu import has_gpu
+
 PACK = Path(__file__).resolve().parent.parent
 
 
-def load_host():
-    """Makes the ComfyUI of COMFYUI_PATH importable and its nodes, the pack's too, callable by `node`."""
+def load_host(gpu=None):
+    """Makes the ComfyUI of COMFYUI_PATH importable and its nodes, the pack's too, callable by `node`; on a GPU where there is one.
+
+    gpu: whether to use one.
+    """
     sys.path.insert(0, os.environ["COMFYUI_PATH"])
     import comfy.options
 
     comfy.options.enable_args_parsing(False)
-    import torch
     from comfy.cli_args import args
 
-    args.cpu = not torch.cuda.is_available()
+    args.cpu = not (has_gpu() if gpu is None else gpu)
     args.use_pytorch_cross_attention = True  # the default one for the CPU breaks torch.compile's graph by itself
     import utils.extra_config  # noqa: F401 - first, as the host does: nodes puts a folder with another `utils` in front
     import nodes

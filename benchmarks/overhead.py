@@ -29,6 +29,7 @@ sys.path.insert(0, str(PACK))
 
 from benchmarks.in_process import load_host, node  # noqa: E402
 from benchmarks.overhead_families import SIZED, build, variants  # noqa: E402
+from tools.gpu import has_gpu  # noqa: E402
 from tools.host import ensure_host, run_under, write_whole  # noqa: E402
 
 
@@ -52,18 +53,19 @@ def main():
 def measure(repeats):
     import torch
 
-    gpu = torch.cuda.is_available()
+    gpu = has_gpu()
     size = (19, 38, 128, 512) if gpu else (1, 3, 64, 128)
     repeats = repeats or (20 if gpu else 5)
     torch.manual_seed(0)
     with torch.inference_mode():
         model, inputs = flux_model(*size, torch.bfloat16 if gpu else torch.float32)
-        machine = torch.cuda.get_device_name() if gpu else f"CPU, {torch.get_num_threads()} threads"
+        machine = gpu_name() if gpu else f"CPU, {torch.get_num_threads()} threads"
         print(f"FLUX.1 width, {size[0]} + {size[1]} blocks, {size[2] ** 2 // 4} + {size[3]} tokens; {machine}; torch {torch.__version__}")
         results = {"machine": machine, "torch": torch.__version__, "blocks": size[:2], "repeats": repeats}
         results["eager"] = compare(model, inputs, repeats)
         results["extra_peak_memory_bytes"] = extra_memory(model, inputs)
-        print(f"extra peak memory: {results['extra_peak_memory_bytes'] / 2**20:.3f} MiB")
+        if results["extra_peak_memory_bytes"] is not None:
+            print(f"extra peak memory: {results['extra_peak_memory_bytes'] / 2**20:.3f} MiB")
         model = compiled(model)
         results["dynamo"] = dynamo(model, inputs)
         results["compiled"] = compare(model, inputs, repeats)
@@ -198,6 +200,12 @@ def from_layer(start):
     return node("GuidanceLayerSchedule", start_layer=start, end_layer=-1, taper_layers=0, taper_scale=0.25, final_layer=0.0)[0]
 
 
+def gpu_name():
+    import comfy.model_management
+
+    return comfy.model_management.get_torch_device_name(comfy.model_management.get_torch_device())
+
+
 def flux_model(double, single, latent_size, text_tokens, dtype, hidden=3072, batch=1):
     """A FLUX.1 schnell of real width with random weights, and the arguments of apply_model."""
     import comfy.model_management
@@ -274,13 +282,13 @@ def timed(model, inputs):
     """Seconds of one forward. On a GPU the mean of 4 back to back, as a sampler runs them: the GPU works behind the host."""
     import torch
 
-    gpu = torch.cuda.is_available()
+    gpu = has_gpu()
     steps = 4 if gpu else 1
     started = time.perf_counter()
     for _ in range(steps):
         forward(model, inputs)
     if gpu:
-        torch.cuda.synchronize()
+        torch.accelerator.synchronize()
     return (time.perf_counter() - started) / steps
 
 
@@ -316,7 +324,11 @@ def timed_rounds(variants, inputs, repeats):
 
 
 def extra_memory(model, inputs):
-    """Peak bytes allocated by a guided call beyond those of an unguided one."""
+    """Peak bytes allocated by a guided call beyond those of an unguided one; None on a GPU that keeps no such count."""
+    import torch
+
+    if has_gpu() and not torch.cuda.is_available():
+        return None
     return peak(guided(model, schedule=from_layer(1)), inputs) - peak(model, inputs)
 
 

@@ -179,7 +179,7 @@ def build(sized: Sized):
     import torch
 
     device = comfy.model_management.get_torch_device()
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     config = getattr(comfy.supported_models, sized.config)(dict(sized.unet))
     config.set_inference_dtype(dtype, None)
     model = config.get_model({}, device=device)

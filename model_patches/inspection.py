@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial, reduce
 from uuid import uuid4
@@ -158,11 +159,16 @@ def _y(injection: Injection, diffusion_model: nn.Module, call: Call, run) -> Ten
     if first.carry is not None:
         return injection.y(diffusion_model, call)
     try:
-        with torch.compiler.set_stance("force_eager"):
+        with _eager():
             run_edited(diffusion_model, [Edit(first, _reach, ())], run, Watch(), "inspection")
     except _Reached as reached:
         return reached.args[0]
     raise RuntimeError("Inspect Guidance: the model ran without its first block, so something in the graph answers in its place.")
+
+
+def _eager():
+    """Compiled models run as they are. torch before 2.6 can't say so: there they compile the little that is run of them."""
+    return torch.compiler.set_stance("force_eager") if hasattr(torch.compiler, "set_stance") else nullcontext()
 
 
 def _run(model, look: _Look, sigmas: Tensor) -> None:
@@ -214,7 +220,7 @@ def _length(vectors: Tensor) -> float:
 
 
 def _cosines(vectors: list[Tensor]) -> list[list[float]]:
-    unit = nn.functional.normalize(torch.stack(vectors).double(), dim=-1)
+    unit = nn.functional.normalize(torch.stack(vectors).cpu().double(), dim=-1)  # Apple's GPUs have no float64
     return (unit @ unit.T).clamp(-1, 1).tolist()
 
 

@@ -12,9 +12,9 @@ def shifted(y, added, norm_kept: Tensor | None, made=None):
     """y + added, or rescale(y + norm_kept) + added with the norm of y kept per row.
 
     y: (B, D), or (B, ..., D) with several vectors a row; added, norm_kept: (R, D), or of y's rank, and made: see `for_rows`.
-    Where y is a structure of tensors (tuples, dataclasses), so is added, and norm_kept is None.
+    Where y is a structure of tensors (tuples, lists, dataclasses), so is added, and norm_kept is None.
     """
-    if isinstance(y, tuple):
+    if isinstance(y, (tuple, list)):
         return tuple(None if part is None else shifted(part, shift, None, made) for part, shift in zip(y, added, strict=True))
     if is_dataclass(y):
         return replace(y, **{field.name: shifted(getattr(y, field.name), getattr(added, field.name), None, made) for field in fields(y)})

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from inspect import signature
 
@@ -10,18 +10,23 @@ import comfy.ops
 import comfy.supported_models
 import torch
 from blind import HIDDEN, Blind
+from comfy.ldm.aura.mmdit import MMDiT as AuraFlow
 from comfy.ldm.chroma.model import Chroma
 from comfy.ldm.cosmos.model import GeneralDIT
+from comfy.ldm.ernie.model import ErnieImageModel
 from comfy.ldm.flux.model import Flux
 from comfy.ldm.hunyuan_video.model import HunyuanVideo
 from comfy.ldm.lightricks.model import LTXVModel
 from comfy.ldm.lumina.model import NextDiT
+from comfy.ldm.omnigen.omnigen2 import OmniGen2Transformer2DModel
+from comfy.ldm.pixart.pixartms import PixArtMS
 from comfy.ldm.qwen_image.model import QwenImageTransformer2DModel
 from comfy.ldm.wan.model import VaceWanModel, WanModel
 from learned import Learned
 
 CONTEXT = 16
 OPERATIONS = {"operations": comfy.ops.disable_weight_init}
+DOUBLE_AND_SINGLE = (("double_blocks", "txt", "all"), ("single_blocks", "x", "first"))
 
 
 @dataclass(frozen=True)
@@ -60,8 +65,9 @@ def built(cls, dims):
     return lambda: cls(**dims, **OPERATIONS)
 
 
-def config_of(cls, dims, image_model):
-    return lambda: getattr(comfy.supported_models, cls)(dims | {"image_model": image_model})
+def config_of(cls, dims, image_model=None):
+    """image_model: the host's word for the class, where the class takes it."""
+    return lambda: getattr(comfy.supported_models, cls)(dims | ({"image_model": image_model} if image_model else {}))
 
 
 def _tokens(draw):
@@ -72,7 +78,7 @@ WAN_DIMS = dict(model_type="t2v", in_dim=16, out_dim=16, dim=64, ffn_dim=64, fre
 
 WAN = TimeShifted(
     name="Wan", model=built(WanModel, WAN_DIMS), config=config_of("WAN21_T2V", WAN_DIMS, "wan2.1"), output="head.head.weight",
-    prompt=_tokens, latent=(16, 2, 4, 4), text=("context",), layers=(("blocks", "e"),), head=("head", "e"), depth=5, start_layer=0,
+    prompt=_tokens, latent=(16, 2, 4, 4), text=("context",), joint=(), layers=(("blocks", "e"),), head=("head", "e"), depth=5, start_layer=0,
     sigma_max=0.9, embedder="time_embedding", width=64,
 )
 
@@ -80,7 +86,7 @@ VACE_DIMS = WAN_DIMS | dict(model_type="vace", vace_layers=5, vace_in_dim=96)
 
 VACE = TimeShifted(
     name="Wan", model=built(VaceWanModel, VACE_DIMS), config=config_of("WAN21_Vace", VACE_DIMS, "wan2.1"), output="head.head.weight",
-    prompt=_tokens, latent=(16, 2, 4, 4), text=("context",), layers=(("blocks", "e"),), head=("head", "e"), depth=5, start_layer=0,
+    prompt=_tokens, latent=(16, 2, 4, 4), text=("context",), joint=(), layers=(("blocks", "e"),), head=("head", "e"), depth=5, start_layer=0,
     sigma_max=0.9, embedder="time_embedding", width=64,
 )
 
@@ -91,7 +97,7 @@ QWEN_DIMS = dict(
 
 QWEN_IMAGE = TimeShifted(
     name="Qwen-Image", model=built(QwenImageTransformer2DModel, QWEN_DIMS), config=config_of("QwenImage", QWEN_DIMS, "qwen_image"),
-    output="proj_out.weight", prompt=_tokens, latent=(16, 1, 4, 4), text=("context",),
+    output="proj_out.weight", prompt=_tokens, latent=(16, 1, 4, 4), text=("context",), joint=(("transformer_blocks", "encoder_hidden_states", "all"),),
     layers=(("transformer_blocks", "temb"),), head=("norm_out", "conditioning_embedding"), depth=5, start_layer=0,
     sigma_max=0.9, embedder="time_text_embed", width=64,
 )
@@ -104,7 +110,7 @@ FLUX2_DIMS = dict(
 
 FLUX2 = TimeShifted(
     name="FLUX.2", model=built(Flux, FLUX2_DIMS), config=config_of("Flux2", FLUX2_DIMS, "flux2"), output="final_layer.linear.weight",
-    prompt=_tokens, latent=(16, 4, 4), text=("context",), layers=(("double_blocks", "vec"), ("single_blocks", "vec")),
+    prompt=_tokens, latent=(16, 4, 4), text=("context",), joint=DOUBLE_AND_SINGLE, layers=(("double_blocks", "vec"), ("single_blocks", "vec")),
     head=("final_layer", "vec"), depth=5, start_layer=0, sigma_max=0.9, embedder="time_in", width=128,
 )
 
@@ -115,7 +121,7 @@ LUMINA2_DIMS = dict(
 
 LUMINA2 = TimeShifted(
     name="Lumina 2 / Z-Image", model=built(NextDiT, LUMINA2_DIMS), config=config_of("Lumina2", LUMINA2_DIMS, "lumina2"),
-    output="final_layer.linear.weight", prompt=_tokens, latent=(16, 4, 4), text=("context",), layers=(("layers", "adaln_input"),),
+    output="final_layer.linear.weight", prompt=_tokens, latent=(16, 4, 4), text=("context",), joint=(), layers=(("layers", "adaln_input"),),
     head=("final_layer", "c"), depth=5, start_layer=0, sigma_max=0.9, embedder="t_embedder", width=48,
 )
 
@@ -125,7 +131,7 @@ Z_IMAGE_DIMS = LUMINA2_DIMS | dict(
 
 Z_IMAGE = TimeShifted(
     name="Lumina 2 / Z-Image", model=built(NextDiT, Z_IMAGE_DIMS), config=config_of("ZImage", Z_IMAGE_DIMS, "lumina2"),
-    output="final_layer.linear.weight", prompt=_tokens, latent=(16, 4, 4), text=("context",), layers=(("layers", "adaln_input"),),
+    output="final_layer.linear.weight", prompt=_tokens, latent=(16, 4, 4), text=("context",), joint=(), layers=(("layers", "adaln_input"),),
     head=("final_layer", "c"), depth=5, start_layer=0, sigma_max=0.9, embedder="t_embedder", width=256,
 )
 
@@ -137,7 +143,7 @@ CHROMA_DIMS = dict(
 
 CHROMA = TimeShifted(
     name="Chroma", model=built(Chroma, CHROMA_DIMS), config=config_of("Chroma", CHROMA_DIMS, "chroma"), output="final_layer.linear.weight",
-    prompt=_tokens, latent=(16, 4, 4), text=("context",), layers=(("double_blocks", "vec"), ("single_blocks", "vec")),
+    prompt=_tokens, latent=(16, 4, 4), text=("context",), joint=DOUBLE_AND_SINGLE, layers=(("double_blocks", "vec"), ("single_blocks", "vec")),
     head=("final_layer", "vec"), depth=5, start_layer=0, sigma_max=0.9, embedder="distilled_guidance_layer.in_proj", width=24,
 )
 
@@ -147,7 +153,7 @@ LTXV_DIMS = dict(
 
 LTXV = TimeShifted(
     name="LTX-Video", model=built(LTXVModel, LTXV_DIMS), config=config_of("LTXV", LTXV_DIMS, "ltxv"), output="proj_out.weight",
-    prompt=lambda draw: (draw(1, 7, CONTEXT), {"attention_mask": torch.ones(1, 7, dtype=torch.int64)}), latent=(128, 2, 2, 2), text=("context",),
+    prompt=lambda draw: (draw(1, 7, CONTEXT), {"attention_mask": torch.ones(1, 7, dtype=torch.int64)}), latent=(128, 2, 2, 2), text=("context",), joint=(),
     layers=(("transformer_blocks", "timestep"),), head=("_process_output", "embedded_timestep"), depth=5, start_layer=0,
     sigma_max=0.9, embedder="adaln_single.emb", width=64,
 )
@@ -161,7 +167,7 @@ HUNYUAN_DIMS = dict(
 HUNYUAN_VIDEO15 = TimeShifted(
     name="HunyuanVideo 1.5", model=built(HunyuanVideo, HUNYUAN_DIMS), config=config_of("HunyuanVideo15", HUNYUAN_DIMS, "hunyuan_video"),
     output="final_layer.linear.weight", prompt=lambda draw: (draw(1, 7, CONTEXT), {"pooled_output": draw(1, 8)}),
-    latent=(32, 2, 4, 4), text=("context",), layers=(("double_blocks", "vec"), ("single_blocks", "vec")), head=("final_layer", "vec"), depth=5, start_layer=0, sigma_max=0.9,
+    latent=(32, 2, 4, 4), text=("context",), joint=DOUBLE_AND_SINGLE, layers=(("double_blocks", "vec"), ("single_blocks", "vec")), head=("final_layer", "vec"), depth=5, start_layer=0, sigma_max=0.9,
     embedder="time_in", width=64,
 )
 
@@ -174,13 +180,68 @@ COSMOS1_DIMS = dict(
 
 COSMOS1 = TimeShifted(
     name="Cosmos 1", model=built(GeneralDIT, COSMOS1_DIMS), config=config_of("CosmosT2V", COSMOS1_DIMS, "cosmos"),
-    output="final_layer.linear.weight", prompt=_tokens, latent=(16, 1, 8, 8), text=("context",), layers=(("blocks", "emb_B_D"),),
+    output="final_layer.linear.weight", prompt=_tokens, latent=(16, 1, 8, 8), text=("context",), joint=(), layers=(("blocks", "emb_B_D"),),
     head=("final_layer", "emb_B_D"), output_scale=0.4, depth=5, start_layer=0, cfg_rows="cond",
     sigma_max=4.0, embedder="affline_norm", width=64,
 )
 
-FAMILIES = (WAN, QWEN_IMAGE, FLUX2, LUMINA2, CHROMA, LTXV, HUNYUAN_VIDEO15, COSMOS1)
-VARIANTS = (VACE, Z_IMAGE)
+AURAFLOW_DIMS = dict(
+    in_channels=4, out_channels=4, dim=64, n_layers=5, n_double_layers=2, n_heads=2, global_conddim=48, cond_seq_dim=CONTEXT, max_seq=256,
+)
+
+AURAFLOW = TimeShifted(
+    name="AuraFlow", model=built(AuraFlow, AURAFLOW_DIMS), config=config_of("AuraFlow", AURAFLOW_DIMS), output="final_linear.weight",
+    prompt=_tokens, latent=(4, 8, 8), text=("context",), joint=(("double_layers", "c", "all"), ("single_layers", "cx", "first")),
+    layers=(("double_layers", "global_cond"), ("single_layers", "global_cond")), head=("modF", "input"), depth=5, start_layer=0,
+    output_scale=0.02,  # nothing norms what its head modulates
+    sigma_max=0.9, embedder="t_embedder", width=48,
+)
+
+ERNIE_DIMS = dict(
+    hidden_size=64, num_attention_heads=2, num_layers=5, ffn_hidden_size=64, in_channels=128, out_channels=128, text_in_dim=CONTEXT,
+    rope_axes_dim=(8, 12, 12),
+)
+
+ERNIE_IMAGE = TimeShifted(
+    name="Ernie-Image", model=built(ErnieImageModel, ERNIE_DIMS), config=config_of("ErnieImage", ERNIE_DIMS, "ernie"),
+    output="final_linear.weight", prompt=_tokens, latent=(128, 4, 4), text=("context",), joint=(), layers=(("layers", "temb"),),
+    head=("final_norm", "conditioning"), depth=5, start_layer=0, sigma_max=0.9, embedder="time_embedding", width=64,
+)
+
+OMNIGEN2_DIMS = dict(
+    hidden_size=48, num_layers=5, num_refiner_layers=1, num_attention_heads=2, num_kv_heads=1, multiple_of=8, axes_dim_rope=(8, 8, 8),
+    axes_lens=(64, 64, 64), text_feat_dim=CONTEXT,
+)
+
+OMNIGEN2 = TimeShifted(
+    name="OmniGen 2", model=built(OmniGen2Transformer2DModel, OMNIGEN2_DIMS), config=config_of("Omnigen2", OMNIGEN2_DIMS, "omnigen2"),
+    output="norm_out.linear_2.weight", prompt=lambda draw: (draw(1, 7, CONTEXT), {"attention_mask": torch.ones(1, 7, dtype=torch.int64)}),
+    latent=(16, 8, 8), text=("context",), joint=(), layers=(("layers", "temb"),), head=("norm_out", "conditioning_embedding"), depth=5,
+    start_layer=0, sigma_max=0.9, embedder="time_caption_embed.timestep_embedder", width=48,
+)
+
+PIXART_DIMS = dict(
+    input_size=8, in_channels=4, hidden_size=48, depth=5, num_heads=2, caption_channels=CONTEXT, model_max_length=7, micro_condition=False,
+    pe_interpolation=1,
+)
+
+PIXART = TimeShifted(
+    name="PixArt", model=built(PixArtMS, PIXART_DIMS), config=config_of("PixArtSigma", PIXART_DIMS, "pixart_sigma"),
+    output="final_layer.linear.weight", prompt=_tokens, latent=(4, 34, 34), text=("context",), joint=(), layers=(("blocks", "t"),),
+    head=("final_layer", "t"), depth=5, start_layer=0, sigma_max=1.0, embedder="t_embedder", width=48,
+)
+
+PIXART_ALPHA_DIMS = PIXART_DIMS | {"micro_condition": True}
+
+PIXART_ALPHA = replace(
+    PIXART, model=built(PixArtMS, PIXART_ALPHA_DIMS), config=config_of("PixArtAlpha", PIXART_ALPHA_DIMS, "pixart_alpha"),
+    settings=(("width", 640), ("height", 1024)), embedder="t_embedder",
+)
+
+FAMILIES = (
+    WAN, QWEN_IMAGE, FLUX2, LUMINA2, CHROMA, LTXV, HUNYUAN_VIDEO15, COSMOS1, AURAFLOW, ERNIE_IMAGE, OMNIGEN2, PIXART,
+)
+VARIANTS = (VACE, Z_IMAGE, PIXART_ALPHA)
 
 
 def network(small, width=CONTEXT, seed=70, film=False):

@@ -20,7 +20,7 @@ sys.path[:0] = [os.environ["COMFYUI_PATH"], str(Path(__file__).parent.parent)]
 from benchmarks.in_process import load_host  # noqa: E402
 from tools.host import write_whole  # noqa: E402
 
-load_host()
+load_host(gpu=torch.cuda.is_available())  # Apple's GPUs have no float64, in which tests compute what is to come out
 torch.set_num_threads(1)
 
 MATRIX = "## The matrix"
@@ -28,6 +28,17 @@ MATRIX = "## The matrix"
 
 def pytest_addoption(parser):
     parser.addoption("--matrix", type=Path, help="write what test_matrix.py found into that file, as a table under its last heading")
+    parser.addoption("--errors", action="store_true", help="print the largest error that each family's parity tests have seen")
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """The largest errors of this process: pass -n0."""
+    from families.small import errors
+
+    if config.option.errors:
+        terminalreporter.section("largest error against the equation")
+        for name, error in sorted(errors.items()):
+            terminalreporter.write_line(f"{name}: {error:.0e}")
 
 
 def pytest_configure(config):

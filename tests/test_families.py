@@ -3,6 +3,7 @@
 import importlib
 from dataclasses import replace
 from functools import partial
+from inspect import signature
 from pathlib import Path
 
 import comfy.ldm.lumina.model
@@ -10,18 +11,78 @@ import comfy.model_base
 import comfy.ops
 import comfy.supported_models
 import pytest
+import torch
 from blind import ANIMA, COSMOS, form_a, form_b, loaded, own, write
 from blind_families import LUMINA2, QWEN_IMAGE, VACE, WAN, network
 from blind_families import FAMILIES as BLIND
+from blind_families import VARIANTS as BLIND_VARIANTS
+from comfy.ldm.modules.diffusionmodules.mmdit import _block_mixing
 from distilling import PACK
-from families import FAMILIES, NEWBIE, newbie
-from flux import apply, direction, flux, node
+from families import FAMILIES, NEWBIE, VARIANTS, newbie
+from flux import apply, controlnet, direction, flux, node
+from test_matrix import FLUX, _sd3_controlnet
 
-families = importlib.import_module(f"{PACK}.model_patches.families").FAMILIES
+RESULT, families, family_of = (getattr(importlib.import_module(f"{PACK}.model_patches.families"), name) for name in ("RESULT", "FAMILIES", "family_of"))
+HostModel = importlib.import_module(f"{PACK}.model_patches.host_model").HostModel
 known_w = importlib.import_module(f"{PACK}.model_patches.guidance").known_w
 
 # (loader, direction) by family.
 MODELS = {"FLUX.1": (flux, direction)} | {small.name: (small.load, small.direction) for small in (*FAMILIES, *BLIND, ANIMA, COSMOS, VACE)}
+
+
+SMALL = (*FAMILIES, *VARIANTS, ANIMA, COSMOS, *BLIND, *BLIND_VARIANTS, FLUX)
+
+
+@pytest.mark.parametrize("small", SMALL, ids=lambda small: small.name)
+def test_arguments_stand_where_a_family_says(small):
+    """The host passes most of them by position, so that a wrong name would go unnoticed."""
+    model = small.load()
+    family = family_of(HostModel.of(model))
+    model = model.model.diffusion_model
+    inputs = [input for injection in family.injections.values() for input in (*injection.blocks(model), *_head(injection, model))]
+    if family.text_tokens is not None:
+        inputs += [*family.text_tokens.joint(model), *family.text_tokens.mixed(model)]
+    for input in inputs:
+        if input.name != RESULT:
+            taken = signature(input.module.forward)
+            if [*taken.parameters] == ["args", "kwargs"]:  # SD3's block, which hands it on by name
+                assert input.name in signature(_block_mixing).parameters
+            else:
+                assert [*taken.parameters].index(input.name) == input.position, f"{type(input.module).__name__}.forward{taken}"
+
+
+def _head(injection, model):
+    return [] if injection.head is None else [injection.head(model)]
+
+
+@pytest.mark.parametrize("small", SMALL, ids=lambda small: small.name)
+def test_a_family_says_where_its_text_tokens_are(small):
+    """Left out, Scale Text Variance would refuse the model, and nothing else would notice."""
+    family, model = family_of(HostModel.of(small.load())), small.load().model.diffusion_model
+    said = family.text_tokens
+    found = [] if said is None else [(block, input) for group in (said.joint, said.mixed) for block, input, *_ in group(model)]
+    wanted = [(block, argument) for name, argument, _ in small.joint for block in model.get_submodule(name)]
+    assert [name for _, name in found] == [name for _, name in wanted] and len(found) == len(wanted)
+
+
+@pytest.mark.parametrize("small", SMALL, ids=lambda small: small.name)
+def test_no_weight_of_a_small_model_is_left_to_chance(small, uninitialised_memory_is_nan):
+    model = small.load().model
+    assert [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if not tensor.isfinite().all()] == []
+
+
+@pytest.mark.parametrize("make", [_sd3_controlnet, controlnet], ids=["SD3", "FLUX.1"])
+def test_no_weight_of_a_controlnet_is_left_to_chance(make, uninitialised_memory_is_nan):
+    model = make().control_model
+    assert [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if not tensor.isfinite().all()] == []
+
+
+@pytest.fixture
+def uninitialised_memory_is_nan():
+    """As torch does while it is to be deterministic."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(params=MODELS)

@@ -144,8 +144,9 @@ def test_this_python_is_used_if_it_has_torch_or_else_the_one_beside_a_comfyui(tm
         (folder / name).touch()
     (folder / "comfyui_version.py").write_text('__version__ = "0.99.1"\n')
     monkeypatch.setenv("COMFYUI_PATH", str(folder))
-    monkeypatch.delenv("COMFYUI_PYTHON", raising=False)
-    assert host.ensure_host() == host.Host(folder, Path(sys.executable), "0.99.1")
+    for name in ("COMFYUI_PYTHON", "COMFYUI_MODELS"):
+        monkeypatch.delenv(name, raising=False)
+    assert host.ensure_host() == host.Host(folder, Path(sys.executable), "0.99.1", folder / "models")
     beside = host.environment_python(tmp_path / "venv")
     beside.parent.mkdir(parents=True)
     beside.touch()

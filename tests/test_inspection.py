@@ -124,6 +124,14 @@ def test_guidance_on_the_model_does_not_change_what_is_seen(schnell):
     assert {name: set(module.__dict__) for name, module in schnell.model.named_modules()} == attributes
 
 
+def test_a_torch_that_cannot_be_told_to_leave_compiling_does_not_end_it(schnell, monkeypatch):
+    """torch.compiler.set_stance came with 2.6."""
+    monkeypatch.delattr(torch.compiler, "set_stance")
+    assert inspect(schnell, flux.direction(10))[1]
+    compiled = node("TorchCompileModel", model=flux.flux(), backend="eager")[0]
+    assert inspect(compiled, flux.direction(10))[1] == inspect(schnell, flux.direction(10))[1]
+
+
 def test_a_compiled_model_is_not_compiled_for_it(schnell):
     graphs = []
 

@@ -38,6 +38,7 @@ FLUX = Small(
     prompt=lambda draw: (draw(1, 8, 16), {"pooled_output": draw(1, 32)}),
     latent=(16, 8, 8),
     text=("y",),
+    joint=(("double_blocks", "txt", "all"), ("single_blocks", "x", "first")),
     layers=(("double_blocks", "vec"), ("single_blocks", "vec")),
     head=("final_layer", "vec"),
     depth=5,
@@ -413,8 +414,8 @@ def _sd3_controlnet():
         qk_norm="rms", operations=comfy.ops.disable_weight_init,
     )
     draw = torch.Generator().manual_seed(8)
-    for parameter in net.parameters():
-        parameter.data = torch.randn(parameter.shape, generator=draw) / max(parameter[0].numel(), 1) ** 0.5
+    for tensor in net.state_dict().values():  # its parameters, and a buffer that the host leaves as memory happens to be
+        tensor.copy_(torch.randn(tensor.shape, generator=draw) / max(tensor[0].numel(), 1) ** 0.5)
     return comfy.controlnet.ControlNet(net, compression_ratio=1, load_device=torch.device("cpu"))
 
 

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from families.small import assert_close
 from flux import apply, conditioning, direction, flux, node, reference, sample, schedule, terms_of
+from text_variance import FluxSmall
 
 TOLERANCE = dict(rtol=0, atol=1e-5)
 
@@ -12,7 +14,7 @@ def assert_equals_equation(model, guided, *terms, **sampling):
     actual = sample(guided, **sampling)
     plain = sample(model, **sampling)
     assert not torch.allclose(expected, plain, atol=1e-3), "the reference itself must move the picture"
-    torch.testing.assert_close(actual, expected, **TOLERANCE)
+    assert_close(FluxSmall, actual, expected)
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ import torch
 from blind import (
     ANIMA, COSMOS, DEPTH, Projected, form_a, form_b, loaded, own, reference, weights_from, write,
 )
+from families.small import assert_close
 from flux import apply, node, schedule
 
 TOLERANCE = dict(rtol=0, atol=1e-5)
@@ -42,7 +43,7 @@ def assert_equals_equations(small, model, guided, *terms, **sampling):
     plain = small.sample(model, **sampling)
     assert 0.3 < expected.std() < 3, "an absolute tolerance means something"
     assert (expected - plain).abs().max() > 1e-2, "the reference itself must move the picture"
-    torch.testing.assert_close(actual, expected, **TOLERANCE)
+    assert_close(small, actual, expected)
 
 
 def base(small, positive=1, negative=2):

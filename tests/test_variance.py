@@ -46,7 +46,7 @@ PROMPTS = {
 
 
 def test_by_default_every_joint_block_is_scaled(small, model):
-    expected = small.sample(equation(small, model, joint_alphas(model, 1.5), PROMPTS.get(small.name)), batch=2)
+    expected = small.sample(equation(small, model, joint_alphas(small, model, 1.5), PROMPTS.get(small.name)), batch=2)
     actual = small.sample(scale(model), batch=2)
     assert_equal_and_moved(actual, expected, small.sample(model, batch=2))
 
@@ -66,7 +66,7 @@ def test_variants():
     """A second attention beside the joint one or none, and frames with a time of their own."""
     for variant in (SD3, REPLACE):
         model = variant.load()
-        expected = variant.sample(equation(variant, model, joint_alphas(model, 2.0)))
+        expected = variant.sample(equation(variant, model, joint_alphas(variant, model, 2.0)))
         assert_equal_and_moved(variant.sample(scale(model, 2.0)), expected, variant.sample(model))
 
 
@@ -81,7 +81,7 @@ def schnell():
 
 def test_wrong_equations_would_be_noticed(schnell):
     actual = flux.sample(scale(schnell, 1.5))
-    alphas = joint_alphas(schnell, 1.5)
+    alphas = joint_alphas(FluxSmall, schnell, 1.5)
     for wrong in ([1.6] + alphas[1:], [1] + alphas[1:], [*alphas[:-1], 1.5]):
         assert (flux.sample(equation(FluxSmall, schnell, wrong, tokens=8)) - actual).abs().max() > 1e-3
 
@@ -115,7 +115,7 @@ def test_beside_guidance(schnell, first):
         return flux.apply(model, flux.direction(), schedule=flux.schedule(1), cfg_rows="opposed")
 
     both = scale(guided(schnell)) if first == "guidance" else guided(scale(schnell))
-    reference = with_formula(flux.reference(schnell, flux.terms_of(start=1, rows="opposed")), [1.5, 1.5, 1.5, 1, 1, 1, 1, 1])
+    reference = with_formula(FluxSmall, flux.reference(schnell, flux.terms_of(start=1, rows="opposed")), [1.5, 1.5, 1.5, 1, 1, 1, 1, 1])
     expected = flux.sample(reference, cfg=2.0)
     for other in (guided(schnell), scale(schnell)):
         assert_equal_and_moved(flux.sample(both, cfg=2.0), expected, flux.sample(other, cfg=2.0))
@@ -202,9 +202,9 @@ def test_bad_numbers_are_refused(schnell, inputs, sentence):
 # The scales of all blocks multiply, and numbers end somewhere.
 
 
-def spread(model, times, **inputs):
+def spread(small, model, times, **inputs):
     """The model with its joint blocks scaled alike, to that product."""
-    blocks = joint_alphas(model, 2.0).count(2.0)
+    blocks = joint_alphas(small, model, 2.0).count(2.0)
     return scale(model, 1 + (times ** (1 / blocks) - 1) / 100, schedule=layers(f"0-{blocks - 1}: 100"), **inputs)
 
 
@@ -214,14 +214,14 @@ OF_38_BLOCKS = 1.5**38  # the default at SD3.5 Large
 @pytest.mark.parametrize("dtype, close", [(torch.float32, 1e-5), (torch.bfloat16, 0.05), (torch.float16, 5e-3)], ids=str)
 def test_the_default_at_the_deepest_model_gives_the_formulas_picture(small, model, dtype, close):
     """In fp16 the tokens would overflow: after 24 blocks by the product alone."""
-    blocks = joint_alphas(model, 2.0).count(2.0)
-    alphas = joint_alphas(model, OF_38_BLOCKS ** (1 / blocks))
+    blocks = joint_alphas(small, model, 2.0).count(2.0)
+    alphas = joint_alphas(small, model, OF_38_BLOCKS ** (1 / blocks))
     expected = small.sample(equation(small, model, alphas, PROMPTS.get(small.name)))
     computing = small.load()
     computing.set_model_compute_dtype(dtype)
     if dtype == torch.bfloat16:  # HunyuanVideo's small one is a quarter off in bf16 without any scaling
         close += difference(small.sample(computing), small.sample(model))
-    assert difference(small.sample(spread(computing, OF_38_BLOCKS)), expected) < close
+    assert difference(small.sample(spread(small, computing, OF_38_BLOCKS)), expected) < close
     assert difference(small.sample(model), expected) > 0.01, "the formula itself must move the picture"
 
 
@@ -234,14 +234,14 @@ def test_no_product_of_blocks_gives_nan(small, dtype):
     model = small.load()
     model.set_model_compute_dtype(dtype)
     for times in (1e15, 1e30):
-        assert small.sample(spread(model, times)).isfinite().all()
+        assert small.sample(spread(small, model, times)).isfinite().all()
 
 
 def test_the_formula_alone_gives_nan():
     model = SD3.load()
-    alphas = joint_alphas(model, 1e20 ** (1 / SD3.depth))
+    alphas = joint_alphas(SD3, model, 1e20 ** (1 / SD3.depth))
     assert not SD3.sample(equation(SD3, model, alphas)).isfinite().all()
-    assert SD3.sample(spread(model, 1e20)).isfinite().all()
+    assert SD3.sample(spread(SD3, model, 1e20)).isfinite().all()
 
 
 def test_tokens_are_held_together_and_others_not():

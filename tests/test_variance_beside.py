@@ -65,7 +65,7 @@ def test_redux_in_every_strength_type(small, tokens, way):
     """Its tokens can't be told from a prompt's, and are scaled with them."""
     model = small.load()
     sampling = dict(positive=redux(prompt_of(small, tokens), *WAYS[way]), negative=prompt_of(small, tokens, 2), cfg=2.0)
-    expected = small.sample(equation(small, model, joint_alphas(model, 2.0)), **sampling)
+    expected = small.sample(equation(small, model, joint_alphas(small, model, 2.0)), **sampling)
     assert_equal_and_moved(small.sample(scale(model, 2.0), **sampling), expected, small.sample(model, **sampling))
 
     sampling["cfg"] = 1.0
@@ -186,7 +186,7 @@ def test_rows_of_another_prompt_and_qwen_image():
         return torch.stack([(position >= 3) & (position < 3 + counts[chunk]) for chunk in kwargs["transformer_options"]["cond_or_uncond"]])
 
     sampling = dict(zip(("positive", "negative"), prompts), cfg=2.0)
-    expected = QWEN_IMAGE.sample(equation(QWEN_IMAGE, other(model), joint_alphas(model, 2.0), rows), **sampling)
+    expected = QWEN_IMAGE.sample(equation(QWEN_IMAGE, other(model), joint_alphas(QWEN_IMAGE, model, 2.0), rows), **sampling)
     assert_equal_and_moved(QWEN_IMAGE.sample(scale(other(model), 2.0), **sampling), expected, QWEN_IMAGE.sample(other(model), **sampling))
 
 

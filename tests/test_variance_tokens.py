@@ -34,10 +34,10 @@ def test_masked_padding_neither_shifts_the_mean_nor_is_scaled(small):
     for seed, count in enumerate((5, 2)):
         mask = (torch.arange(small.encoded(seed)[0][0].shape[1]) < count).long()[None]
         sampling = dict(cfg=1.0, positive=small.conditioning(seed, attention_mask=mask))
-        expected = small.sample(equation(small, model, joint_alphas(model, 2.0), prompt=lambda kwargs: mask.bool()), **sampling)
+        expected = small.sample(equation(small, model, joint_alphas(small, model, 2.0), prompt=lambda kwargs: mask.bool()), **sampling)
         assert_equal_and_moved(small.sample(scale(model, 2.0), **sampling), expected, small.sample(model, **sampling))
         of_all = small.sample(scale(model, 2.0, tokens="all"), **sampling)
-        expected = small.sample(equation(small, model, joint_alphas(model, 2.0)), **sampling)
+        expected = small.sample(equation(small, model, joint_alphas(small, model, 2.0)), **sampling)
         assert_equal_and_moved(of_all, expected, small.sample(model, **sampling))
 
 
@@ -324,7 +324,7 @@ def test_sd3_without_some_of_its_encoders(loaded):
     [[tokens, _]] = encode(clip, LONG)
     sampling = dict(positive=[[tokens, small.encoded(1)[0][1]]], cfg=1.0)
     assert tokens.shape[1] == len(mask)
-    expected = small.sample(equation(small, model, joint_alphas(model, 5.0), prompt=lambda kwargs: mask[None]), **sampling)
+    expected = small.sample(equation(small, model, joint_alphas(small, model, 5.0), prompt=lambda kwargs: mask[None]), **sampling)
     assert_equal_and_moved(small.sample(scale(model, 5.0, clip=clip, prompt=LONG), **sampling), expected, small.sample(model, **sampling))
 
 

@@ -8,23 +8,12 @@ from benchmarks.in_process import node
 
 TOLERANCE = dict(rtol=0, atol=1e-5)
 
-# Where each class's text tokens are: (list of blocks, argument, which part of it), joint blocks first; "last" is behind the image.
-PLACES = {
-    "Flux": [("double_blocks", "txt", "all"), ("single_blocks", "x", "first")],
-    "OpenAISignatureMMDITWrapper": [("joint_blocks", "context", "all")],
-    "HiDreamImageTransformer2DModel": [("double_stream_blocks", "text_tokens", "all"), ("single_stream_blocks", "image_tokens", "last")],
-    "HunyuanVideo": [("double_blocks", "txt", "all"), ("single_blocks", "x", "first")],
-    "QwenImageTransformer2DModel": [("transformer_blocks", "encoder_hidden_states", "all")],
-    "AsymmDiTJoint": [("blocks", "y", "all")],
-    "Chroma": [("double_blocks", "txt", "all"), ("single_blocks", "x", "first")],
-}
-
-
 class FluxSmall:
     """FLUX.1 of tests/flux.py under the names of tests/families."""
 
     name = "FLUX.1"
     depth = 8
+    joint = (("double_blocks", "txt", "all"), ("single_blocks", "x", "first"))
 
     load = staticmethod(lambda: flux.flux())
     conditioning = staticmethod(flux.conditioning)
@@ -48,10 +37,9 @@ def layers(text):
     return node("GuidanceLayerScheduleText", layers=text, final_layer=0.0)[0]
 
 
-def places(model):
+def places(small, model):
     """[(block, argument, part)] in global order."""
-    kind = next(base.__name__ for base in type(model).__mro__ if base.__name__ in PLACES)
-    return [(block, *where) for name, *where in PLACES[kind] for block in model.get_submodule(name)]
+    return [(block, *where) for name, *where in small.joint for block in model.get_submodule(name)]
 
 
 def equation(small, patcher, alphas, prompt=None, tokens=None):
@@ -61,10 +49,10 @@ def equation(small, patcher, alphas, prompt=None, tokens=None):
     for blocks of mixed streams.
     """
     patcher = small.reload(patcher)
-    return with_formula(patcher, alphas, prompt, tokens)
+    return with_formula(small, patcher, alphas, prompt, tokens)
 
 
-def with_formula(patcher, alphas, prompt=None, tokens=None):
+def with_formula(small, patcher, alphas, prompt=None, tokens=None):
     model = patcher.model.diffusion_model
     now = {}
 
@@ -96,7 +84,7 @@ def with_formula(patcher, alphas, prompt=None, tokens=None):
         return hook
 
     model.register_forward_pre_hook(at_call, with_kwargs=True)
-    for (block, argument, part), alpha in zip(places(model), alphas, strict=True):
+    for (block, argument, part), alpha in zip(places(small, model), alphas, strict=True):
         if alpha != 1:
             block.register_forward_pre_hook(at_block(argument, part, alpha), with_kwargs=True)
     return patcher
@@ -107,9 +95,9 @@ def parameters(block):
     return ["context", "x"] if names[0] == "args" else names  # SD3's block takes them as they come
 
 
-def joint_alphas(model, alpha):
+def joint_alphas(small, model, alpha):
     """alpha at joint blocks, 1 at those of mixed streams."""
-    return [alpha if part == "all" else 1 for _, _, part in places(model.model.diffusion_model)]
+    return [alpha if part == "all" else 1 for _, _, part in places(small, model.model.diffusion_model)]
 
 
 def assert_equal_and_moved(actual, expected, plain):
@@ -118,7 +106,7 @@ def assert_equal_and_moved(actual, expected, plain):
 
 
 def flux_equation(model, alpha, **options):
-    return equation(FluxSmall, model, joint_alphas(model, alpha), **options)
+    return equation(FluxSmall, model, joint_alphas(FluxSmall, model, alpha), **options)
 
 
 class Counting:

@@ -8,6 +8,7 @@ Export (API)), sets the prompt, w and the seed, and asks the server every half s
 
 import argparse
 import json
+import re
 import time
 import urllib.error
 import urllib.parse
@@ -28,7 +29,7 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("out"))
     options = parser.parse_args()
 
-    workflow = json.loads(options.workflow.read_text(encoding="utf-8-sig"))
+    workflow = json.loads(options.workflow.read_bytes())  # whatever its encoding
     if options.prompt is not None:
         set_input(workflow, "CLIPTextEncode", "text", options.prompt, title="Prompt")
     if options.w is not None:
@@ -41,9 +42,14 @@ def main():
     options.out.mkdir(parents=True, exist_ok=True)
     for node, output in outputs.items():
         for image in output.get("images", []):
-            path = options.out / f"{workflow[node]['_meta']['title'].lower()}_{image['filename']}"
+            path = options.out / file_name(workflow[node]["_meta"]["title"], image["filename"])
             path.write_bytes(request(f"{options.server}/view?{urllib.parse.urlencode(image)}"))
             print(path)
+
+
+def file_name(title, filename):
+    """For a picture of the node with this title; without characters that Windows has in no name."""
+    return re.sub(r'[\x00-\x1f<>:"/\\|?*]', "_", f"{title.lower()}_{filename}")
 
 
 def set_input(workflow, class_type, name, value, title=None):
@@ -103,7 +109,9 @@ def place(queues, prompt_id):
 
 def request(url, body=None):
     data = None if body is None else json.dumps(body).encode()
-    with urllib.request.urlopen(urllib.request.Request(url, data, {"Content-Type": "application/json"}), timeout=60) as answer:
+    here = urllib.parse.urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
+    opener = urllib.request.build_opener(*([urllib.request.ProxyHandler({})] if here else []))  # a proxy does not reach this machine
+    with opener.open(urllib.request.Request(url, data, {"Content-Type": "application/json"}), timeout=60) as answer:
         return answer.read()
 
 

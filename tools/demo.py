@@ -10,15 +10,18 @@ runs is used instead, with its own models.
 
 import argparse
 import io
+import itertools
 import json
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parent.parent
-sys.path[0] = str(CHECKOUT)  # in place of tools/: its modules are imported as tools.*
+# in place of tools/, where Python has put that: its modules are imported as tools.*
+sys.path[:] = [str(CHECKOUT), *(each for each in sys.path if Path(each).resolve() != CHECKOUT / "tools")]
 
-from tools.host import DEFAULT_VERSION, SetupError, cache_folder, ensure_host, has_module, run_under, write_whole  # noqa: E402
+from tools.host import DEFAULT_VERSION, SetupError, cache_folder, ensure_host, has_module, run_under, show_line, write_whole  # noqa: E402
 from tools.options import finite  # noqa: E402
 from tools.server import Client, PromptError, PromptInterrupted, ServerError, running_server  # noqa: E402
 
@@ -63,6 +66,7 @@ def main():
     options = arguments()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is stopped then, too
     try:
+        check_folder(options.out)
         # a running server does the work: then these two libraries are all that is needed here
         enough = options.comfyui and not options.small and has_module("PIL") and has_module("aiohttp")
         if not options.under_host and not enough:
@@ -98,7 +102,7 @@ def use_own_server(options):
     host = ensure_host(options.comfyui_version)
     small = cache_folder() / "small-world"
     print(f"Starting ComfyUI {host.version}", flush=True)
-    with running_server(host, [host.folder / "models", small]) as url:
+    with running_server(host, [host.models, small]) as url:
         client = Client(url)
         prompt, missing = with_files_of(client, read_workflow(options))
         if missing or options.small:
@@ -132,7 +136,7 @@ def read_workflow(options):
     if not path.is_file():
         names = ", ".join(sorted(each.stem for each in (CHECKOUT / "workflows" / "api").glob("*.json")))
         raise DemoError(f"There is no workflow {options.workflow}; there are {names}.")
-    return json.loads(path.read_text(encoding="utf-8"))
+    return json.loads(path.read_bytes())  # whatever its encoding
 
 
 def with_files_of(client, prompt):
@@ -242,17 +246,31 @@ def holder_of(prompt, node, name):
 def show_progress(progress):
     step = f"{progress.title} {progress.value}/{progress.total}" if progress.total else progress.title
     if sys.stdout.isatty():
-        print(f"\r\033[K{step}", end="", flush=True)
+        show_line(step)
     else:
         print(step, flush=True)
 
 
+def check_folder(folder):
+    """Raises DemoError where no picture can be written: before all the work, not after it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise DemoError(f"{folder} cannot be written to: {error.strerror}. Give another folder by --out.") from error
+
+
 def write_files(folder, contents):
-    """Writes the files, each whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Writes the files, each whole or not at all, and one that Windows holds for a program that shows it under another name."""
     for name, content in contents.items():
-        write_whole(folder / name, content)
-        print(folder / name)
+        path = folder / name
+        try:
+            write_whole(path, content)
+        except PermissionError:
+            path = next(other for other in (path.with_stem(f"{path.stem}_{n}") for n in itertools.count(2)) if not other.exists())
+            write_whole(path, content)
+        print(path)
 
 
 def shown(prompt, class_type, name):

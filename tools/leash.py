@@ -30,11 +30,19 @@ def leashed(python, arguments, **options):
         try:
             yield process
         finally:
+            if os.name != "nt" or process.poll() is None:  # Windows may have given the id of one that has ended to another
+                end_with_all_it_started(process.pid)
             process.kill()
             process.wait()
-            if os.name != "nt":
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
+
+
+def end_with_all_it_started(pid):
+    """Ends the process `pid` that leashed has started, and what that has started."""
+    if os.name == "nt":
+        subprocess.run(["taskkill", "/F", "/T", "/PID", str(pid)], capture_output=True, check=False)
+    else:
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: not permitted where all of the group have ended
+            os.killpg(pid, signal.SIGKILL)
 
 
 def main():
@@ -43,18 +51,18 @@ def main():
     def end_with_the_starter():
         with contextlib.suppress(ConnectionError):
             connection.recv(1)
-        if os.name != "nt":
-            os.killpg(os.getpgrp(), signal.SIGKILL)
+        end_with_all_it_started(os.getpid())  # which leads the group
         os._exit(1)
 
     threading.Thread(target=end_with_the_starter, daemon=True).start()
+    # Python has put this file's folder first, but for an embedded one, and where PYTHONSAFEPATH is set.
+    sys.path[:] = [each for each in sys.path if os.path.abspath(each) != os.path.dirname(os.path.abspath(__file__))]
     if sys.argv[2] == "-m":
-        del sys.path[0]
         sys.argv = sys.argv[3:]
         runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
     else:
         sys.argv = sys.argv[2:]
-        sys.path[0] = os.path.dirname(sys.argv[0])
+        sys.path.insert(0, os.path.dirname(sys.argv[0]))
         runpy.run_path(sys.argv[0], run_name="__main__")
 
 

@@ -21,8 +21,6 @@ from tools.leash import leashed
 
 PACK = "ComfyUI-Modulation-Guidance"
 
-GPU_CHECK = "import sys, torch; sys.exit(not (torch.cuda.is_available() or torch.xpu.is_available() or torch.backends.mps.is_available()))"
-
 
 class ServerError(Exception):
     """The server did not start, stopped, or does not answer."""
@@ -54,7 +52,7 @@ def running_server(host, models=(), arguments=(), timeout=300, pack=CHECKOUT):
         command = [
             host.folder / "main.py", "--port", port, "--disable-api-nodes", "--base-directory", base,
             "--extra-model-paths-config", base / "models.yaml", "--database-url", "sqlite:///:memory:",
-            *([] if has_gpu(host) else ["--cpu"]), *arguments,
+            *([] if has_gpu(host) else ["--cpu"]), *own_editor(host), *arguments,
         ]
         with open(log, "wb") as output, leashed(host.python, command, cwd=host.folder, stdout=output) as process:
             try:
@@ -73,7 +71,7 @@ def add_pack(custom_nodes, pack=CHECKOUT):
     try:
         os.symlink(pack, custom_nodes / PACK, target_is_directory=True)
     except OSError:
-        shutil.copytree(pack, custom_nodes / PACK, ignore=shutil.ignore_patterns(".git", "__pycache__", "out"))
+        shutil.copytree(pack, custom_nodes / PACK, ignore=shutil.ignore_patterns(".git", "__pycache__", "out", ".venv", "venv", ".cache"))
 
 
 def extra_model_paths(folders):
@@ -85,6 +83,12 @@ def extra_model_paths(folders):
     return json.dumps({f"models_{index}": {"base_path": str(folder), **kinds} for index, folder in enumerate(folders)})
 
 
+def own_editor(host):
+    """The arguments of main.py for ComfyUI Desktop, which brings the editor with it and has it in no package."""
+    editor = host.folder / "web_custom_versions" / "desktop_app"
+    return ["--front-end-root", editor] if editor.is_dir() else []
+
+
 def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -93,7 +97,7 @@ def free_port():
 
 def has_gpu(host):
     """Whether the host's torch finds a GPU."""
-    return subprocess.run([host.python, "-c", GPU_CHECK], capture_output=True, check=False).returncode == 0
+    return subprocess.run([host.python, CHECKOUT / "tools" / "gpu.py"], capture_output=True, check=False).returncode == 0
 
 
 def wait_until_ready(url, process, log, timeout):
@@ -143,7 +147,7 @@ class Client:
         """The bytes of an answer; an HTTP error is raised as urllib's HTTPError."""
         request = urllib.request.Request(self.url + path, data=body, headers={"Content-Type": "application/json"} if body else {})
         try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
+            with opener(self.url).open(request, timeout=60) as answer:
                 return answer.read()
         except urllib.error.HTTPError:
             raise
@@ -223,6 +227,12 @@ class Client:
         self.post("/free", {"free_memory": True})
         # Only asked for by that. The server does it before it takes the prompt after the one that it runs next.
         self.run({"none": {"class_type": "PreviewAny", "inputs": {"source": ""}}})
+
+
+def opener(url):
+    """urllib's opener, without the proxy that the system names where `url` is of this machine, which a proxy does not reach."""
+    here = urllib.parse.urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
+    return urllib.request.build_opener(*([urllib.request.ProxyHandler({})] if here else []))
 
 
 async def follow(connection, prompt, prompt_id, on_progress):

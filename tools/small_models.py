@@ -2,10 +2,10 @@
 
 import copy
 import filecmp
-import os
 import shutil
 
 from tools.host import CHECKOUT
+from tools.small_world.files import write_whole
 from tools.small_world.text_encoder import write_clip_l
 
 WEIGHTS = CHECKOUT / "tools" / "small_world" / "weights"
@@ -42,9 +42,7 @@ def copy_whole(source, target):
     if target.is_file() and filecmp.cmp(source, target, shallow=False):
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
-    shutil.copyfile(source, partial)
-    os.replace(partial, target)
+    write_whole(target, lambda path: shutil.copyfile(source, path))
 
 
 def with_small_models(prompt):

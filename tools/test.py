@@ -14,7 +14,8 @@ from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 MOST_PROCESSES = 4  # of tests at once, which take some 4 GB each with their servers
-sys.path[0] = str(CHECKOUT)  # in place of tools/: its modules are imported as tools.*
+# in place of tools/, where Python has put that: its modules are imported as tools.*
+sys.path[:] = [str(CHECKOUT), *(each for each in sys.path if Path(each).resolve() != CHECKOUT / "tools")]
 
 from tools.host import ARCHIVES, DEFAULT_VERSION, SetupError, ensure_host, run_under  # noqa: E402
 

@@ -2,12 +2,14 @@
 
 from ..host_model import HostModel
 from .anima import ANIMA
+from .auraflow import AURAFLOW
 from .base import (
     OWN_TEXT, RESULT, BlockInput, Call, Counting, Family, Injection, NoText, OncePerPrompt, Sampling, TextContext, TextPath, TextTokens,
 )
 from .chroma import CHROMA
 from .cosmos1 import COSMOS1
 from .cosmos_predict2 import COSMOS_PREDICT2
+from .ernie_image import ERNIE_IMAGE
 from .flux import FLUX
 from .flux2 import FLUX2
 from .hidream import HIDREAM
@@ -19,6 +21,8 @@ from .ltxv import LTXV
 from .lumina2 import LUMINA2
 from .mochi import MOCHI
 from .newbie import NEWBIE
+from .omnigen2 import OMNIGEN2
+from .pixart import PIXART
 from .qwen_image import QWEN_IMAGE
 from .sd3 import SD3
 from .wan import WAN
@@ -26,6 +30,7 @@ from .wan import WAN
 FAMILIES: tuple[Family, ...] = (
     FLUX, SD3, HIDREAM, HUNYUAN_VIDEO, KANDINSKY5, NEWBIE, MOCHI, HUNYUAN_DIT,
     ANIMA, COSMOS_PREDICT2, COSMOS1, WAN, QWEN_IMAGE, FLUX2, LUMINA2, CHROMA, LTXV, HUNYUAN_VIDEO15,
+    AURAFLOW, ERNIE_IMAGE, OMNIGEN2, PIXART,
 )
 
 __all__ = [

@@ -32,6 +32,7 @@ HIDREAM_I1 = Small(
     prompt=_prompt,
     latent=(16, 8, 8),
     text=("y",),
+    joint=(("double_stream_blocks", "text_tokens", "all"), ("single_stream_blocks", "image_tokens", "last")),
     layers=(("double_stream_blocks", "adaln_input"), ("single_stream_blocks", "adaln_input")),
     head=("final_layer", "vec"),
     depth=8,

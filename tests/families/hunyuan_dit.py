@@ -35,6 +35,7 @@ def _small(name, config, **variant):
         latent=(4, 8, 8),
         steps=5,  # it samples from sigma 420 down
         text=("encoder_hidden_states_t5", "text_embedding_mask_t5"),
+        joint=(),
         layers=(("blocks", "c"),),
         head=("final_layer", "c"),
         depth=6,

@@ -26,6 +26,7 @@ TEXT_TO_VIDEO = Small(
     settings=(("guidance", 6.0),),
     latent=(16, 3, 4, 4),
     text=("y",),
+    joint=(("double_blocks", "txt", "all"), ("single_blocks", "x", "first")),
     layers=(("double_blocks", "vec"), ("single_blocks", "vec")),
     head=("final_layer", "vec"),
     depth=8,

@@ -19,6 +19,7 @@ def _small(name, latent, tokens, pooled, config=None, **dims):
         prompt=lambda draw: (draw(1, 8, tokens), {"pooled_output": draw(1, pooled)}),
         latent=latent,
         text=("y",),
+        joint=(),
         layers=(("visual_transformer_blocks", "time_embed"),),
         head=("out_layer", "time_embed"),
         depth=6,

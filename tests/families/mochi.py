@@ -27,6 +27,7 @@ MOCHI = Small(
     prompt=_prompt,
     latent=(12, 2, 4, 4),
     text=("context", "attention_mask"),
+    joint=(("blocks", "y", "all"),),
     layers=(("blocks", "c"),),
     head=("final_layer", "c"),
     depth=6,

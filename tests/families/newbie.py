@@ -19,6 +19,7 @@ NEWBIE = Small(
     prompt=lambda draw: (draw(1, 8, 16), {"pooled_output": draw(1, 24)}),
     latent=(16, 8, 8),
     text=("clip_text_pooled",),
+    joint=(),
     # The refiners take the same y before the layers do, and keep the plain one.
     layers=(("layers", "adaln_input"),),
     head=("final_layer", "c"),

@@ -24,6 +24,7 @@ def _small(name, **variant):
         prompt=lambda draw: (draw(1, 8, CONTEXT), {"pooled_output": draw(1, POOLED)}),
         latent=(16, 8, 8),
         text=("y",),
+        joint=(("joint_blocks", "context", "all"),),
         layers=(("joint_blocks", "c"),),
         head=("final_layer", "c"),
         depth=DEPTH,

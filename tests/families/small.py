@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from inspect import signature
 from unittest.mock import patch
 
@@ -13,6 +14,9 @@ from benchmarks.in_process import node
 from learned import Learned
 from torch import nn
 
+# Standard deviation of what the last layer makes: with more, rounding passes for an error; with less, guidance hardly shows.
+OUTPUT = 0.3
+
 
 @dataclass(frozen=True)
 class Small:
@@ -20,11 +24,13 @@ class Small:
 
     model: the host's diffusion model, small, without weights. config: the class by which the host loads it and the dims that go
     with it, where its loader would insist on the full size; None where it reads the dims from the weights.
-    output: the last layer's weight, which output_scale brings to outputs of about unit size.
+    output: the last layer's weight, which output_scale brings to outputs of OUTPUT's size; None: it is found.
     prompt: draw, see `drawing` -> what the family's text encoder gives: tokens, and whatever goes with them.
     steps: enough of them to keep the sampler's own rounding small.
     settings: what the user's own conditionings hold beside the prompt. latent: (C, H, W) or (C, T, H, W).
     text: the inputs of the model that hold the prompt.
+    joint: where blocks hold the text tokens, the first ones by themselves: (list of blocks, argument, which part of it: "all", "first"
+    or, behind the image, "last"); empty where none holds them by themselves.
     layers, head: in the reference's order, each the name of a module (or list of modules) and of its argument y.
     depth, start_layer, final_layer, cfg_rows: method.md's defaults for a model of this depth.
     operations: the classes of the layers, where they are not the host's.
@@ -36,13 +42,14 @@ class Small:
     prompt: Callable
     latent: tuple
     text: tuple
+    joint: tuple
     layers: tuple
     head: tuple
     depth: int
     start_layer: int
     final_layer: float = 0.0
     cfg_rows: str = "both"
-    output_scale: float = 0.25
+    output_scale: float | None = None
     steps: int = 2
     settings: tuple = ()
     config: Callable | None = None
@@ -51,8 +58,20 @@ class Small:
     def load(self, dtype=torch.float32, seed=0):
         """A ModelPatcher with seeded random weights, loaded by the host."""
         state = _random_weights(self.model(), seed)
-        state[self.output] *= self.output_scale
+        state[self.output] *= self.scale
         return self._loaded({name: tensor.to(dtype) for name, tensor in state.items()}, dtype)
+
+    @cached_property
+    def scale(self):
+        """What the last layer's weight is multiplied by: output_scale, or what gives outputs of OUTPUT in the first call of a sampling."""
+        if self.output_scale is not None:
+            return self.output_scale
+        model, seen = replace(self, output_scale=1.0).load(), []
+        layer = model.model.diffusion_model.get_submodule(self.output.rpartition(".")[0])
+        layer.register_forward_hook(lambda module, args, output: seen.append(output.float().std().item()))
+        with torch.inference_mode():
+            self.sample(model, steps=1)
+        return OUTPUT / seen[0]
 
     def reload(self, patcher):
         """The same model and patches, a second load that shares nothing with the first."""
@@ -94,6 +113,24 @@ class Small:
         assert len(layers) == self.depth
         name, argument = self.head
         return [*layers, (model.get_submodule(name), argument)]
+
+
+def assert_fair(small, expected, plain):
+    """That an absolute tolerance means something for these latents, and that the reference itself moves the picture."""
+    size, moved = expected.std().item(), (expected - plain).abs().max().item()
+    assert 0.3 < size < 3 and moved > 1e-2, (
+        f"{small.name}: latents of {size:.3g} (0.3 to 3 wanted), moved by {moved:.3g} (0.01 wanted at least), "
+        f"with output_scale {small.scale:.3g}. Give the test object another output_scale."
+    )
+
+
+errors = {}  # by family, the largest seen; see --errors in conftest.py
+
+
+def assert_close(small, actual, expected, atol=1e-5):
+    error = (actual - expected).abs().max().item()
+    errors[small.name] = max(error, errors.get(small.name, 0.0))
+    torch.testing.assert_close(actual, expected, rtol=0, atol=atol)
 
 
 def _random_weights(model, seed):

@@ -22,6 +22,6 @@ def draw_chunk(seeds: range) -> tuple[np.ndarray, list[str]]:
 def draw(count: int, first: int = 0, workers: int = 1) -> tuple[np.ndarray, list[str]]:
     """(count, SIZE, SIZE, 3) uint8 pictures and their captions, of the seeds from `first` on; none shows a rare kind."""
     chunks = [range(at, min(at + CHUNK, first + count)) for at in range(first, first + count, CHUNK)]
-    with ProcessPoolExecutor(workers) as pool:
+    with ProcessPoolExecutor(min(workers, 61)) as pool:  # Windows waits for no more at once
         drawn = list(tqdm(pool.map(draw_chunk, chunks), total=len(chunks), desc="drawing", leave=False))
     return np.concatenate([pictures for pictures, _ in drawn]), [text for _, texts in drawn for text in texts]

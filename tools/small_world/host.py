@@ -3,7 +3,7 @@ import os
 import sys
 from pathlib import Path
 
-import torch
+from tools.gpu import has_gpu
 
 
 def use_host(folder: str | None = None) -> None:
@@ -17,5 +17,5 @@ def use_host(folder: str | None = None) -> None:
     if folder and folder not in sys.path:
         sys.path.insert(0, folder)
     from comfy.cli_args import args
-    args.cpu = args.cpu or not torch.cuda.is_available()
+    args.cpu = args.cpu or not has_gpu()
     args.use_pytorch_cross_attention = True

@@ -19,6 +19,8 @@ from accelerate import Accelerator
 from torch import nn
 from tqdm import tqdm
 
+from tools.gpu import has_gpu
+
 from .files import write_whole
 from .models import HIDDEN_LAYERS
 
@@ -94,7 +96,7 @@ def fit(name: str, model: nn.Module, loss_of: Callable[[nn.Module, torch.Generat
     settings found there is resumed. `stop_at` leaves the run early, as an interruption would. With `bf16` the
     forward pass runs in autocast.
     """
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    accelerator = Accelerator(cpu=not has_gpu())
     device = accelerator.device
     model = accelerator.prepare(model)
     optimizers = optimizers_of(model, settings)
@@ -161,7 +163,7 @@ def write_record(name: str, settings: Settings, work: Path, out: Path, **facts) 
     width = max(1, len(losses) // 200)
     curve = losses[:len(losses) // width * width].view(-1, width).mean(1)
     record = {"model": name, "settings": asdict(settings), "seed": settings.seed, "date": date.today().isoformat(),
-              "hardware": hardware(Accelerator(cpu=not torch.cuda.is_available()).device),
+              "hardware": hardware(Accelerator(cpu=not has_gpu()).device),
               "torch": torch.__version__, "seconds": round(state["seconds"]),
               "milliseconds_per_step": round(state["pace"] * 1000, 2),
               "final_loss": round(losses[-max(1, len(losses) // 20):].mean().item(), 5),

@@ -18,7 +18,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
-from ..options import above_zero
+from tools.gpu import has_gpu
+from tools.options import above_zero
+
 from .dataset import draw
 from .features import encode, load_encoder, tokenize
 from .files import write_whole
@@ -269,7 +271,7 @@ def run_side_by_side(options) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stage", nargs="+", choices=STAGES, default=STAGES)
-    parser.add_argument("--preset", choices=PRESETS, default="gpu" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--preset", choices=PRESETS, default="gpu" if has_gpu() else "cpu")
     parser.add_argument("--comfyui", help="the ComfyUI folder (default: $COMFYUI_PATH)")
     parser.add_argument("--out", type=Path, default=HERE / "weights", help="weights, records and loss curves")
     parser.add_argument("--work", type=Path, default=ROOT / "out" / "small_world", help="checkpoints, text encoder, the captions' features (2.9 GB for 12,000)")
@@ -294,7 +296,7 @@ def main() -> None:
     import comfy.model_management
     comfy.model_management.in_training = True  # the differentiable rotary embedding
     torch.set_float32_matmul_precision("high")
-    options.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    options.device = comfy.model_management.get_torch_device()
     options.out.mkdir(parents=True, exist_ok=True)
     options.work.mkdir(parents=True, exist_ok=True)
     changes = {key: getattr(options, key) for key in ("steps", "scenes", "learning_rate") if getattr(options, key)}

@@ -1,0 +1,32 @@
+"""OmniGen 2.
+
+Text-blind: y = time_caption_embed.timestep_embedder(1 - t). The refiners keep the plain time.
+There is no reference for its settings: start layer a tenth of the depth, both rows, plain head.
+"""
+
+from comfy.ldm.omnigen.omnigen2 import OmniGen2Transformer2DModel
+
+from .base import BlockInput, Family, Injection, TextContext, in_width, runs_as
+
+
+def _time_embedding(model, call):
+    """(R, D)"""
+    embedder = model.time_caption_embed
+    return embedder.timestep_embedder(embedder.time_proj(1 - call.timestep).to(call.dtype))
+
+
+OMNIGEN2 = Family(
+    name="OmniGen 2",
+    # Boogu, of a host class derived from OmniGen 2's, runs a model class of its own.
+    matches=lambda model, cls: runs_as(cls, OmniGen2Transformer2DModel),
+    host_models=("Omnigen2",),
+    injections={"time embedding": Injection(
+        blocks=lambda model: [BlockInput(block, "temb", 3) for block in model.layers],
+        head=lambda model: BlockInput(model.norm_out, "conditioning_embedding", 1),
+        y=_time_embedding,
+        width=lambda model: in_width(model.norm_out.linear_1),
+    )},
+    text=None,
+    context=TextContext(lambda model: in_width(model.time_caption_embed.caption_embedder[1])),
+    encoder="Qwen2.5-VL 3B, with CLIPLoader and type omnigen2",
+)
