@@ -30,7 +30,7 @@ class LoadGuidanceDirection(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "direction_name", options=folder_paths.get_filename_list(FOLDER),
-                    tooltip=f"A file in models/{FOLDER}. A learned one fits the family, depth and width of the model that it was learned on. "
+                    tooltip=f"A file in models/{FOLDER}, or in {FOLDER} of the output folder. A learned one fits the family, depth and width of the model that it was learned on. "
                     "Press R after putting a new one there.",
                 ),
             ],
@@ -61,8 +61,8 @@ class SaveGuidanceDirection(io.ComfyNode):
             node_id="SaveGuidanceDirection",
             display_name=_SAVE,
             category=CATEGORY,
-            description="Saves a guidance direction, learned or encoded, to the output folder, so that it guides without a text encoder. Move "
-            f"it to models/{FOLDER} to load it.",
+            description="Saves a guidance direction, learned or encoded, to the output folder, so that it guides without a text encoder. In "
+            f"its folder {FOLDER}, {_LOAD} offers it after pressing R.",
             search_aliases=["modulation guidance", "export direction", "learned direction"],
             inputs=[
                 Direction.Input("direction", tooltip="The direction to save."),

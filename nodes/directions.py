@@ -92,7 +92,10 @@ class CombineGuidanceDirections(io.ComfyNode):
             description="Adds up several guidance directions with a weight each, to be applied as one.",
             search_aliases=["modulation guidance", "mix directions", "sum directions", "merge directions"],
             inputs=[
-                io.Autogrow.Input("directions", template=directions, tooltip="The directions to add up; a new input appears as you connect one."),
+                io.Autogrow.Input(
+                    "directions", template=directions,
+                    tooltip="The directions to add up, encoded or learned; a new input appears as you connect one.",
+                ),
                 io.String.Input(
                     "weights", default="",
                     tooltip="One number per direction, in order, separated by commas, e.g. 1, 0.5. Negative ones reverse a direction. "
