@@ -33,8 +33,8 @@ class LoadPooledProjection(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "projection_name", options=folder_paths.get_filename_list(FOLDER),
-                    tooltip=f"A file in models/{FOLDER}, or where other packs put theirs (models/{', '.join(PEERS)}), "
-                    "made for exactly the model you use. Press R (refresh) after adding a file.",
+                    tooltip=f"A file in models/{FOLDER} or in {FOLDER} of the output folder, or where other packs put theirs (models/"
+                    f"{', '.join(PEERS)}), made for exactly the model you use. Press R (refresh) after adding a file.",
                 ),
             ],
             outputs=[
@@ -66,7 +66,8 @@ class SavePooledProjection(io.ComfyNode):
             node_id="SavePooledProjection",
             display_name=_SAVE,
             category=CATEGORY,
-            description=f"Saves a pooled projection to the output folder. Move it to models/{FOLDER} to load it.",
+            description=f"Saves a pooled projection to the output folder. In its subfolder {FOLDER} (the default), {_LOAD} lists it "
+            "after you press R (refresh).",
             search_aliases=["modulation guidance", "export projection"],
             inputs=[
                 Projection.Input("projection", tooltip="The projection to save."),
