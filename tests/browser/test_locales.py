@@ -60,7 +60,7 @@ def test_translations_are_translations(translations, language):
 
 
 @pytest.mark.parametrize("language, projection", [
-    ("en", "projection"), ("zh", "投影"), ("ja", "射影"), ("ko", "투영"), ("fr", "projection"), ("es", "proyección"),
+    ("en", "projection"), ("zh", "投影"), ("ja", "投影"), ("ko", "투영"), ("fr", "projection"), ("es", "proyección"),
 ])
 def test_it_is_said_that_w_0_is_not_plain_with_a_projection(translations, language, projection):
     for name, key in (("ApplyModulationGuidance", "w"), ("SweepModulationGuidance", "w_values"), ("ModulationGuidance", "strength")):
@@ -93,10 +93,19 @@ def test_names_and_help_are_shown_in_the_language_of_the_editor(client, editor):
     client.post("/settings/Comfy.Locale", "ja")
     try:
         editor.open()
-        editor.page.wait_for_function("LiteGraph.registered_node_types.ApplyModulationGuidance.title === '変調誘導を適用'")
+        editor.page.wait_for_function("LiteGraph.registered_node_types.ApplyModulationGuidance.title === 'モジュレーションガイダンスを適用'")
         editor.clear()
         editor.add("GuidanceLayerSchedule")
-        editor.page.wait_for_function("document.querySelector('.modulation-guidance-bars').innerText.includes('57 層中 52 層を誘導')")
+        editor.page.wait_for_function("document.querySelector('.modulation-guidance-bars').innerText.includes('57 レイヤー中 52 レイヤーをガイド')")
+        assert editor.page.evaluate("LiteGraph.registered_node_types.ApplyModulationGuidance.category") == "モジュレーションガイダンス"
+        editor.page.evaluate(
+            """start => {
+                const target = app.graph.nodes.find((node) => node.type === 'GuidanceLayerSchedule')
+                app.graph.getNodeById(start).connect(0, target, target.inputs.findIndex(({ name }) => name === 'start_layer'))
+            }""",
+            editor.add("PrimitiveInt", (0, 600), value=7),
+        )
+        editor.page.wait_for_function("document.querySelector('.modulation-guidance-bars').innerText.includes('開始レイヤー：接続先の値です')")
         editor.open_help()
         editor.page.get_by_text("使う場面").wait_for()
     finally:
