@@ -61,8 +61,8 @@ class SaveGuidanceDirection(io.ComfyNode):
             node_id="SaveGuidanceDirection",
             display_name=_SAVE,
             category=CATEGORY,
-            description="Saves a guidance direction, learned or encoded, to the output folder, so that it guides without a text encoder. Move "
-            f"it to models/{FOLDER} to load it.",
+            description="Saves a guidance direction, learned or encoded, to the output folder, so that it can guide without a text encoder. "
+            f"Move it to models/{FOLDER} to load it.",
             search_aliases=["modulation guidance", "export direction", "learned direction"],
             inputs=[
                 Direction.Input("direction", tooltip="The direction to save."),

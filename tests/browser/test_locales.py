@@ -85,10 +85,10 @@ def test_names_and_help_are_shown_in_the_language_of_the_editor(client, editor):
     client.post("/settings/Comfy.Locale", "ja")
     try:
         editor.open()
-        editor.page.wait_for_function("LiteGraph.registered_node_types.ApplyModulationGuidance.title === '変調誘導を適用'")
+        editor.page.wait_for_function("LiteGraph.registered_node_types.ApplyModulationGuidance.title === 'モジュレーションガイダンスを適用'")
         editor.clear()
         editor.add("GuidanceLayerSchedule")
-        editor.page.wait_for_function("document.querySelector('.modulation-guidance-bars').innerText.includes('57 層中 52 層を誘導')")
+        editor.page.wait_for_function("document.querySelector('.modulation-guidance-bars').innerText.includes('57 レイヤー中 52 レイヤーをガイド')")
         editor.open_help()
         editor.page.get_by_text("使う場面").wait_for()
     finally:
