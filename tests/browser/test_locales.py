@@ -89,6 +89,15 @@ def test_names_and_help_are_shown_in_the_language_of_the_editor(client, editor):
         editor.clear()
         editor.add("GuidanceLayerSchedule")
         editor.page.wait_for_function("document.querySelector('.modulation-guidance-bars').innerText.includes('57 レイヤー中 52 レイヤーをガイド')")
+        assert editor.page.evaluate("LiteGraph.registered_node_types.ApplyModulationGuidance.category") == "モジュレーションガイダンス"
+        editor.page.evaluate(
+            """start => {
+                const target = app.graph.nodes.find((node) => node.type === 'GuidanceLayerSchedule')
+                app.graph.getNodeById(start).connect(0, target, target.inputs.findIndex(({ name }) => name === 'start_layer'))
+            }""",
+            editor.add("PrimitiveInt", (0, 600), value=7),
+        )
+        editor.page.wait_for_function("document.querySelector('.modulation-guidance-bars').innerText.includes('開始レイヤー：接続先の値です')")
         editor.open_help()
         editor.page.get_by_text("使う場面").wait_for()
     finally:
