@@ -268,32 +268,45 @@ def _injected(
     sums = [terms for terms in _terms(guidances, place, diffusion_model, call, conditional) if terms]
     if not sums:
         return []
-    see = _measuring(sums, injection, targets[0].carry is not None, diffusion_model, call)
+    see = _measuring(sums, injection, diffusion_model, call)
     alike, own = all(terms.alike for terms in sums), any(terms.base is not None for terms in sums)
+
+    def shifts(layer: int) -> tuple[Tensor | None, Tensor | None]:
+        """Those added to y there, without and with its norm kept."""
+        return tuple(_summed([terms.at(layer) for terms in sums if terms.keep_norm == kept], call.dtype) for kept in (False, True))
+
+    def is_head(layer: int) -> bool:
+        return layer == len(guidances[0].layer_weights) - 1
+
+    def matters(layer: int) -> bool:
+        return any(terms.acts(layer) for terms in sums)
+
+    if injection.carry_all is not None:
+        made = injection.carry_all(diffusion_model, call, [shifts(layer) for layer in range(len(targets))])
+        return [
+            Edit(target, shifted, (target.part(diffusion_model, made), None), own=own, around=is_head(layer), matters=matters(layer))
+            for layer, target in enumerate(targets)
+        ]
     layers: dict[tuple, list[int]] = {}
     for layer, target in enumerate(targets):
         # What tells this layer's shift from another's.
         layers.setdefault((*(terms.key(layer) for terms in sums), target.carry), []).append(layer)
     edits: list[Edit | None] = [None] * len(targets)
     for (*_, carry), of_these in layers.items():
-        added, norm_kept = (
-            _summed([terms.at(of_these[0]) for terms in sums if terms.keep_norm == kept], call.dtype) for kept in (False, True)
-        )
-        matters = any(terms.acts(of_these[0]) for terms in sums)
+        added, norm_kept = shifts(of_these[0])
         if carry:
             added, norm_kept = carry(diffusion_model, call, added, norm_kept), None
         for layer, view, kept_view in zip(of_these, views(added, len(of_these)), views(norm_kept, len(of_these)), strict=True):
             part = targets[layer].part
             tensors = (part(diffusion_model, view) if part else view, kept_view)
-            is_head = layer == len(guidances[0].layer_weights) - 1
             if carry:
-                edits[layer] = Edit(targets[layer], shifted, tensors, own=own, around=is_head, matters=matters)
+                edits[layer] = Edit(targets[layer], shifted, tensors, own=own, around=is_head(layer), matters=matters(layer))
             else:
-                edits[layer] = Edit(targets[layer], shifted_in_sight, tensors, alike, own, is_head, matters, see)
+                edits[layer] = Edit(targets[layer], shifted_in_sight, tensors, alike, own, is_head(layer), matters(layer), see)
     return edits
 
 
-def _measuring(sums: list[_Terms], injection: Injection, carried: bool, diffusion_model: nn.Module, call: Call):
+def _measuring(sums: list[_Terms], injection: Injection, diffusion_model: nn.Module, call: Call):
     """Notes which guidances act; once in a sampling, what measures their shifts beside y, for the edits of this call to do it with y."""
     if call.sampling is None:
         return None
@@ -307,7 +320,7 @@ def _measuring(sums: list[_Terms], injection: Injection, carried: bool, diffusio
             if tally.longest is None:
                 tally.longest = longest(terms.lengths, y)
 
-    if not carried:
+    if not injection.carries(diffusion_model):
         return partial(without_harm, measure)
     without_harm(lambda: measure(injection.y(diffusion_model, call)))
     return None

@@ -154,9 +154,9 @@ def _at_1(guidance: Guidance) -> Guidance:
 
 def _y(injection: Injection, diffusion_model: nn.Module, call: Call, run) -> Tensor:
     """The vector itself: as the family makes it, or as the first block gets it."""
-    first: BlockInput = injection.blocks(diffusion_model)[0]
-    if first.carry is not None:
+    if injection.carries(diffusion_model):
         return injection.y(diffusion_model, call)
+    first: BlockInput = injection.blocks(diffusion_model)[0]
     try:
         with torch.compiler.set_stance("force_eager"):
             run_edited(diffusion_model, [Edit(first, _reach, ())], run, Watch(), "inspection")

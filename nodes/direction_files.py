@@ -30,8 +30,8 @@ class LoadGuidanceDirection(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "direction_name", options=folder_paths.get_filename_list(FOLDER),
-                    tooltip=f"A file in models/{FOLDER}. A learned direction fits models of the family, depth and width that it was learned on. "
-                    "Press R (refresh) after adding a file.",
+                    tooltip=f"A file in models/{FOLDER}, or in {FOLDER} of the output folder. A learned direction fits models of the family, depth "
+                    "and width that it was learned on. Press R (refresh) after adding a file.",
                 ),
             ],
             outputs=[Direction.Output("direction", tooltip="For every input that takes a direction.")],
@@ -62,7 +62,7 @@ class SaveGuidanceDirection(io.ComfyNode):
             display_name=_SAVE,
             category=CATEGORY,
             description="Saves a guidance direction, learned or encoded, to the output folder, so that it can guide without a text encoder. "
-            f"Move it to models/{FOLDER} to load it.",
+            f"In its folder {FOLDER}, {_LOAD} offers it after pressing R.",
             search_aliases=["modulation guidance", "export direction", "learned direction"],
             inputs=[
                 Direction.Input("direction", tooltip="The direction to save."),

@@ -93,7 +93,10 @@ class CombineGuidanceDirections(io.ComfyNode):
             description="Adds several guidance directions, each with its own weight, into one.",
             search_aliases=["modulation guidance", "mix directions", "sum directions", "merge directions"],
             inputs=[
-                io.Autogrow.Input("directions", template=directions, tooltip="The directions to add up; a new input appears as you connect one."),
+                io.Autogrow.Input(
+                    "directions", template=directions,
+                    tooltip="The directions to add up, encoded or learned; a new input appears as you connect one.",
+                ),
                 io.String.Input(
                     "weights", default="",
                     tooltip="One number per direction, in order, separated by commas, e.g. 1, 0.5. A negative weight reverses its "

@@ -8,14 +8,16 @@ from ..model_patches.quoting import quoted
 
 
 def register(folder: str, peers: tuple[str, ...] = ()) -> None:
-    """Ours, then the peers', each where extra_model_paths.yaml has it and then in the models folder; none is made.
+    """Ours, then the peers', each where extra_model_paths.yaml has it and then in the models folder, then ours in the output folder.
 
-    The host lists a name once, and reads it from the first folder that holds it.
+    None is made. The host lists a name once, and reads it from the first folder that holds it. As the host does for checkpoints and
+    LoRAs, what is saved can be loaded where it lies.
     """
     for each in (folder, *peers):
         named, _ = folder_paths.folder_names_and_paths.get(each, ([], set()))
         for path in (*named, os.path.join(folder_paths.models_dir, each)):
             folder_paths.add_model_folder_path(folder, path)
+    folder_paths.add_model_folder_path(folder, os.path.join(folder_paths.get_output_directory(), folder))
     # A folder named in extra_model_paths.yaml has been registered without any.
     folder_paths.folder_names_and_paths[folder][1].update(folder_paths.supported_pt_extensions)
 

@@ -10,6 +10,12 @@ from .sockets import CATEGORY, Direction, Projection, Schedule, check_sockets
 from .telling import teller
 
 
+DIRECTION = (
+    "What you want and do not want: from Encode Guidance Direction, or a learned one, from Load Guidance Direction or Distill Guidance "
+    "Direction."
+)
+
+
 def settings_inputs(schedule: str) -> list[io.Input]:
     """The inputs of guidance beside its direction, scale and start layer; schedule: that input's tooltip."""
     return [
@@ -33,8 +39,9 @@ def settings_inputs(schedule: str) -> list[io.Input]:
         Schedule.Input("schedule", optional=True, tooltip=schedule),
         Projection.Input(
             "projection", optional=True,
-            tooltip="Only for models without text in their modulation (Anima, Cosmos, Wan, Qwen-Image ...), which need one: "
-            "from Load Pooled Projection.",
+            tooltip="For models that get no text in their modulation (Anima, Cosmos, Wan, Qwen-Image ...), which need one for encoded "
+            "directions; refused by all others. From Load Pooled Projection or Distill Pooled Projection. A learned direction needs none; "
+            "with one, both add up.",
         ),
         io.Conditioning.Input(
             "base_positive", optional=True, advanced=True,
@@ -66,11 +73,12 @@ class ApplyModulationGuidance(io.ComfyNode):
             has_intermediate_output=True,  # the depth reaches an editor opened after the run, too
             inputs=[
                 io.Model.Input("model", tooltip="The diffusion transformer to guide."),
-                Direction.Input("direction", tooltip="What is wanted and not wanted, from Encode Guidance Direction."),
+                Direction.Input("direction", tooltip=DIRECTION),
                 io.Float.Input(
                     "w", default=3.0, min=-LARGEST_W, max=LARGEST_W, step=0.1,
                     tooltip="Guidance scale: how far to go. 0: no guidance (a projection may still add your prompt). 3: the paper's value "
-                    "for FLUX. Negative: the opposite way. Too much burns the image or makes it ignore your prompt.",
+                    "for FLUX; 1: as strong as its words, for a learned direction. Negative: the opposite way. Too much "
+                    "burns the image or makes it ignore your prompt.",
                 ),
                 *settings_inputs(
                     schedule="How strongly each layer is guided. Not connected: the default for the model, every layer from the start layer of "

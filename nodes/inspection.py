@@ -31,7 +31,7 @@ class InspectGuidance(io.ComfyNode):
             search_aliases=["modulation guidance", "compare directions", "cosine similarity", "guidance strength", "debug guidance"],
             inputs=[
                 io.Model.Input("model", tooltip="The diffusion transformer to guide."),
-                io.Autogrow.Input("directions", template=directions, tooltip="The directions to compare; a new input appears as you connect one."),
+                io.Autogrow.Input("directions", template=directions, tooltip="The directions to compare, encoded or learned; a new input appears as you connect one."),
                 io.String.Input(
                     "labels", default="",
                     tooltip="A name for each direction, in order, separated by commas. Empty: the names of the inputs, direction0, "
@@ -42,7 +42,10 @@ class InspectGuidance(io.ComfyNode):
                     tooltip="The guidance scale to test. The strength grows in proportion to it.",
                 ),
                 Schedule.Input("schedule", optional=True, tooltip="How strongly each layer is guided, as in Apply Modulation Guidance."),
-                Projection.Input("projection", optional=True, tooltip="Only for models without text in their modulation, which need one."),
+                Projection.Input(
+                    "projection", optional=True,
+                    tooltip="For models that get no text in their modulation, which need one for encoded directions; a learned one needs none.",
+                ),
             ],
             outputs=[
                 io.Image.Output(

@@ -66,7 +66,7 @@ class SavePooledProjection(io.ComfyNode):
             node_id="SavePooledProjection",
             display_name=_SAVE,
             category=CATEGORY,
-            description=f"Saves a pooled projection to the output folder. Move it to models/{FOLDER} to load it.",
+            description=f"Saves a pooled projection to the output folder. In its folder {FOLDER}, {_LOAD} offers it after pressing R.",
             search_aliases=["modulation guidance", "export projection"],
             inputs=[
                 Projection.Input("projection", tooltip="The projection to save."),

@@ -35,19 +35,20 @@ def check_prefix(node: str, prefix: str) -> None:
             raise ValueError(f"{told} cannot be the name of a file ({error.strerror}). Write a shorter name.") from None
 
 
-def save_numbered(node: str, prefix: str, write: Callable[[str], None], spare: str) -> None:
+def save_numbered(node: str, prefix: str, write: Callable[[str], None], loaded_from: str) -> None:
     """Has the file of the first free number written in the output folder. Raises ValueError where that cannot be.
 
-    write: to a path; raises FileExistsError where something is there. spare: the folder of the host's that is tried next.
+    write: to a path; raises FileExistsError where something is there. loaded_from: the name of the host's folders that such files are
+    loaded from, and that are tried next. There, too, the number is free: of two files of one name, only one is loaded.
     """
     _inside(node, prefix)
     prefix = os.path.normpath(prefix)  # the host takes the last number wrong behind "mine/"
     output = folder_paths.get_output_directory()
     try:
-        _save(prefix, output, write)
+        _save(prefix, output, write, loaded_from)
     except OSError as error:
         failed = f"{node}: '{shown(prefix)}' could not be written to {output} ({error.strerror})."
-        raise ValueError(f"{failed} {_saved_elsewhere(os.path.basename(prefix)[:50], write, spare)}") from None
+        raise ValueError(f"{failed} {_saved_elsewhere(os.path.basename(prefix)[:50], write, loaded_from)}") from None
 
 
 def can_be_a_path(name: str) -> bool:
@@ -72,10 +73,10 @@ def _inside(node: str, prefix: str) -> str:
     return target
 
 
-def _saved_elsewhere(name: str, write: Callable[[str], None], spare: str) -> str:
-    for place in (lambda: folder_paths.get_folder_paths(spare)[0], tempfile.gettempdir):
+def _saved_elsewhere(name: str, write: Callable[[str], None], loaded_from: str) -> str:
+    for place in (lambda: folder_paths.get_folder_paths(loaded_from)[0], tempfile.gettempdir):
         try:
-            path = _save(name, place(), write)
+            path = _save(name, place(), write, loaded_from)
         except OSError:
             continue
         return f"It was saved as {path} instead, so nothing is lost: move it, or make room and queue again."
@@ -85,16 +86,23 @@ def _saved_elsewhere(name: str, write: Callable[[str], None], spare: str) -> str
     )
 
 
-def _save(prefix: str, folder: str, write: Callable[[str], None]) -> str:
+def _save(prefix: str, root: str, write: Callable[[str], None], loaded_from: str) -> str:
     """Its path. The host's number is only the first to try: it misses files whose letters differ in case, and those of other servers."""
-    folder, name, first, _, _ = folder_paths.get_save_image_path(prefix, folder)
+    folder, name, first, _, _ = folder_paths.get_save_image_path(prefix, root)
     for number in count(first):
         path = _numbered(os.path.join(folder, name), number)
+        listed = os.path.relpath(path, os.path.join(root, loaded_from))
+        if not listed.startswith(os.pardir) and _is_listed(listed, loaded_from):
+            continue
         try:
             write(path)
         except FileExistsError:
             continue
         return path
+
+
+def _is_listed(name: str, folder: str) -> bool:
+    return any(os.path.lexists(os.path.join(place, name)) for place in folder_paths.get_folder_paths(folder))
 
 
 def _numbered(path: str, number: int) -> str:

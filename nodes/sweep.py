@@ -9,7 +9,7 @@ from typing_extensions import override
 from ..model_patches.guidance import LARGEST_W, guide
 from ..model_patches.quoting import quoted
 from ..model_patches.schedules import LAST_LAYER
-from .guidance import settings_inputs
+from .guidance import DIRECTION, settings_inputs
 from .lists import numbers
 from .pictures import PLAIN, from_image, grid, to_image
 from .projections import with_base
@@ -35,7 +35,7 @@ class SweepModulationGuidance(io.ComfyNode):
             search_aliases=["modulation guidance", "compare w", "xy plot", "grid search", "tune guidance"],
             inputs=[
                 io.Model.Input("model", tooltip="The diffusion transformer to guide."),
-                Direction.Input("direction", tooltip="What is wanted and not wanted, from Encode Guidance Direction."),
+                Direction.Input("direction", tooltip=DIRECTION),
                 io.String.Input(
                     "w_values", default="0, 1.5, 3, 6",
                     tooltip="Guidance scales, separated by commas. 0: no guidance, run once whatever the start layers. With a max or mean "

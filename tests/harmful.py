@@ -99,6 +99,19 @@ def metadata_of(**metadata):
     return headed({"__metadata__": common | metadata} | header, b"\0" * end)
 
 
+def direction_of(**metadata):
+    """A file of a direction with that metadata, and one tensor."""
+    header, end = header_of({"learned.0": (2, 2)})
+    common = {"format": "modulation guidance direction", "format_version": "1", "encoded": "[]"}
+    return headed({"__metadata__": common | metadata} | header, b"\0" * end)
+
+
+def entry_of(text="", **changes):
+    """The JSON of a learned direction's entry; text: written into it as it is."""
+    entry = json.dumps([{"family": "Wan", "positive": "", "negative": "", "weight": 1.0, "record": {}} | changes])
+    return entry.replace("}]", f"{text}}}]") if text else entry
+
+
 BIG = 30_000
 EXPANDED = {
     "0.weight": torch.zeros(1).expand(BIG, BIG), "0.bias": torch.zeros(1).expand(BIG), "2.weight": torch.zeros(1).expand(BIG, BIG),
@@ -201,6 +214,30 @@ HARMFUL = {
         "model." * count + name: shape for count in range(1, 300)
         for name, shape in {"0.weight": (1, 1), "0.bias": (1,), "2.weight": (1, 1), "2.bias": (1,)}.items()
     })[0], b"\0" * 4 * 4 * 299),
+}
+
+
+HARMFUL_DIRECTIONS = {
+    **{f"{name} in what is learned": lambda text=text: direction_of(learned=text) for name, text in {
+        "nested brackets": "[" * 500_000, "brackets that close": "[" * 500_000 + "]" * 500_000, "many entries": "[" + "{}," * 300_000 + "{}]",
+        "many lists": "[" + "[]," * 1_000_000 + "[]]", "an endless number": entry_of(', "seed": ' + "9" * 3_000_000),
+        "a nested record": entry_of(', "record": ' + "[" * 100_000 + "]" * 100_000), "a record that is a list": entry_of(record=[1]),
+        "runs that are none": entry_of(record={"runs": 5}), "a family of 1 MB": entry_of(family="f" * 10**6),
+        "a family that is a list": entry_of(family=["Wan"]), "words that are a list": entry_of(positive=["a"] * 100_000),
+        "an infinite weight": entry_of(', "weight": 1e999'), "true as a weight": entry_of(weight=True), "a text": '"learned"', "a number": "1",
+        "a surrogate": '["\\ud800"]',
+    }.items()},
+    **{f"{name} in what is encoded": lambda text=text: direction_of(learned=entry_of(), encoded=text) for name, text in {
+        "nested brackets": "[" * 500_000, "many entries": "[" + "{}," * 300_000 + "{}]", "a number": "3",
+    }.items()},
+    "a direction of 1 MB of words and another width": lambda: direction_of(learned=entry_of(positive="\u4e00\n" * 300_000), format_version="2"),
+    **{f"a tensor called {name}": lambda name=name: headed({
+        "__metadata__": {"format": "modulation guidance direction", "format_version": "1", "learned": entry_of()},
+        name: {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]},
+    }, b"\0" * 16) for name in ("learned.00", "learned.-0", "learned.\u0660", "learned. 0", "learned.0.0", "learned." + "9" * 10**6)},
+    "a direction that claims what is not there": lambda: headed({
+        "__metadata__": {"format": "modulation guidance direction", "format_version": "1", "learned": entry_of()},
+    } | header_of({"learned.0": (BIG, BIG)})[0]),
 }
 
 

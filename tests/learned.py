@@ -72,14 +72,21 @@ def registered(folder, name="pooled_projections"):
         yield
 
 
-def saved_direction(direction, output):
-    """The file that the node makes in that folder, as the host's for output."""
+@contextmanager
+def saving_to(output):
+    """The folder as the host's for output."""
     before = folder_paths.get_output_directory()
     folder_paths.set_output_directory(str(output))
     try:
+        yield
+    finally:
+        folder_paths.set_output_directory(before)
+
+
+def saved_direction(direction, output):
+    """The file that the node makes in that folder."""
+    with saving_to(output):
         known = {*output.iterdir()}
         node("SaveGuidanceDirection", direction=direction, filename_prefix="saved")
         [path] = {*output.iterdir()} - known
         return path
-    finally:
-        folder_paths.set_output_directory(before)

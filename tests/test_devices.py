@@ -16,6 +16,9 @@ from families import MOCHI, SD35_MEDIUM
 from families.small import default_term
 from families.small import reference as text_reference
 from flux import apply, schedule
+from learned import learned, shifts
+from test_learned import family, from_layer, width
+from test_learned import reference as learned_reference
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 pytestmark = pytest.mark.skipif("MultiGPU_WorkUnits" not in nodes.NODE_CLASS_MAPPINGS, reason="MultiGPU CFG Split came with ComfyUI 0.24")
@@ -123,6 +126,19 @@ def test_guidance_without_a_projection_is_right_on_both_devices(small, order):
     made = split(guide(model)) if order == "guidance first" else guide(split(model))
     for _ in range(3):
         torch.testing.assert_close(small.sample(made, steps=4), expected, **TOLERANCE)
+
+
+@pytest.mark.parametrize("order", ["guidance first", "guidance last"])
+@pytest.mark.parametrize("small", [SD35_MEDIUM, ANIMA], ids=lambda small: small.name)
+def test_a_learned_direction_is_right_on_both_devices(small, order):
+    model = load(small)
+    delta = shifts(small.depth, width(small, model))
+    expected = small.sample(learned_reference(small, model, from_layer(small, 1, shifts=delta, w=2.0, rows="opposed")), steps=4)
+    guide = partial(apply, direction=learned(delta, family(small)), w=2.0, cfg_rows="opposed", schedule=schedule(1))
+    made = split(guide(model)) if order == "guidance first" else guide(split(model))
+    for _ in range(3):
+        torch.testing.assert_close(small.sample(made, steps=4), expected, **TOLERANCE)
+    assert (expected - small.sample(model, steps=4)).abs().max() > 5e-3
 
 
 def test_directions_are_inspected_on_a_model_that_is_split(projections):

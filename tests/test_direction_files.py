@@ -1,14 +1,16 @@
 """Directions saved and loaded: tensors bit for bit, the same guidance, and what is none is refused by name."""
 
 import json
+from pathlib import Path
 
 import flux
+import folder_paths
 import nodes as host_nodes
 import pytest
 import torch
 from blind import ANIMA, write
 from flux import apply, node
-from learned import file_of, learned, loaded_direction, registered, saved_direction, shifts
+from learned import file_of, learned, loaded_direction, registered, saved_direction, saving_to, shifts
 from safetensors import safe_open
 
 
@@ -104,6 +106,27 @@ def test_what_is_no_direction_is_refused_by_name(tmp_path, tensors, metadata, wo
     path = write(tmp_path / "bad.safetensors", good | tensors if metadata.get("format") != "another" else tensors, said | metadata)
     with pytest.raises(ValueError, match=f"^The direction file bad.safetensors {words}"):
         loaded_direction(path)
+
+
+def test_a_saved_one_never_has_the_name_of_another_that_is_listed(tmp_path):
+    """Of two files of one name only one is loaded."""
+    output, models = tmp_path / "output", tmp_path / "models"
+    (models / "sub").mkdir(parents=True)
+    one = learned(shifts(8, 4), "FLUX.1")
+    with registered(models, "guidance_directions"), saving_to(output):
+        (models / "sub" / "mine_00001_.safetensors").touch()
+        for _ in range(2):
+            node("SaveGuidanceDirection", direction=one, filename_prefix="guidance_directions/sub/mine")
+        node("SaveGuidanceDirection", direction=one, filename_prefix="sub/mine")
+    names = sorted(path.relative_to(output).as_posix() for path in output.rglob("*.safetensors"))
+    assert names == ["guidance_directions/sub/mine_00002_.safetensors", "guidance_directions/sub/mine_00003_.safetensors", "sub/mine_00001_.safetensors"]
+
+
+def test_what_is_saved_is_listed_where_it_lies():
+    """The host's own way with checkpoints and LoRAs."""
+    for folder in ("guidance_directions", "pooled_projections"):
+        *_, last = folder_paths.get_folder_paths(folder)
+        assert Path(last) == Path(folder_paths.get_output_directory(), folder)
 
 
 def test_what_cannot_be_loaded_is_not_saved(tmp_path):

@@ -1,10 +1,14 @@
 """Learning a direction from words: its gradients, what it learns, what w 1 means, and that it is the same however the run was cut."""
 
 import importlib
+import sys
 from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
 
 import comfy.model_management
 import comfy.quant_ops
+import comfy.sd
 import nodes
 import pytest
 import torch
@@ -12,10 +16,16 @@ from blind_families import WAN
 from distilling import PACK, PROMPTS, TextOf, needs_distilling, size, text_encoder
 from flux import apply, conditioning, direction, flux, node, schedule
 from flux import sample as sample_flux
+from learned import learned as direction_of
 from test_distillation import plain_rms_rope, plain_rope
 from test_distillation_models import EVERY
 
 import families
+
+sys.path.insert(1, str(Path(__file__).parent.parent))  # after the host's own folder, whose modules go first
+
+from tools.host import cache_folder  # noqa: E402
+from tools.small_models import write_small_models  # noqa: E402
 
 pytestmark = needs_distilling
 
@@ -48,7 +58,29 @@ class SmallFlux:
 FLUX = SmallFlux()
 
 
+class SmallWorld:
+    """The small world's Wan-shaped model, which has learned what words mean."""
+
+    name, latent = "Wan", (16, 1, 10, 10)
+
+    def load(self):
+        return node("ModelSamplingSD3", model=comfy.sd.load_diffusion_model(str(self.files[1])), shift=1.0)[0]
+
+    @cached_property
+    def encoder(self):
+        return comfy.sd.load_clip([str(self.files[-1])], clip_type=comfy.sd.CLIPType.SD3)
+
+    @cached_property
+    def files(self):
+        return write_small_models(cache_folder() / "small-world")
+
+
+SMALL_WORLD = SmallWorld()
+
+
 def encoder_of(small):
+    if small is SMALL_WORLD:
+        return small.encoder
     return FluxText() if small is FLUX else TextOf(small)
 
 
@@ -127,13 +159,13 @@ def shifted_layers(small, model, added):
 
 def prediction(small, patcher, batch, conditionings, added, pooled=None):
     """What the host's diffusion model gives for a prompt a row, layer i shifted by added[i]; pooled: those of other prompts."""
-    base_model, model = patcher.model, patcher.model.diffusion_model
-    sigmas = batch.sigmas(base_model.model_sampling)
-    x = base_model.model_sampling.noise_scaling(sigmas, batch.noise, batch.clean)
+    model, sampling = patcher.model.diffusion_model, patcher.get_model_object("model_sampling")
+    sigmas = batch.sigmas(sampling)
+    x = sampling.noise_scaling(sigmas, batch.noise, batch.clean)
     context = torch.cat([tokens for [[tokens, _]] in conditionings])
     more = {"y": torch.cat([extras["pooled_output"] for [[_, extras]] in pooled or conditionings])} if small is FLUX else {}
     with shifted_layers(small, model, added):
-        return model(x, base_model.model_sampling.timestep(sigmas), context, **more)
+        return model(x, sampling.timestep(sigmas), context, **more)
 
 
 @contextmanager
@@ -185,24 +217,76 @@ def test_loss_and_gradient_are_those_of_the_equation(small, checkpointing):
     torch.testing.assert_close(one.network.shifts.grad, gradient * clipped, rtol=1e-3, atol=1e-4 * gradient.abs().max().item())
 
 
-@pytest.mark.parametrize("small", [FLUX, WAN], ids=lambda small: small.name)
-def test_what_w_1_means_is_measured_on_prompts_set_aside(small):
+# What w 1 means.
+
+
+def moved_in_the_equation(small, run, delta):
+    """(how far the shift moves the predictions of the held-out prompts, of as far as the words do, the cosine of both changes)."""
+    batches = [run.exam.lessons[number] for number in range(len(run.exam.lessons))]
+    second = small.load()
+    one_by_one = [in_the_equation(small, run, run.exam, batch, second, delta) for batch in batches]
+    by_shift, by_words = (
+        torch.cat([(predictions[which] - predictions[2]).flatten() for predictions in one_by_one]) for which in (1, 0)
+    )
+    return (by_shift.norm() / by_words.norm()).item(), torch.cosine_similarity(by_shift, by_words, dim=0).item()
+
+
+@contextmanager
+def taught(small, prompts=MORE, words=WORDS, **changes):
+    """A run that has taken its steps, and is still running."""
     with with_gradients():
-        one = training(small, MORE, steps=4, learning_rate=5e-2)
-        assert len(one.held_out) == 2 and not {*one.held_out} & {*one.prompts} and {*one.held_out, *one.prompts} == {*MORE}
+        one = training(small, prompts, words, **changes)
+        assert len(one.held_out) == 2 and not {*one.held_out} & {*one.prompts} and {*one.held_out, *one.prompts} == {*prompts}
         one.prepare()
         with one.running():
-            for _ in range(4):
+            while one.step < one.settings.steps:
                 one.take_step()
-            said = one.measure()
-            batches = [one.exam.lessons[number] for number in range(len(one.exam.lessons))]
-            one_by_one = [in_the_equation(small, one, one.exam, batch, small.load(), one.network.shifts.detach()) for batch in batches]
-    by_words = sum((teacher - plain).square().sum() for teacher, _, plain in one_by_one)
-    by_shift = sum((student - plain).square().sum() for _, student, plain in one_by_one)
-    assert one.strength == pytest.approx((by_shift / by_words).sqrt().item(), rel=1e-3) and one.strength > 0.01
-    assert said == f"w 1 is {one.strength:.2f} times as strong as the words, on 2 prompts."
+            yield one
+
+
+def of_the_small_world(**changes):
+    """A run of some seconds on a model that words mean something to."""
+    shapes, colors = ("circle", "square", "cross", "triangle"), ("red", "blue", "green", "yellow")
+    prompts = [f"a {color} {shape}" for color in colors for shape in shapes]
+    words = "highly detailed", "very simple, no details at all"
+    return taught(SMALL_WORLD, prompts, words, **dict(steps=16, batch_size=8, learning_rate=2e-2, cfg=6.0, pairs=4) | changes)
+
+
+def test_w_1_is_as_strong_as_the_words_on_prompts_set_aside():
+    with of_the_small_world() as one:
+        said = one.measure()
+        made = shifts(one.result())
+        far, alike = moved_in_the_equation(SMALL_WORLD, one, made)
+    assert far == pytest.approx(1, abs=0.05) and one.strength.scaled > 1.2, "as it was learned it is weaker"
+    torch.testing.assert_close(made, one.strength.scaled * one.network.shifts.detach())
+    assert one.strength[:2] == (pytest.approx(far, rel=0.02), pytest.approx(alike, rel=0.02)), "the model computes in bf16"
+    assert said == (
+        f"w 1 is {one.strength.far:.2f} times as strong as the words, on 2 prompts (alike by {one.strength.alike:.2f}; scaled by "
+        f"{one.strength.scaled:.2f})."
+    )
     [of_run] = record(one.result())
-    assert of_run["strength"] == one.strength and of_run["measured on"] == 2 and of_run["positive"] == WORDS[0]
+    assert of_run["positive"] == "highly detailed" and of_run["measured on"] == 2
+    assert (of_run["strength"], of_run["alike"], of_run["scaled by"]) == one.strength
+
+
+def test_it_is_scaled_no_further_than_is_safe():
+    with of_the_small_world(learning_rate=5e-4) as one:
+        said = one.measure()
+        far, _ = moved_in_the_equation(SMALL_WORLD, one, shifts(one.result()))
+    assert one.strength.scaled == 4 and one.strength.far == pytest.approx(far, rel=0.02) and far < 0.9
+    assert said.endswith(f"It was scaled as far as is safe; w {1 / one.strength.far:.1f} is about as strong as they are.")
+
+
+@pytest.mark.parametrize("small", [FLUX, WAN], ids=lambda small: small.name)
+def test_what_goes_another_way_than_the_words_is_not_scaled(small):
+    """As on these models of random weights, to which words mean another thing for each prompt."""
+    with taught(small, steps=4, learning_rate=5e-2) as one:
+        said = one.measure()
+        far, alike = moved_in_the_equation(small, one, shifts(one.result()))
+        assert torch.equal(shifts(one.result()), one.network.shifts.detach())
+    assert one.strength == (pytest.approx(far, rel=1e-3), pytest.approx(alike, abs=1e-3), 1) and far > 0.01 and alike < 0.3
+    assert f"and goes another way than they do (alike by {one.strength.alike:.2f})" in said and "Learn longer" in said
+    assert record(one.result())[0]["strength"] == one.strength.far
 
 
 # What it learns.
@@ -287,6 +371,7 @@ def test_an_interrupted_run_keeps_what_was_learned():
         with whole.running():
             for _ in range(3):
                 whole.take_step()
+            whole.measure()
     assert torch.equal(shifts(cut.direction), shifts(whole.result()))
 
 
@@ -305,7 +390,7 @@ def test_a_run_that_was_cut_goes_on_bit_for_bit(tmp_path):
     stepped(whole, 6)
     checkpoints.save(stepped(cut, 3), tmp_path / "checkpoint.safetensors")
     rest = training(FLUX, MORE, steps=6, accumulation=2, checkpoint=checkpoints.load(tmp_path / "checkpoint.safetensors"))
-    assert rest.step == 3 and torch.equal(shifts(rest.result()), shifts(cut.result()))
+    assert rest.step == 3 and torch.equal(rest.network.shifts, cut.network.shifts.cpu())
     stepped(rest, 6)
     assert torch.equal(shifts(whole.result()), shifts(rest.result())) and record(whole.result()) == record(rest.result())
     others = {(WORDS[0], "flat"): "negative was very simple and is flat", (WORDS[1], WORDS[0]): "positive was highly detailed"}
@@ -320,6 +405,19 @@ def test_a_direction_is_gone_on_from():
     assert (shifts(more.direction) - shifts(first.direction)).abs().max() < 1e-6
     assert [one["steps"] for one in record(more.direction)] == [40, 2]
     assert run(WAN, steps=0, direction=first.direction).direction is first.direction
+
+
+def test_one_that_was_scaled_is_gone_on_from_as_it_was_learned():
+    tensor = torch.ones(WAN.depth, WAN.width)
+    given = direction_of(tensor, "Wan", record={"runs": [{"scaled by": 3.0}, {"scaled by": 2.0}]})
+    assert torch.equal(training(WAN, direction=given).network.shifts.detach(), tensor / 2)
+
+
+@pytest.mark.parametrize("said", [{}, {"scaled by": "2"}, {"scaled by": 0.0}, {"scaled by": float("nan")}, {"scaled by": 1e9}, "no run"])
+def test_what_a_file_says_of_its_scale_is_believed_within_bounds(said):
+    tensor = torch.ones(WAN.depth, WAN.width)
+    given = direction_of(tensor, "Wan", record={"runs": [{"scaled by": 2.0}, said]})
+    assert torch.equal(training(WAN, direction=given).network.shifts.detach(), tensor)
 
 
 # Errors.

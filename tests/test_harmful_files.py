@@ -16,7 +16,7 @@ import torch
 from benchmarks.in_process import node
 from blind import ANIMA, form_a, form_b, loaded, own, registered, write
 from fuzzing import fuzz, is_sentence
-from harmful import HARMFUL, bounded, saved, write_sparse
+from harmful import HARMFUL, HARMFUL_DIRECTIONS, bounded, saved, write_sparse
 from learned import file_of, learned, loaded_direction, saved_direction, shifts
 
 PACK = nodes.NODE_CLASS_MAPPINGS["LoadPooledProjection"].__module__.rpartition(".nodes.")[0]
@@ -49,10 +49,10 @@ def assert_refused(path, words="", read=load):
 
 
 @pytest.mark.parametrize("read", [loaded, loaded_direction], ids=["projection", "direction"])
-@pytest.mark.parametrize("name", HARMFUL)
+@pytest.mark.parametrize("name", [*HARMFUL, *HARMFUL_DIRECTIONS])
 def test_a_harmful_file(tmp_path, name, read):
     path = tmp_path / "harmful.pt"
-    path.write_bytes(HARMFUL[name]())
+    path.write_bytes((HARMFUL | HARMFUL_DIRECTIONS)[name]())
     with bounded(path.stat().st_size):
         assert_refused(path, read=read)
 
@@ -103,6 +103,7 @@ def test_mutated_directions(tmp_path):
     goods = [saved_direction(direction, tmp_path).read_bytes() for direction in made]
     tensors, metadata = file_of(shifts(4, 8), "Anima", record=record)
     goods.append(write(tmp_path / "given.safetensors", tensors, metadata).read_bytes())
-    became = fuzz(goods, loaded_direction, range(FIRST, FIRST + FILES), tmp_path / "mutated.safetensors")
+    harmful = [data for data in (made() for made in HARMFUL_DIRECTIONS.values()) if len(data) < 20_000]
+    became = fuzz([*goods * 6, *harmful], loaded_direction, range(FIRST, FIRST + FILES), tmp_path / "mutated.safetensors")
     print(dict(became))
     assert became["refused"] > FILES / 4 and became["loaded"] > FILES / 100

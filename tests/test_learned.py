@@ -221,6 +221,23 @@ def test_text_without_a_projection_is_still_refused(small):
         apply(model, both)
 
 
+@pytest.mark.parametrize("keep_norm", [False, True])
+def test_chroma_s_approximator_runs_once_for_all_layers(keep_norm):
+    """Beside the model's own run, and once for the plain rows."""
+    small = blind_families.CHROMA
+    model, runs = small.load(), []
+    layers = node("GuidanceLayerScheduleText", layers="0: 1, 1-3: 0.5, 4: -1", final_layer=0.0)[0]
+    guided = apply(model, learned(shifts(small.depth, small.width), "Chroma"), schedule=layers, keep_norm=keep_norm)
+    hook = model.model.diffusion_model.distilled_guidance_layer.layers[0].register_forward_pre_hook(lambda module, args: runs.append(module))
+    try:
+        small.sample(model, steps=3)
+        of_the_model = len(runs)
+        small.sample(guided, steps=3)
+    finally:
+        hook.remove()
+    assert of_the_model == 3 and len(runs) - of_the_model == 9
+
+
 def test_beside_a_lora():
     model, delta = flux.flux(), shifts(8, flux.HIDDEN)
     draw = torch.Generator().manual_seed(7)

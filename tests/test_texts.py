@@ -24,12 +24,6 @@ AVOIDED = {
     "fr": r"Pas d'|\bpas d'échantillonnage|[Pp]lan des couches|lignes? (CFG|conditionnelle)|tête de sortie|affaibli|maître|[Rr]eli[eé]|ce qui est voulu",
     "es": r"[Ff]uerza de (la )?guía|filas? (CFG|condicional)|cabeza de salida|debilit|[Pp]lan de capas|[Rr]ótul|[Bb]arrer|que guiar|[Ss]e quiere|maestro",
 }
-# Written anew with learned directions: these lines are theirs.
-ELSEWHERE = {
-    f"{node}.inputs.{name}.tooltip"
-    for node in ("ApplyModulationGuidance", "SweepModulationGuidance", "InspectGuidance")
-    for name in ("direction", "projection")
-}
 
 
 def flat(texts, prefix=""):
@@ -100,16 +94,16 @@ def test_the_english_names_are_those_of_the_nodes():
 @pytest.mark.parametrize("language", OTHERS)
 def test_translations_hold_the_numbers_and_name_the_nodes_of_the_english(language):
     english, texts = locale("en", "nodeDefs"), locale(language, "nodeDefs")
-    assert not {key: found for key, text in english.items() if key not in ELSEWHERE and (found := told_apart(text, texts[key]))}
+    assert not {key: found for key, text in english.items() if (found := told_apart(text, texts[key]))}
     names = names_of("en"), names_of(language)
-    lacking = {key: named(text, names[0]) - named(texts[key], names[1]) for key, text in english.items() if key not in ELSEWHERE}
+    lacking = {key: named(text, names[0]) - named(texts[key], names[1]) for key, text in english.items()}
     assert not {key: found for key, found in lacking.items() if found}
 
 
 @pytest.mark.parametrize("language", ["en", *OTHERS])
 def test_one_word_for_one_thing(language):
     avoided = re.compile(AVOIDED[language])
-    texts = locale(language, "main") | {key: text for key, text in locale(language, "nodeDefs").items() if key not in ELSEWHERE}
+    texts = locale(language, "main") | locale(language, "nodeDefs")
     texts |= {f"{node} (help)": page(node, language) for node in NODES}
     assert not {key: found for key, text in texts.items() if (found := avoided.findall(text))}
 

@@ -8,12 +8,17 @@ prompt in place of the prompt, on both sides, so that the unconditional rows of 
 
 One of the words may be empty: then only rows of the other's are learned, and pictures of the plain prompt stand beside theirs. With
 s of the empty side towards the plain prompt, delta would come to about the half.
+
+What is learned is weaker than the words: the least square leaves out what one shift cannot do for every prompt. So at the end it is
+scaled, so that at w 1 it moves the prediction as far as the words do on prompts that were set aside. Only as far as that is honest:
+not where it moves it another way than the words, and not by more than MOST_SCALED.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -31,8 +36,34 @@ from .teaching import Course, Shift, Teaching
 
 EMPTY_ROWS = 0.15  # of all
 SET_ASIDE = 8  # prompts at most, and one in as many, on which it is measured what w 1 means
+MOST_SCALED = 4.0  # times, up or down
+LEAST_ALIKE = 0.3  # cosine to the words' change, below which more of it is more of something else
 
 EMPTY = -1  # number of the empty prompt
+
+
+class Strength(NamedTuple):
+    """Of w 1. far: it moves the prediction, of as far as the words do. alike: the cosine of the two changes. scaled: by what it was."""
+
+    far: float
+    alike: float
+    scaled: float
+
+    @property
+    def record(self) -> dict[str, float]:
+        return {"strength": self.far, "alike": self.alike, "scaled by": self.scaled}
+
+    def told(self, prompts: int) -> str:
+        on = f"on {prompts} {'prompt' if prompts == 1 else 'prompts'}"
+        if self.alike < LEAST_ALIKE:
+            return (
+                f"w 1 is {self.far:.2f} times as strong as the words, {on}, and goes another way than they do (alike by {self.alike:.2f}): it "
+                "has learned too little to say what w is right. Learn longer, or with a higher learning_rate."
+            )
+        meant = f"w 1 is {self.far:.2f} times as strong as the words, {on} (alike by {self.alike:.2f}; scaled by {self.scaled:.2f})."
+        if self.scaled in (MOST_SCALED, 1 / MOST_SCALED):
+            meant += f" It was scaled as far as is safe; w {1 / self.far:.1f} is about as strong as they are."
+        return meant
 
 
 class Said(NamedTuple):
@@ -69,10 +100,10 @@ class DirectionTraining(Training):
                 "Direction, or none."
             )
         else:
-            first = LearnedShifts.of(direction.learned, self.family, self.diffusion_model).shifts
+            first = LearnedShifts.of(tuple(map(_as_it_was_learned, direction.learned)), self.family, self.diffusion_model).shifts
         self.given = direction
         self.signs = [sign for sign, words in self.words.items() if words]
-        self.strength: float | None = None
+        self.strength: Strength | None = None
         run = {
             "prompts": digest(*stripped(prompts)), "positive": self.words[+1], "negative": self.words[-1],
             "direction": digest(b"" if direction is None else first.cpu().numpy().tobytes()),
@@ -80,30 +111,42 @@ class DirectionTraining(Training):
         self._begin({"shifts": first}, run | dict(origin or {}), checkpoint)
 
     def result(self) -> GuidanceDirection:
-        """What has been learned so far."""
+        """What has been learned so far; scaled, once it has been measured."""
         if self.step == 0 and self.given is not None:
             return self.given
-        shifts = self.network.shifts.detach().clone().cpu()
+        shifts = self.network.shifts.detach().cpu() * (1.0 if self.strength is None else self.strength.scaled)
         before = [run for learned in ([] if self.given is None else self.given.learned) for run in learned.record.get("runs", [])]
         run = self._record() | {"positive": self.words[+1], "negative": self.words[-1]}
         if self.strength is not None:
-            run |= {"strength": self.strength, "measured on": len(self.held_out)}
+            run |= self.strength.record | {"measured on": len(self.held_out)}
         learned = LearnedDirection(shifts, self.family.name, self.words[+1], self.words[-1], {"runs": [*before, run]})
         return GuidanceDirection(learned=(learned,))
 
     @torch.no_grad()
     def measure(self):
-        """How strong w 1 is: how far it moves the prediction, of as far as the words do."""
-        sums = torch.zeros(2, device=self.teaching.device)
+        """Scales what was learned so that w 1 is as strong as the words, and says how strong it is then."""
+        far, alike = self._moved(1.0)
+        if far is None:
+            return "The words change nothing in this model."
+        scaled = 1.0
+        if alike >= LEAST_ALIKE:
+            for _ in range(2):  # the second makes good that the model is not linear
+                scaled = min(max(scaled / far, 1 / MOST_SCALED), MOST_SCALED)
+                far, alike = self._moved(scaled)
+        self.strength = Strength(far, alike, scaled)
+        return self.strength.told(len(self.held_out))
+
+    def _moved(self, scaled: float) -> tuple[float | None, float]:
+        """(how far the shift, scaled, moves the prediction, of as far as the words do, the cosine of both); (None, 0) where those do not."""
+        sums = torch.zeros(3, device=self.teaching.device)
         for batch in self._examined():
             plain = self.teaching.plainly(self.exam, batch)
-            moved = [predicted - plain for predicted in (self.teaching.student(self.exam, batch), self.teaching.teacher(self.exam, batch))]
-            sums += torch.stack([change.square().sum() for change in moved])
-        by_shift, by_words = self.workers.mean(sums).sqrt().tolist()
-        if not by_words:
-            return "The words change nothing in this model."
-        self.strength = by_shift / by_words
-        return f"w 1 is {self.strength:.2f} times as strong as the words, on {len(self.held_out)} prompts."
+            by_shift, by_words = self.teaching.student(self.exam, batch, scaled) - plain, self.teaching.teacher(self.exam, batch) - plain
+            sums += torch.stack([(by_shift * by_shift).sum(), (by_shift * by_words).sum(), (by_words * by_words).sum()])
+        shift, both, words = self.workers.mean(sums).tolist()
+        if not words:
+            return None, 0.0
+        return math.sqrt(shift / words), both / math.sqrt(shift * words) if shift else 0.0
 
     def _network(self, weights):
         return _Shifts(weights["shifts"])
@@ -163,10 +206,10 @@ class DirectionTeaching(Teaching):
         said = [(sign, course.prompts[number]) for sign, number in zip(*self.rows(course, batch), strict=True)]
         return [_with_pooled_of(prompt.plain, prompt.words[sign]) for sign, prompt in said]
 
-    def student(self, course, batch):
-        """(R, ...) the prediction with the plain prompt and the shifts."""
+    def student(self, course, batch, scaled=1.0):
+        """(R, ...) the prediction with the plain prompt and the shifts, scaled."""
         signs, numbers = self.rows(course, batch)
-        of_rows = torch.tensor(signs, dtype=torch.float32, device=self.device)
+        of_rows = scaled * torch.tensor(signs, dtype=torch.float32, device=self.device)
         return self.predicted(self.shifted, batch, [course.prompts[number].plain for number in numbers], of_rows).float()
 
     def plainly(self, course: Course, batch: Batch) -> Tensor:
@@ -190,6 +233,15 @@ def check_words(positive: str, negative: str) -> None:
             f"Distilling: positive and negative are both {quoted(positive.strip())}, so that there is nothing to learn. Write words that "
             "are wanted and words that are not; one of the two may be empty."
         )
+
+
+def _as_it_was_learned(one: LearnedDirection) -> LearnedDirection:
+    """Without what its last run has scaled it by, to be learned on; a record is what a file says."""
+    for run in one.record.get("runs", [])[-1:]:
+        scaled = run.get("scaled by") if isinstance(run, dict) else None
+        if isinstance(scaled, float) and 1 / MOST_SCALED <= scaled <= MOST_SCALED:
+            return replace(one, weight=one.weight / scaled)
+    return one
 
 
 def _with_pooled_of(plain: list, words: list) -> list:

@@ -28,7 +28,8 @@ class BlockInput(NamedTuple):
     carry: for an argument that is made from y by a layer before the block: (model, call, y's two shifts, see `shifted`) ->
     what is added to the argument at this call, a tensor or a structure of them like the argument's; None where the argument is y.
     repeats: whether the argument holds the rows of the batch several times over where reference pictures have a time of their own.
-    part: (model, what `carry` makes) -> a block's part of it, where one layer makes the arguments of all blocks at once.
+    part: (model, what `carry` or the injection's `carry_all` makes) -> a block's part of it, where one layer makes the arguments of all
+    blocks at once.
     """
 
     module: nn.Module
@@ -295,12 +296,18 @@ class Injection:
     blocks: the main blocks, in global order (double, then single); refiners and text-only blocks are left out.
     head: the output head; None where it takes no shift.
     width: D, of what is shifted. y: the vector itself at this call, (R, D) or (R, T, D); needed where a projection adds the pooled text.
+    carry_all: in place of each block's `carry`: (model, call, y's two shifts at each layer and the head) -> what the blocks' `part` takes.
     """
 
     blocks: Callable[[nn.Module], list[BlockInput]]
     head: Callable[[nn.Module], BlockInput] | None
     width: Callable[[nn.Module], int]
     y: Callable[[nn.Module, Call], Tensor] | None = None
+    carry_all: Callable[[nn.Module, Call, list[tuple[Tensor | None, Tensor | None]]], Any] | None = None
+
+    def carries(self, model: nn.Module) -> bool:
+        """Whether what the blocks take is made from y before them."""
+        return self.carry_all is not None or self.blocks(model)[0].carry is not None
 
 
 def blank(width: Callable[[nn.Module], int], pooled: Callable[[nn.Module], int]) -> Callable[[nn.Module], EncodedPrompt]:

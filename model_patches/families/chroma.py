@@ -1,7 +1,8 @@
 """Chroma.
 
 Text-blind, and without one y: a small network, the approximator, makes all blocks' modulations from time and guidance, one row for
-each. Its hidden state after in_proj, of that many rows, is taken for the time embedding; a shift is added to every row of it.
+each. Its hidden state after in_proj, of that many rows, is taken for the time embedding; a layer's shift is added to the rows that the
+layer reads. The network takes each row by itself, so that one run makes what all layers read, however their shifts differ.
 There is no reference for its settings: start layer a tenth of the depth, both rows, plain head.
 """
 
@@ -34,9 +35,25 @@ def _modulations(model, hidden):
     return approximator.out_proj(hidden)
 
 
-def _carry(model, call, added, norm_kept):
+def _carry(model, call, shifts):
     hidden = _hidden(model, call)
+    added, norm_kept = (_by_row(model, of_layers) for of_layers in zip(*shifts, strict=True))
     return _modulations(model, shifted(hidden, added, norm_kept)) - _modulations(model, hidden)
+
+
+def _by_row(model, shifts):
+    """(R, D) or (R, rows, D) for each layer and the head -> (R, rows, D), in the order of the host's get_modulations."""
+    if shifts[0] is None:
+        return None
+    *layers, head = shifts
+    doubles, singles = layers[:len(model.double_blocks)], layers[len(model.double_blocks):]
+    counted = [*((shift, 3) for shift in singles), *((shift, 6) for _ in ("img", "txt") for shift in doubles)]
+    counted.append((head, _ROWS - sum(count for _, count in counted)))  # and rows that nobody reads
+    parts, first = [], 0
+    for shift, count in counted:
+        parts.append(shift.unsqueeze(1).expand(-1, count, -1) if shift.ndim == 2 else shift[:, first:first + count])
+        first += count
+    return torch.cat(parts, dim=1)
 
 
 def _double(model, modulations, i):
@@ -58,11 +75,12 @@ CHROMA = Family(
     host_models=("Chroma",),
     injections={"time embedding": Injection(
         blocks=lambda model: [
-            *(BlockInput(block, "vec", 2, _carry, partial(_double, i=i)) for i, block in enumerate(model.double_blocks)),
-            *(BlockInput(block, "vec", 1, _carry, partial(_single, i=i)) for i, block in enumerate(model.single_blocks)),
+            *(BlockInput(block, "vec", 2, part=partial(_double, i=i)) for i, block in enumerate(model.double_blocks)),
+            *(BlockInput(block, "vec", 1, part=partial(_single, i=i)) for i, block in enumerate(model.single_blocks)),
         ],
-        head=lambda model: BlockInput(model.final_layer, "vec", 1, _carry, _final),
+        head=lambda model: BlockInput(model.final_layer, "vec", 1, part=_final),
         y=_hidden,
+        carry_all=_carry,
         width=lambda model: out_width(model.distilled_guidance_layer.in_proj),
     )},
     text=None,
