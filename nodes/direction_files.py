@@ -62,7 +62,7 @@ class SaveGuidanceDirection(io.ComfyNode):
             display_name=_SAVE,
             category=CATEGORY,
             description="Saves a guidance direction, learned or encoded, to the output folder, so that it can guide without a text encoder. "
-            f"In its subfolder {FOLDER} (the default), {_LOAD} lists it after you press R (refresh).",
+            f"In its folder {FOLDER}, {_LOAD} offers it after pressing R.",
             search_aliases=["modulation guidance", "export direction", "learned direction"],
             inputs=[
                 Direction.Input("direction", tooltip="The direction to save."),

@@ -11,7 +11,8 @@ from .telling import teller
 
 
 DIRECTION = (
-    "What is wanted and not wanted: from Encode Guidance Direction, or a learned one, from Load or Distill Guidance Direction."
+    "What you want and do not want: from Encode Guidance Direction, or a learned one, from Load Guidance Direction or Distill Guidance "
+    "Direction."
 )
 
 
@@ -38,8 +39,9 @@ def settings_inputs(schedule: str) -> list[io.Input]:
         Schedule.Input("schedule", optional=True, tooltip=schedule),
         Projection.Input(
             "projection", optional=True,
-            tooltip="Only for models without text in their modulation (Anima, Cosmos, Wan, Qwen-Image ...), which need one for encoded "
-            "directions: from Load Pooled Projection. A learned direction needs none; with one, both add up.",
+            tooltip="For models that get no text in their modulation (Anima, Cosmos, Wan, Qwen-Image ...), which need one for encoded "
+            "directions; refused by all others. From Load Pooled Projection or Distill Pooled Projection. A learned direction needs none; "
+            "with one, both add up.",
         ),
         io.Conditioning.Input(
             "base_positive", optional=True, advanced=True,
@@ -75,8 +77,8 @@ class ApplyModulationGuidance(io.ComfyNode):
                 io.Float.Input(
                     "w", default=3.0, min=-LARGEST_W, max=LARGEST_W, step=0.1,
                     tooltip="Guidance scale: how far to go. 0: no guidance (a projection may still add your prompt). 3: the paper's value "
-                    "for FLUX. 1: as strong as its words, for a learned direction. Negative: the opposite way. Too much burns the image or "
-                    "makes it ignore your prompt.",
+                    "for FLUX; 1: as strong as its words, for a learned direction. Negative: the opposite way. Too much "
+                    "burns the image or makes it ignore your prompt.",
                 ),
                 *settings_inputs(
                     schedule="How strongly each layer is guided. Not connected: the default for the model, every layer from the start layer of "

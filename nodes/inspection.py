@@ -31,10 +31,7 @@ class InspectGuidance(io.ComfyNode):
             search_aliases=["modulation guidance", "compare directions", "cosine similarity", "guidance strength", "debug guidance"],
             inputs=[
                 io.Model.Input("model", tooltip="The diffusion transformer to guide."),
-                io.Autogrow.Input(
-                    "directions", template=directions,
-                    tooltip="The directions to compare, encoded or learned; a new input appears as you connect one.",
-                ),
+                io.Autogrow.Input("directions", template=directions, tooltip="The directions to compare, encoded or learned; a new input appears as you connect one."),
                 io.String.Input(
                     "labels", default="",
                     tooltip="A name for each direction, in order, separated by commas. Empty: the names of the inputs, direction0, "
@@ -47,7 +44,7 @@ class InspectGuidance(io.ComfyNode):
                 Schedule.Input("schedule", optional=True, tooltip="How strongly each layer is guided, as in Apply Modulation Guidance."),
                 Projection.Input(
                     "projection", optional=True,
-                    tooltip="Only for models without text in their modulation, which need one for encoded directions; a learned one needs none.",
+                    tooltip="For models that get no text in their modulation, which need one for encoded directions; a learned one needs none.",
                 ),
             ],
             outputs=[

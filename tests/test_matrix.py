@@ -1,4 +1,4 @@
-"""Guidance beside everything else: families x other nodes, packs, conditionings and guiders.
+"""Guidance beside everything else: families x other nodes, packs, conditionings and guiders, by encoded and by learned directions.
 
 A pair passes when the guided graph, with the other node before guidance and after it, equals the paper's equation applied by hand
 to that pair's plain graph. Guidance is "opposed", so that conditional and unconditional rows must be told apart; which is which the
@@ -23,6 +23,7 @@ from families.hidream import HIDREAM_I1
 from families.sd3 import CONTEXT, POOLED, SD35_LARGE
 from families.small import Small, reference, term
 from flux import apply, controlnet, node, schedule
+from learned import Learned, learned, shifts
 from torch import nn
 
 POSITIVE, NEGATIVE, SECOND, EMPTY = 1, 2, 3, 4  # prompts by number
@@ -50,36 +51,58 @@ FLUX = Small(
 class Subject:
     """A family in the matrix.
 
+    family: its name in the pack. width: of y. learned: whether it is guided by learned directions in place of encoded ones.
     pooled: names of layers that take the pooled text into y; blocks: of layers in blocks. slots: the block slots it has.
     block: the name of a block. skipped: layers for SkipLayerGuidance. sampling: the node that shifts its noise levels.
     """
 
     small: Small
+    family: str
+    width: int
     pooled: tuple
     blocks: tuple
     slots: tuple
     block: str
     skipped: dict
     sampling: str = "ModelSamplingSD3"
+    learned: bool = False
+
+    def direction(self, seed):
+        """Another one for each seed."""
+        return learned(self._shifts(seed), self.family) if self.learned else self.small.direction(seed)
+
+    def term(self, seed=10, **options):
+        """What that direction is in the equation, on all layers but the first."""
+        if self.learned:
+            return Learned(self._shifts(seed), [0.0] + [1.0] * (self.small.depth - 1) + [0.0], **options)
+        return term(self.small, start=1, seed=seed, **options)
+
+    def _shifts(self, seed):
+        return shifts(self.small.depth, self.width, seed)
 
 
 SUBJECTS = {
     "FLUX.1": Subject(
-        FLUX, ("vector_in.in_layer", "vector_in.out_layer"), ("double_blocks.1.img_mod.lin", "single_blocks.2.linear1"),
+        FLUX, "FLUX.1", 128, ("vector_in.in_layer", "vector_in.out_layer"), ("double_blocks.1.img_mod.lin", "single_blocks.2.linear1"),
         (("double_block", 0), ("single_block", 2)), "single_blocks.1", dict(double_layers="1", single_layers="2"), "ModelSamplingFlux",
     ),
     "SD3.5": Subject(
-        SD35_LARGE, ("y_embedder.mlp.0", "y_embedder.mlp.2"), ("joint_blocks.1.x_block.adaLN_modulation.1", "joint_blocks.2.x_block.attn.proj"),
+        SD35_LARGE, "SD3", 256, ("y_embedder.mlp.0", "y_embedder.mlp.2"),
+        ("joint_blocks.1.x_block.adaLN_modulation.1", "joint_blocks.2.x_block.attn.proj"),
         (("double_block", 0), ("double_block", 2)), "joint_blocks.1", dict(double_layers="1", single_layers=""),
     ),
     "HiDream-I1": Subject(
-        HIDREAM_I1, ("p_embedder.pooled_embedder.linear_1",), ("double_stream_blocks.1.block.adaLN_modulation.1", "single_stream_blocks.2.block.attn1.to_q"),
+        HIDREAM_I1, "HiDream-I1", 64, ("p_embedder.pooled_embedder.linear_1",),
+        ("double_stream_blocks.1.block.adaLN_modulation.1", "single_stream_blocks.2.block.attn1.to_q"),
         (), "single_stream_blocks.1", {},
     ),
 }
 
 
-@pytest.fixture(scope="module", params=SUBJECTS.values(), ids=SUBJECTS)
+WAYS = [*SUBJECTS.values(), *(replace(subject, learned=True) for subject in SUBJECTS.values())]
+
+
+@pytest.fixture(scope="module", params=WAYS, ids=lambda subject: f"{subject.small.name}{', learned' * subject.learned}")
 def subject(request):
     return request.param
 
@@ -90,12 +113,12 @@ def model(subject):
 
 
 def guided(subject, model, rows="opposed", seed=10, w=2.0):
-    return apply(model, subject.small.direction(seed), w=w, cfg_rows=rows, schedule=schedule(1))
+    return apply(model, subject.direction(seed), w=w, cfg_rows=rows, schedule=schedule(1))
 
 
 def equation(subject, model, rows="opposed", *further):
     return reference(
-        subject.small, model, term(subject.small, start=1, w=2.0, rows=rows), *further, conditional=lambda inputs: by_prompt(subject, inputs)
+        subject.small, model, subject.term(w=2.0, rows=rows), *further, conditional=lambda inputs: by_prompt(subject, inputs)
     )
 
 
@@ -111,8 +134,8 @@ def assert_pair(pytestconfig, subject, name, plain, expected, *actual):
     assert (expected - plain).abs().max() > 1e-2, "guidance must show"
     for result in actual:
         torch.testing.assert_close(result, expected, rtol=0, atol=1e-5)
-    error = max((result - expected).abs().max().item() for result in actual)
-    pytestconfig.stash[TABLE].setdefault(name, {})[subject.small.name] = f"equal ({error:.0e})"
+    cells = pytestconfig.stash[TABLE].setdefault(name, {})
+    cells[subject.small.name] = max(cells.get(subject.small.name, 0.0), *((result - expected).abs().max().item() for result in actual))
 
 
 TABLE = pytest.StashKey()
@@ -164,12 +187,17 @@ def table(found):
     names = [subject.small.name for subject in SUBJECTS.values()]
     lines = [
         "Each pair on the real host with small models: the picture with both equals the paper's equation applied by hand to the graph",
-        "with the other node alone, with the other node before guidance and after it; in brackets the largest difference seen, in fp32.",
+        "with the other node alone, with the other node before guidance and after it, by an encoded and by a learned direction; in brackets",
+        "the largest difference seen, in fp32.",
         "Made by `python3 tools/test.py tests/test_matrix.py --matrix docs/composition.md`.", "",
         f"| beside | {' | '.join(names)} |", "| --- " * (len(names) + 1) + "|",
     ]
-    lines += [f"| {name} | {' | '.join(cells.get(subject, '') for subject in names)} |" for name, cells in found.items()]
+    lines += [f"| {name} | {' | '.join(_shown(cells.get(subject, '')) for subject in names)} |" for name, cells in found.items()]
     return "\n".join(lines) + "\n"
+
+
+def _shown(cell):
+    return cell if isinstance(cell, str) else f"equal ({cell:.0e})"
 
 
 # Other nodes and packs: (subject) -> (model) -> patched model, or a reason why there is no such pair.
@@ -481,7 +509,5 @@ def test_two_guidances(pytestconfig, subject, model, order):
     for seed, w in [(10, 2.0), (20, -1.5)][::order]:
         made = guided(subject, made, seed=seed, w=w)
     options = dict(cfg=2.0, steps=4)
-    expected = subject.small.sample(
-        equation(subject, model, "opposed", replace(term(subject.small, start=1, rows="opposed"), seed=20, w=-1.5)), **options
-    )
+    expected = subject.small.sample(equation(subject, model, "opposed", subject.term(20, rows="opposed", w=-1.5)), **options)
     assert_pair(pytestconfig, subject, "a second guidance", subject.small.sample(model, **options), expected, subject.small.sample(made, **options))

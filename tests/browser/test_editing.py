@@ -168,7 +168,7 @@ def test_nodes_found_dropped_wired_and_run_make_a_guided_picture(editor, client)
     wire(editor, node_of(editor, "EncodeGuidanceDirection"), "direction", node, "direction")
     wire(editor, node_of(editor, "GuidanceLayerSchedule"), "schedule", node, "schedule")
     wire(editor, node, "model", node_of(editor, "KSampler", "Sample guided"), "model")
-    assert "depth assumed until a run" in editor.page.locator(BARS).inner_text()
+    assert "layer count assumed until the first run" in editor.page.locator(BARS).inner_text()
     outputs = run(editor, client)
     plain, guided = (
         client.request("/view?" + "&".join(f"{key}={value}" for key, value in outputs[str(node_of(editor, "SaveImage", name))]["images"][0].items()))
@@ -196,7 +196,7 @@ def test_a_value_that_comes_over_a_link_is_drawn_after_the_run(editor, client):
         }""",
         [start, node_of(editor, "GuidanceLayerSchedule")],
     )
-    editor.page.wait_for_function(f"document.querySelector('{BARS}').innerText.includes('start_layer: known after a run')")
+    editor.page.wait_for_function(f"document.querySelector('{BARS}').innerText.includes('start_layer: value comes from a link')")
     run(editor, client)
     editor.page.wait_for_function(f"document.querySelector('{BARS}').innerText.includes('5 of 12 layers guided')")
 

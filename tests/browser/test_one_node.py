@@ -46,7 +46,7 @@ def test_a_newcomer_finds_the_node_sees_its_words_and_chooses_others(editor, ren
     choose(editor, rendering, node, "counting")
     see(editor, "needs a subject, e.g. three apples", "Very simple, no details at all")
     choose(editor, rendering, node, "custom")
-    see(editor, "what is wanted, in a few words", "what is not wanted, in the same manner")
+    see(editor, "what you want, in a few words", "what you do not want, worded the same way")
     inputs = editor.prompt()[str(node)]["inputs"]
     assert inputs == {"preset": "custom", "strength": 1, "subject": "", "positive": "", "negative": ""}
 
