@@ -230,7 +230,8 @@ def test_a_picture_of_nan_is_told_by_each_node(schnell, told, number):
     sample(losing(number)(scaled(apply(schnell, direction(), w=W))))
     for (warns, text), knob in zip(told(), ("scale", "w"), strict=True):  # what was put on last is told first
         assert warns and text.startswith(
-            f"What was sampled is NaN or infinite, and the picture is lost. Lower {knob}; if it is so without this node too, the cause is another. (FLUX"
+            f"What was sampled is NaN or infinite, and the picture is lost. Lower {knob}; if it is so without this node too, the cause is "
+            "another. (FLUX"
         )
     sample(losing(number)(apply(schnell, direction(), w=0.0)))
     [(warns, text)] = told()
