@@ -1,7 +1,9 @@
 """After a run the node itself says what was done, in both renderings of the editor."""
 
+import itertools
 import json
 
+from test_workflows import LAYOUT, overlap
 from tools.templates import graph_of
 
 FIRST_STEPS = graph_of("first_steps_small_world")
@@ -46,6 +48,9 @@ def test_the_node_says_what_was_done_after_a_run(editor, rendering):
         editor.page.wait_for_timeout(1500)  # newer editors take it away as the run ends
         has_told(editor, "ApplyModulationGuidance", part)
         editor.page.evaluate("app.canvas.centerOnNode(app.graph.nodes.find(({ type }) => type === 'ApplyModulationGuidance'))")
+        boxes = editor.page.evaluate(LAYOUT)["boxes"]
+        over = [(one["name"], other["name"]) for one, other in itertools.combinations(boxes, 2) if overlap(one, other)]
+        assert not over, "what came with the run has its place"
         shown = editor.page.get_by_text(part).first
         shown.wait_for()
         assert shown.bounding_box()["height"] > 10
