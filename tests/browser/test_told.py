@@ -16,7 +16,7 @@ def has_told(editor, node_type, part):
     editor.page.wait_for_function(
         "([type, name, part]) => app.graph.nodes.find((node) => node.type === type).widgets.find((each) => each.name === name)?.value?.includes(part)",
         arg=[node_type, TEXT, part],
-        timeout=60_000,
+        timeout=180_000,
     )
 
 
