@@ -126,7 +126,7 @@ def growth(repeats):
 
 
 def telling(repeats):
-    """Milliseconds a step that telling adds to guided samplings of 20 steps: with a teller against without, turn about, each pair by itself.
+    """Milliseconds of CPU time a step that telling adds to guided samplings of 20 steps: with a teller against without, pair by pair.
 
     On FLUX.1's 57 layers with blocks so small (hidden 128) that it shows.
     """
@@ -145,9 +145,9 @@ def telling(repeats):
         noise = torch.randn(inputs["x"].shape)
 
         def seconds(variant):
-            started = time.perf_counter()
+            started = time.process_time()  # what else the machine does is not in it
             comfy.sample.sample(variant, noise, steps, 1.0, "euler", "simple", prompt, prompt, torch.zeros_like(noise), disable_pbar=True)
-            return time.perf_counter() - started
+            return time.process_time() - started
 
         seconds(told), seconds(untold)
         pairs = []

@@ -213,8 +213,9 @@ def test_the_host_offers_the_blueprints(client):
     for number, entry in offered:
         assert entry["info"]["node_pack"] == "custom_nodes.ComfyUI-Modulation-Guidance"
         data = json.loads(client.get(f"/global_subgraphs/{number}")["data"])
-        (subgraph,) = data["definitions"]["subgraphs"]
-        assert [each["type"] for each in subgraph["inputs"]] == [each["type"] for each in subgraph["outputs"]] == ["MODEL"]
+        (node,) = data["nodes"]
+        sockets = [given["type"] for given in node["inputs"] if "widget" not in given]
+        assert sockets == [given["type"] for given in node["outputs"]] == ["MODEL"]
 
 
 @pytest.mark.parametrize(

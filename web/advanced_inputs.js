@@ -13,8 +13,9 @@ app.registerExtension({
     const { computeSize, getLayoutWidgets, toggleAdvanced } = nodeType.prototype
     Object.assign(nodeType.prototype, {
       computeSize(...args) {
-        const [width, height] = computeSize.apply(this, args)
-        return [width, height - foldedRows(this) * LiteGraph.NODE_SLOT_HEIGHT]
+        const size = computeSize.apply(this, args)
+        size[1] -= foldedRows(this) * LiteGraph.NODE_SLOT_HEIGHT
+        return size
       },
       // The editor's own leaves room for what is folded away.
       getLayoutWidgets() {
