@@ -2,12 +2,11 @@
 
 import importlib
 import math
+from dataclasses import replace
 
 import comfy.sd
 import flux
 import nodes
-from dataclasses import replace
-
 import pytest
 import torch
 from benchmarks.in_process import node
@@ -24,7 +23,7 @@ PACK = nodes.NODE_CLASS_MAPPINGS["ScaleTextVariance"].__module__.rpartition(".no
 variance = importlib.import_module(f"{PACK}.model_patches.variance")
 
 FAMILIES = (
-    FluxSmall, SD35_MEDIUM, HIDREAM_I1, TEXT_TO_VIDEO, QWEN_IMAGE, MOCHI, FLUX2, CHROMA, HUNYUAN_VIDEO15, replace(AURAFLOW, output_scale=0.2),
+    FluxSmall, SD35_MEDIUM, HIDREAM_I1, TEXT_TO_VIDEO, QWEN_IMAGE, MOCHI, FLUX2, CHROMA, HUNYUAN_VIDEO15, replace(AURAFLOW, output_scale=1.0),
 )
 
 
