@@ -34,11 +34,17 @@ def load_host(gpu=None):
 
 
 def node(name, /, **inputs):
-    """The outputs of a node of ours or of the host, called with what the graph would give it."""
+    """The outputs of a node of ours or of the host, called with what the graph would give it, its defaults for the rest."""
     import nodes
 
     cls = nodes.NODE_CLASS_MAPPINGS[name]
     if hasattr(cls, "define_schema"):
-        outputs = cls.execute(**inputs)
+        outputs = cls.execute(**_defaults(cls) | inputs)
         return getattr(outputs, "args", outputs)
     return getattr(cls(), cls.FUNCTION)(**inputs)
+
+
+def _defaults(cls):
+    """Of the inputs that the editor shows with a value, and that a prompt cannot leave out."""
+    inputs = [each for each in cls.GET_SCHEMA().inputs if not each.optional]
+    return {each.id: each.default for each in inputs if getattr(each, "default", None) is not None}

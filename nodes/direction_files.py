@@ -81,7 +81,7 @@ class SaveGuidanceDirection(io.ComfyNode):
 
     @classmethod
     @override
-    def execute(cls, direction, filename_prefix=f"{FOLDER}/direction") -> io.NodeOutput:
+    def execute(cls, direction, filename_prefix) -> io.NodeOutput:
         check_sockets(cls, direction=direction)
         save_numbered(_SAVE, filename_prefix, lambda path: direction_files.save(direction, path, replace=False), FOLDER)
         return io.NodeOutput()

@@ -113,7 +113,7 @@ class CombineGuidanceDirections(io.ComfyNode):
 
     @classmethod
     @override
-    def execute(cls, directions, weights="") -> io.NodeOutput:
+    def execute(cls, directions, weights) -> io.NodeOutput:
         check_sockets(cls, **directions)
         connected = [directions[name] for name in sorted(directions, key=lambda name: int(name.removeprefix("direction")))]
         return io.NodeOutput(combine(connected, _weights(weights, directions)))
@@ -171,7 +171,7 @@ class GuidancePreset(io.ComfyNode):
 
     @classmethod
     @override
-    def execute(cls, preset, subject="") -> io.NodeOutput:
+    def execute(cls, preset, subject) -> io.NodeOutput:
         positive = positive_of(preset, subject, _PRESET)
         settings = preset_named(preset, _PRESET)
         return io.NodeOutput(positive, settings["negative"], float(settings["w"]), settings["start_layer"], schedule_of(settings))

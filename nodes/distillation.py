@@ -116,8 +116,8 @@ class DistillPooledProjection(io.ComfyNode):
     @classmethod
     @override
     def execute(
-        cls, model, clip, prompts, steps=1000, batch_size=1, learning_rate=2e-5, width=1024, height=1024, seed=0, pooling="clip",
-        injection="time embedding", pooled_clip=None, projection=None, prompts_file="", accumulation=1, checkpointing=True, frames=1,
+        cls, model, clip, prompts, steps, batch_size, learning_rate, width, height, seed, pooling, injection, pooled_clip=None,
+        projection=None, prompts_file="", accumulation=1, checkpointing=True, frames=1,
         data="samples", samples_per_prompt=2, sample_steps=8, cfg=1.0, pairs=4, cache=4.0, precision="auto",
     ) -> io.NodeOutput:
         check_clip(NAME, clip)

@@ -68,7 +68,7 @@ class InspectGuidance(io.ComfyNode):
 
     @classmethod
     @override
-    def execute(cls, model, directions, labels="", w=3.0, schedule=None, projection=None) -> io.NodeOutput:
+    def execute(cls, model, directions, labels, w, schedule=None, projection=None) -> io.NodeOutput:
         check_sockets(cls, model=model, schedule=schedule, projection=projection, **directions)
         connected = [directions[name] for name in _in_order(directions)]
         labels = _labels(labels, directions)

@@ -99,7 +99,7 @@ class ModulationGuidance(io.ComfyNode):
 
     @classmethod
     @override
-    def execute(cls, model, clip, preset, strength=1.0, subject="", positive="", negative="", projection=None) -> io.NodeOutput:
+    def execute(cls, model, clip, preset, strength, subject, positive, negative, projection=None) -> io.NodeOutput:
         check_sockets(cls, model=model, projection=projection)
         _check_strength(strength)
         positive, negative = _words(preset, subject, positive, negative)

@@ -86,7 +86,7 @@ class SavePooledProjection(io.ComfyNode):
 
     @classmethod
     @override
-    def execute(cls, projection, filename_prefix=f"{FOLDER}/projection") -> io.NodeOutput:
+    def execute(cls, projection, filename_prefix) -> io.NodeOutput:
         check_sockets(cls, projection=projection)
         save_numbered(_SAVE, filename_prefix, lambda path: formats.save(projection, path, replace=False), FOLDER)
         return io.NodeOutput()

@@ -72,7 +72,7 @@ class GuidanceLayerSchedule(io.ComfyNode):
 
     @classmethod
     @override
-    def execute(cls, start_layer=5, end_layer=-1, taper_layers=0, taper_scale=0.25, final_layer=0.0) -> io.NodeOutput:
+    def execute(cls, start_layer, end_layer, taper_layers, taper_scale, final_layer) -> io.NodeOutput:
         return _drawn(
             RangeSchedule(start_layer, end_layer, taper_layers, taper_scale, final_layer),
             start_layer=start_layer, end_layer=end_layer, taper_layers=taper_layers, taper_scale=taper_scale, final_layer=final_layer,
@@ -102,7 +102,7 @@ class GuidanceLayerScheduleCurve(io.ComfyNode):
 
     @classmethod
     @override
-    def execute(cls, curve, final_layer=0.0) -> io.NodeOutput:
+    def execute(cls, curve, final_layer) -> io.NodeOutput:
         curve = _curve(curve)
         return _drawn(CurveSchedule(curve.interp, final_layer), final_layer=final_layer)
 
@@ -135,7 +135,7 @@ class GuidanceLayerScheduleText(io.ComfyNode):
 
     @classmethod
     @override
-    def execute(cls, layers, final_layer=0.0) -> io.NodeOutput:
+    def execute(cls, layers, final_layer) -> io.NodeOutput:
         return _drawn(TextSchedule(parse_ranges(layers), final_layer), layers=layers, final_layer=final_layer)
 
 

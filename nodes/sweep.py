@@ -77,8 +77,8 @@ class SweepModulationGuidance(io.ComfyNode):
     @classmethod
     @override
     def execute(
-        cls, model, direction, w_values="0, 1.5, 3, 6", start_layers="0, 5, 10", start_percent=0.0, end_percent=1.0, cfg_rows="auto",
-        keep_norm=False, schedule=None, projection=None, base_positive=None, base_negative=None,
+        cls, model, direction, w_values, start_layers, start_percent, end_percent, cfg_rows, keep_norm, schedule=None, projection=None,
+        base_positive=None, base_negative=None,
     ) -> io.NodeOutput:
         check_sockets(
             cls, model=model, direction=direction, schedule=schedule, projection=projection, base_positive=base_positive,

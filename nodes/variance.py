@@ -23,8 +23,8 @@ class ScaleTextVariance(io.ComfyNode):
             display_name="Scale Text Variance",
             category=CATEGORY,
             description="Meant to bring out rare concepts: spreads the text tokens further from their mean before each block where text "
-            "and image attend to each other. For FLUX.1, FLUX.2, Chroma, SD3 / SD3.5, HiDream, HunyuanVideo (1.5 too), Qwen-Image and "
-            "Mochi. Can be combined with Apply Modulation Guidance; used twice, the scales multiply.",
+            "and image attend to each other. For FLUX.1, FLUX.2, Chroma, SD3 / SD3.5, HiDream, HunyuanVideo (1.5 too), Qwen-Image, "
+            "AuraFlow and Mochi. Can be combined with Apply Modulation Guidance; used twice, the scales multiply.",
             search_aliases=["rare concepts", "text variance", "variance scale-up", "prompt strength", "unusual combinations", "modulation guidance"],
             inputs=[
                 io.Model.Input("model", lazy=True, tooltip="A diffusion transformer with joint attention (MM-DiT)."),
@@ -85,8 +85,8 @@ class ScaleTextVariance(io.ComfyNode):
     @classmethod
     @override
     def execute(
-        cls, model, scale=1.5, start_percent=0.0, end_percent=1.0, schedule=None, tokens="prompt", clip=None, prompt=None,
-        negative_prompt=None, prompts=None,
+        cls, model, scale, start_percent, end_percent, schedule=None, tokens="prompt", clip=None, prompt=None, negative_prompt=None,
+        prompts=None,
     ) -> io.NodeOutput:
         check_sockets(cls, model=model, schedule=schedule, clip=clip)
         texts = _texts(tokens, clip, prompt, negative_prompt, prompts or {})

@@ -2,6 +2,7 @@
 
 import asyncio
 import importlib
+from inspect import Parameter, signature
 
 import comfyui_version
 import nodes as host_nodes
@@ -50,6 +51,21 @@ OURS = {
     ),
     "GuidanceGrid": (["images", "labels", "title"], ["image"]),
 }
+
+
+@pytest.mark.parametrize("node_id", OURS)
+def test_a_default_stands_once(node_id):
+    """In the schema; in execute where a prompt may leave the input out, and then the same."""
+    cls = host_nodes.NODE_CLASS_MAPPINGS[node_id]
+    taken = signature(cls.execute).parameters
+    for given in cls.GET_SCHEMA().inputs:
+        if given.id not in taken:  # among the settings that are handed on as they come
+            continue
+        default, said = taken[given.id].default, getattr(given, "default", None)
+        if not given.optional:
+            assert default is Parameter.empty, f"{given.id} = {default} in execute"
+        elif said is not None:
+            assert default == ((said,) if cls.GET_SCHEMA().is_input_list else said), given.id
 
 
 @pytest.mark.parametrize("node_id", OURS)

@@ -30,6 +30,25 @@ def assert_holds(projection, tensors):
         assert projection.weights[name].dtype == tensor.dtype and torch.equal(projection.weights[name], tensor), name
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="Linux tells which files a process holds")
+@pytest.mark.parametrize("name", ["max_pool.safetensors", "max_pool.pt"])
+def test_a_loaded_file_is_not_held(tmp_path, name):
+    """Windows replaces no file that is open or mapped, as when a run goes on from a projection in its own folder."""
+    path = write(tmp_path / name, form_b())
+    projection = loaded(path)
+    held = [os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")]
+    with open("/proc/self/maps", encoding="utf-8") as maps:
+        assert str(path) not in held and str(path) not in maps.read()
+    assert projection.weights
+
+
+def test_a_network_needs_no_casting_on_the_device(tmp_path):
+    """DirectML cannot cast bf16: the weights are moved there in fp32."""
+    tensors = {name: tensor.bfloat16() for name, tensor in form_b().items()}
+    moved = loaded(write(tmp_path / "half.safetensors", tensors)).patcher.model
+    assert {tensor.dtype for tensor in moved.state_dict().values()} == {torch.float32}
+
+
 @pytest.mark.parametrize("name, tensors, pooling, injection", [
     ("cosmos.pt", form_a(), "clip", "adaln lora"),
     ("cosmos.bin", {name: tensor.half() for name, tensor in form_a().items()}, "clip", "adaln lora"),

@@ -137,6 +137,53 @@ def centers(image, color, width, height):
     return [(x + width // 2, y + height // 2) for y, x in squares.nonzero().tolist()]
 
 
+def changed(image, other):
+    """(left, top, right, bottom) of the pixels in which two pictures differ."""
+    rows, columns = (image != other).any(dim=-1)[0].nonzero().unbind(dim=1)
+    return columns.min().item(), rows.min().item(), columns.max().item(), rows.max().item()
+
+
+COLORS = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (1.0, 1.0, 0.0), (0.0, 1.0, 1.0), (1.0, 0.0, 1.0))
+
+
+@pytest.fixture(scope="module")
+def six():
+    """(a label for each, pictures, where their centers are) of a grid of three w and two start layers."""
+    labels = [f"w {w}, start {start}" for start in (1, 4) for w in (2, 3, 5)]
+    pictures = [plain(color) for color in COLORS]
+    image = grid(pictures, labels)
+    return labels, pictures, [center for color in COLORS for center in centers(image, color, 320, 240)]
+
+
+@pytest.mark.parametrize("column, w", [*enumerate((2, 3, 5))])
+def test_a_label_stands_over_its_own_column(six, column, w):
+    labels, pictures, places = six
+    left, top, right, bottom = changed(grid(pictures, labels), grid(pictures, [label.replace(f"w {w},", "w 8,") for label in labels]))
+    x, y = places[column]
+    assert x - 40 < left < right < x + 40, "in the middle over the column"
+    assert y - 120 - 40 < top < bottom < y - 120, "directly over its first picture"
+
+
+@pytest.mark.parametrize("row, start", [*enumerate((1, 4))])
+def test_a_start_layer_stands_beside_its_own_row(six, row, start):
+    labels, pictures, places = six
+    left, top, right, bottom = changed(grid(pictures, labels), grid(pictures, [label.replace(f"start {start}", "start 8") for label in labels]))
+    x, y = places[3 * row]
+    assert x - 160 - 40 < left < right < x - 160, "left of its first picture"
+    assert y - 20 < top < bottom < y + 20, "in the middle beside the row"
+
+
+@pytest.mark.parametrize("which", range(4))
+def test_a_caption_stands_below_its_own_picture(which):
+    captions, pictures = ["one", "two", "six", "ten"], [plain(color) for color in COLORS[:4]]
+    image = grid(pictures, captions)
+    [(x, y)] = centers(image, COLORS[which], 320, 240)
+    other = grid(pictures, [*captions[:which], "new", *captions[which + 1:]])
+    left, top, right, bottom = changed(image, other)
+    assert x - 40 < left < right < x + 40, "in the middle below the picture"
+    assert y + 120 <= top < bottom < y + 120 + 40, "directly below the picture"
+
+
 def test_w_goes_across_and_start_layers_down():
     image = grid(
         [plain(GREY), plain(RED), plain(GREEN), plain(BLUE)], ["w 0", "w 2, start 0", "w 2, start 5", "w 4, start 5"], "A wolf"

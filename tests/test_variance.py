@@ -1,6 +1,7 @@
 """Scaled text tokens equal z~ = alpha (z - mean(z)) + mean(z), written before each block of a second load of the model."""
 
 import importlib
+from dataclasses import replace
 
 import comfy.sd
 import flux
@@ -8,7 +9,7 @@ import nodes
 import pytest
 import torch
 from benchmarks.in_process import node
-from blind_families import CHROMA, FLUX2, HUNYUAN_VIDEO15, QWEN_IMAGE
+from blind_families import AURAFLOW, CHROMA, FLUX2, HUNYUAN_VIDEO15, QWEN_IMAGE
 from families.hidream import HIDREAM_I1
 from families.hunyuan_video import REPLACE, TEXT_TO_VIDEO
 from families.kandinsky5 import KANDINSKY5_VIDEO
@@ -20,7 +21,9 @@ from torch._dynamo.utils import counters
 PACK = nodes.NODE_CLASS_MAPPINGS["ScaleTextVariance"].__module__.rpartition(".nodes.")[0]
 variance = importlib.import_module(f"{PACK}.model_patches.variance")
 
-FAMILIES = (FluxSmall, SD35_MEDIUM, HIDREAM_I1, TEXT_TO_VIDEO, QWEN_IMAGE, MOCHI, FLUX2, CHROMA, HUNYUAN_VIDEO15)
+FAMILIES = (
+    FluxSmall, SD35_MEDIUM, HIDREAM_I1, TEXT_TO_VIDEO, QWEN_IMAGE, MOCHI, FLUX2, CHROMA, HUNYUAN_VIDEO15, replace(AURAFLOW, output_scale=1.0),
+)
 
 
 @pytest.fixture(scope="module", params=FAMILIES, ids=lambda small: small.name)
@@ -42,6 +45,7 @@ def plain(small, model):
 PROMPTS = {
     "Mochi": lambda kwargs: kwargs["attention_mask"].bool(),
     "FLUX.2": lambda kwargs: (torch.arange(512) >= 512 - 7).expand(len(kwargs["context"]), -1),
+    "AuraFlow": lambda kwargs: (torch.arange(8 + 7) >= 8).expand(len(kwargs["context"]), -1),
 }
 
 
@@ -51,8 +55,9 @@ def test_by_default_every_joint_block_is_scaled(small, model):
     assert_equal_and_moved(actual, expected, small.sample(model, batch=2))
 
 
-# How many text tokens there are in blocks of mixed streams; the host pads FLUX.2's to 512, zeros before.
-TOKENS = {"FLUX.1": 8, "HiDream-I1": 6 + 5 + 5, "HunyuanVideo": 8, "FLUX.2": 512, "Chroma": 7, "HunyuanVideo 1.5": 7}
+# How many text tokens there are in blocks of mixed streams; the host pads FLUX.2's to 512, zeros before; 8 of
+# AuraFlow's are the model's own.
+TOKENS = {"FLUX.1": 8, "HiDream-I1": 6 + 5 + 5, "HunyuanVideo": 8, "FLUX.2": 512, "Chroma": 7, "HunyuanVideo 1.5": 7, "AuraFlow": 8 + 7}
 
 
 def test_a_schedule_weighs_the_scale_and_names_blocks_of_mixed_streams(small, model, plain):
