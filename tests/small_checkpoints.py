@@ -12,6 +12,7 @@ from comfy.ldm.hidream.model import HiDreamImageTransformer2DModel
 from comfy.ldm.hunyuan_video.model import HunyuanVideo
 from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper
 from comfy.ldm.wan.vae import WanVAE
+from learned import file_of, shifts
 from safetensors.torch import load_file, save_file
 from server_nodes.load_small_model import COSMOS, HIDREAM, small_adapter
 
@@ -26,6 +27,7 @@ SMALL_FOR = {  # the file of a workflow -> the small one that takes its place
     "hunyuan_video_t2v_720p_bf16.safetensors": "small_hunyuan_video.safetensors",
     "hunyuan_video_vae_bf16.safetensors": "small_video_vae.safetensors",
     "flux1-dev-kontext_fp8_scaled.safetensors": DIFFUSION_MODEL,
+    "flux1-schnell.safetensors": DIFFUSION_MODEL,
     "ae.safetensors": VAE,
     "clip_l.safetensors": TEXT_ENCODER,
     "anima-base-v1.0.safetensors": "small_anima.safetensors",
@@ -65,11 +67,15 @@ def write_small_checkpoints(folder):
         "pooled_projections/small_max_pool": _max_pool(),
         "diffusion_models/small_hunyuan_video": _random_weights(_hunyuan_video()),
         "vae/small_video_vae": _random_weights(_video_vae()),
+        # As the workflows name them.
+        "guidance_directions/flux_detail_00001_": file_of(shifts(12, 128), "FLUX.1"),
+        "guidance_directions/wan_detail_00001_": file_of(shifts(7, 128), "Wan"),
     }
     for path, tensors in files.items():
         path = Path(folder, f"{path}.safetensors")
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, path)
+        tensors, metadata = tensors if isinstance(tensors, tuple) else (tensors, None)
+        save_file(tensors, path, metadata)
     torch.save(_clip_scales(), Path(folder, "pooled_projections", "small_clip_scales.pt"))
 
 

@@ -1,4 +1,4 @@
-"""The workflow that distills a projection, on the real server over HTTP, with the small world's text-blind model."""
+"""The workflows that distill a projection and learn a direction, on the real server over HTTP, with the small world's text-blind model."""
 
 import io
 import json
@@ -20,7 +20,7 @@ from tools.small_models import write_small_models  # noqa: E402
 from tools.templates import graph_of  # noqa: E402
 
 pytestmark = needs_distilling
-NAME = "distill_a_projection"
+NAME, LEARN = "distill_a_projection", "learn_a_direction"
 PROMPTS = "a red circle\ntwo blue squares, highly detailed\nflat and simple"
 
 
@@ -33,9 +33,9 @@ def server(tmp_path_factory):
         yield Client(url), output
 
 
-def workflow(**settings):
-    prompt = json.loads((CHECKOUT / "workflows" / "api" / f"{NAME}.json").read_text(encoding="utf-8"))
-    (distill,) = (node for node in prompt.values() if node["class_type"] == "DistillPooledProjection")
+def workflow(name=NAME, **settings):
+    prompt = json.loads((CHECKOUT / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
+    (distill,) = (node for node in prompt.values() if node["class_type"].startswith("Distill"))
     distill["inputs"].update(prompts=PROMPTS, batch_size=2, sample_steps=1, **settings)
     for node in prompt.values():
         if node["class_type"] == "KSampler":
@@ -64,6 +64,23 @@ def test_a_projection_is_made_plotted_saved_and_guides(server):
     assert json.loads(saved(output)["record"])["runs"][0]["steps"] == 4
 
 
+def test_a_direction_is_learned_plotted_saved_listed_loaded_and_guides(server):
+    client, output = server
+    prompt = workflow(LEARN, steps=4, learning_rate=0.05)
+    made = pictures(client, prompt)
+    assert {"Plain", "Guided", "Loss"} <= set(made) and (made["Plain"] != made["Guided"]).any()
+    name = "small_world_wan_detail_00001_.safetensors"
+    with safe_open(output / "guidance_directions" / name, framework="pt") as file:
+        [one] = json.loads(file.metadata()["learned"])
+    assert (one["family"], one["layers"], one["positive"]) == ("Wan", 7, "highly detailed") and one["record"]["runs"][0]["strength"] > 0
+    assert name in client.choices("LoadGuidanceDirection", "direction_name")
+    (distill,) = (number for number, node in prompt.items() if node["class_type"] == "DistillGuidanceDirection")
+    loading = {number: node for number, node in prompt.items() if node["class_type"] not in ("LossGraphNode", "SaveGuidanceDirection")}
+    loading[distill] = {"class_type": "LoadGuidanceDirection", "inputs": {"direction_name": name}, "_meta": {"title": "Load"}}
+    again = pictures(client, loading)
+    assert (again["Plain"] == made["Plain"]).all() and (again["Guided"] == made["Guided"]).all()
+
+
 def test_an_untrained_projection_gives_the_plain_picture(server):
     client, _ = server
     prompt = workflow(steps=0)
@@ -85,9 +102,10 @@ def test_an_interrupt_keeps_what_was_learned_and_the_graph_runs_on(server):
     assert 3 <= steps < 5000
 
 
-def test_the_api_form_is_the_graph():
-    graph = json.loads(graph_of(NAME).read_text(encoding="utf-8"))
-    prompt = json.loads((CHECKOUT / "workflows" / "api" / f"{NAME}.json").read_text(encoding="utf-8"))
+@pytest.mark.parametrize("name", [NAME, LEARN])
+def test_the_api_form_is_the_graph(name):
+    graph = json.loads(graph_of(name).read_text(encoding="utf-8"))
+    prompt = json.loads((CHECKOUT / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
     inputs = {node["id"]: node["inputs"] for node in graph["nodes"]}
     links = {
         (str(target), inputs[target][slot]["name"]): [str(source), source_slot] for _, source, source_slot, target, slot, _ in graph["links"]

@@ -3,7 +3,7 @@
 import importlib
 import sys
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import comfy.model_management
@@ -17,7 +17,7 @@ from flux import apply, conditioning, direction, flux, node, schedule
 from flux import sample as sample_flux
 from learned import learned as direction_of
 from test_distillation import plain_rms_rope, plain_rope
-from test_distillation_models import EVERY
+from test_distillation_models import EVERY, quantized
 
 import families
 
@@ -58,15 +58,23 @@ FLUX = SmallFlux()
 
 
 class SmallWorld:
-    """The small world's Wan-shaped model, which has learned what words mean."""
+    """The small world's Wan-shaped model, which has learned what words mean, and a text encoder that remembers."""
 
     name, latent = "Wan", (16, 1, 10, 10)
 
     def load(self):
-        return node("ModelSamplingSD3", model=comfy.sd.load_diffusion_model(str(self.files[1])), shift=1.0)[0]
+        model = comfy.sd.load_diffusion_model(str(self.files[1]), model_options={"dtype": torch.float32})
+        return node("ModelSamplingSD3", model=model, shift=1.0)[0]
+
+    def tokenize(self, text):
+        return text
+
+    @cache
+    def encode_from_tokens_scheduled(self, text):
+        return self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
 
     @cached_property
-    def encoder(self):
+    def clip(self):
         return comfy.sd.load_clip([str(self.files[-1])], clip_type=comfy.sd.CLIPType.SD3)
 
     @cached_property
@@ -79,7 +87,7 @@ SMALL_WORLD = SmallWorld()
 
 def encoder_of(small):
     if small is SMALL_WORLD:
-        return small.encoder
+        return small
     return FluxText() if small is FLUX else TextOf(small)
 
 
@@ -177,7 +185,7 @@ def followed_by_autograd():
 
 
 def in_the_equation(small, run, course, batch, second, delta):
-    """(teacher, student, plain) predictions for a batch, from texts and delta (L, D) alone."""
+    """(teacher, student, plain) predictions for a batch, from texts and delta (L, D) alone; the words are WORDS."""
     encoder = encoder_of(small)
     signs, numbers = run.teaching.rows(course, batch)
     texts = [run.prompts if course is run.course else run.held_out] * len(numbers)
@@ -231,10 +239,10 @@ def moved_in_the_equation(small, run, delta):
 
 
 @contextmanager
-def taught(small, prompts=MORE, words=WORDS, **changes):
+def taught(small, prompts=MORE, **changes):
     """A run that has taken its steps, and is still running."""
     with with_gradients():
-        one = training(small, prompts, words, **changes)
+        one = training(small, prompts, **changes)
         assert len(one.held_out) == 2 and not {*one.held_out} & {*one.prompts} and {*one.held_out, *one.prompts} == {*prompts}
         one.prepare()
         with one.running():
@@ -247,8 +255,7 @@ def of_the_small_world(**changes):
     """A run of some seconds on a model that words mean something to."""
     shapes, colors = ("circle", "square", "cross", "triangle"), ("red", "blue", "green", "yellow")
     prompts = [f"a {color} {shape}" for color in colors for shape in shapes]
-    words = "highly detailed", "very simple, no details at all"
-    return taught(SMALL_WORLD, prompts, words, **dict(steps=16, batch_size=8, learning_rate=2e-2, cfg=6.0, pairs=4) | changes)
+    return taught(SMALL_WORLD, prompts, **dict(steps=16, batch_size=8, learning_rate=2e-2, cfg=6.0, pairs=4) | changes)
 
 
 def test_w_1_is_as_strong_as_the_words_on_prompts_set_aside():
@@ -258,7 +265,7 @@ def test_w_1_is_as_strong_as_the_words_on_prompts_set_aside():
         far, alike = moved_in_the_equation(SMALL_WORLD, one, made)
     assert far == pytest.approx(1, abs=0.05) and one.strength.scaled > 1.2, "as it was learned it is weaker"
     torch.testing.assert_close(made, one.strength.scaled * one.network.shifts.detach())
-    assert one.strength[:2] == (pytest.approx(far, rel=0.02), pytest.approx(alike, rel=0.02)), "the model computes in bf16"
+    assert one.strength[:2] == (pytest.approx(far, rel=1e-3), pytest.approx(alike, rel=1e-3))
     assert said == (
         f"w 1 is {one.strength.far:.2f} times as strong as the words, on 2 prompts (alike by {one.strength.alike:.2f}; scaled by "
         f"{one.strength.scaled:.2f})."
@@ -269,10 +276,10 @@ def test_w_1_is_as_strong_as_the_words_on_prompts_set_aside():
 
 
 def test_it_is_scaled_no_further_than_is_safe():
-    with of_the_small_world(learning_rate=5e-4) as one:
+    with of_the_small_world(learning_rate=1e-3) as one:
         said = one.measure()
         far, _ = moved_in_the_equation(SMALL_WORLD, one, shifts(one.result()))
-    assert one.strength.scaled == 4 and one.strength.far == pytest.approx(far, rel=0.02) and far < 0.9
+    assert one.strength.scaled == 4 and one.strength.far == pytest.approx(far, rel=1e-3) and far < 0.97
     assert said.endswith(f"It was scaled as far as is safe; w {1 / one.strength.far:.1f} is about as strong as they are.")
 
 
@@ -284,8 +291,17 @@ def test_what_goes_another_way_than_the_words_is_not_scaled(small):
         far, alike = moved_in_the_equation(small, one, shifts(one.result()))
         assert torch.equal(shifts(one.result()), one.network.shifts.detach())
     assert one.strength == (pytest.approx(far, rel=1e-3), pytest.approx(alike, abs=1e-3), 1) and far > 0.01 and alike < 0.3
-    assert f"and goes another way than they do (alike by {one.strength.alike:.2f})" in said and "Learn longer" in said
+    assert said.endswith(f"on 2 prompts, and goes another way (alike by {one.strength.alike:.2f}): learn longer.")
     assert record(one.result())[0]["strength"] == one.strength.far
+
+
+def test_what_cannot_be_measured_is_said():
+    with taught(WAN, steps=1) as one:
+        before = shifts(one.result())
+        with torch.no_grad():
+            one.diffusion_model.head.head.weight.fill_(torch.inf)
+        assert one.measure() == "What w 1 means could not be measured: this model's predictions are not finite."
+        assert torch.equal(shifts(one.result()), before) and "strength" not in record(one.result())[0]
 
 
 # What it learns.
@@ -310,6 +326,19 @@ def test_every_family_learns_recomputed_or_not_and_stays_what_it_was(small):
     assert kept.losses == pytest.approx(recomputed.losses, rel=1e-4)
     assert torch.equal(small.sample(model), plain)
     assert not torch.equal(small.sample(apply(model, kept.direction, w=1.0)), plain)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("load", [lambda small: small.load(torch.bfloat16), quantized], ids=["bf16", "fp8"])
+def test_weights_of_few_bits_teach_nearly_what_those_of_fp32_do(load, checkpointing):
+    model = load(WAN)
+    weights = {name: tensor.clone() for name, tensor in model.model.state_dict().items()}
+    made, exact = (run(WAN, model=each, checkpointing=checkpointing) for each in (model, WAN.load()))
+    assert made.losses == pytest.approx(exact.losses, rel=0.2)
+    assert shifts(made.direction).dtype == torch.float32
+    assert torch.cosine_similarity(shifts(made.direction).flatten(), shifts(exact.direction).flatten(), dim=0) > 0.5
+    bits = [(tensor.reshape(-1).view(torch.uint8), weights[name].reshape(-1).view(torch.uint8)) for name, tensor in model.model.state_dict().items()]
+    assert all(torch.equal(*both) for both in bits)
 
 
 @pytest.mark.parametrize("small", [FLUX, WAN], ids=lambda small: small.name)
@@ -433,6 +462,22 @@ def test_a_direction_that_cannot_be_gone_on_from_is_refused():
         run(FLUX, direction=direction())
     with pytest.raises(ValueError, match="learned on Wan, but the model is a FLUX.1"):
         run(FLUX, direction=run(WAN, steps=0).direction)
+
+
+def test_out_of_memory_says_what_to_lower():
+    def exhausted(module, args):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    model = WAN.load()
+    with torch.inference_mode():
+        hook = model.model.diffusion_model.blocks[0].register_forward_pre_hook(exhausted)
+    try:
+        with pytest.raises(ValueError, match="out of memory, at batch_size 2 .*lower batch_size.*width.*checkpointing.*20.00 GiB"):
+            run(WAN, model=model, data="noise")
+    finally:
+        hook.remove()
+    assert comfy.model_management.in_training is False
+    run(WAN, model=model, steps=1)
 
 
 # The node.

@@ -17,6 +17,7 @@ HOW_ELSE = {  # files that no such address has -> what the workflow's note says 
     "pooled_text_proj-0611.safetensors": "https://github.com/sorryhyun/ComfyUI-Spectrum-KSampler/releases/download/0605/pooled_text_proj-0611.safetensors",
     "stable-diffusion-3.5-large-dmd2.safetensors": "https://huggingface.co/yresearch/stable-diffusion-3.5-large-dmd2",
     "wan_clip.safetensors": "*Distill a projection*",
+    **{f"{name}_detail_00001_.safetensors": f"**guidance_directions/{name}_detail**" for name in ("flux", "wan")},
     **{f"small_world_{name}.safetensors": "tools/small_world/install.py" for name in ("flux", "wan", "vae", "clip_l")},
 }
 

@@ -7,7 +7,8 @@ import torch
 from blind import loaded, own, write
 from blind_families import CONTEXT, Term, network
 from blind_variants import COSMOS1_LORA, SHALLOW, VARIANTS, Y_ITSELF, wan_autoregressive
-from flux import node, schedule
+from flux import apply, node, schedule
+from learned import learned, shifts
 from test_parity_text_blind import assert_equal, guided, projection, weights
 
 
@@ -64,15 +65,29 @@ class Counting:
 @pytest.mark.parametrize("small", SHALLOW, ids=lambda small: small.name)
 def test_no_change_of_a_number_compiles_again(small, folder):
     """Where what is added to a block is made by a layer before it, or is no single tensor."""
+    guide = partial(guided, small, projection=projection(small, folder))
+    head = schedule(1, final_layer=0.5)
+    assert_compiled_once(small, [
+        lambda model: model, lambda model: guide(model), lambda model: guide(model, w=5.0), lambda model: guide(model, schedule=head),
+        lambda model: guide(guide(model), seed=20),
+    ])
+
+
+@pytest.mark.parametrize("small", SHALLOW, ids=lambda small: small.name)
+def test_no_change_of_a_learned_direction_compiles_again(small):
+    def guide(model, seed=80, w=3.0, start=1):
+        return apply(model, learned(shifts(2, small.width, seed), small.name), w=w, schedule=schedule(start), cfg_rows="both")
+
+    assert_compiled_once(small, [
+        lambda model: model, guide, partial(guide, w=-2.0), partial(guide, seed=81), partial(guide, start=0), lambda model: guide(guide(model), seed=81),
+    ])
+
+
+def assert_compiled_once(small, changes):
+    """Each of these changes of the model gives the picture that it gives uncompiled; only the first two are compiled."""
     torch._dynamo.reset()
     model, eager, backend = small.load(), small.load(), Counting()
     compiled = node("TorchCompileModel", model=model, backend=backend)[0]
-    guide = partial(guided, small, projection=projection(small, folder))
-    head = schedule(1, final_layer=0.5)
-    changes = [
-        lambda model: model, lambda model: guide(model), lambda model: guide(model, w=5.0), lambda model: guide(model, schedule=head),
-        lambda model: guide(guide(model), seed=20),
-    ]
     before = None
     for i, change in enumerate(changes):
         picture, expected = (small.sample(change(one), cfg=1.0, steps=1) for one in (compiled, eager))

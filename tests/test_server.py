@@ -33,7 +33,8 @@ FAMILIES = [
     "flux_kontext_edit_realism",
 ]
 PROJECTED = ["anima_clip_scales_complexity", "anima_max_pool_complexity", "cosmos_predict2_realism", "wan_causvid_video"]
-WORKFLOWS = [*SMALL_WORLD, *FAMILIES, *PROJECTED]
+LEARNED = ["guide_with_a_learned_direction_flux", "guide_with_a_learned_direction_wan"]
+WORKFLOWS = [*SMALL_WORLD, *FAMILIES, *PROJECTED, *LEARNED]
 DEPTH = 12  # blocks of the small model
 SIZE, STEPS = 80, 4
 
@@ -104,7 +105,7 @@ def name(request):
 
 def test_a_workflow_gives_a_plain_and_another_guided_picture(client, name):
     made = pictures(client, workflow(name))
-    assert made["Plain"].size == made["Guided"].size == ((32, 32 * FRAMES) if "video" in name else (SIZE, SIZE))
+    assert made["Plain"].size == made["Guided"].size == ((32, 32 * FRAMES) if "video" in name or "wan" in name else (SIZE, SIZE))
     assert not same(made["Plain"], made["Guided"])
 
 
@@ -145,7 +146,7 @@ def test_the_same_seed_gives_the_same_pictures_again(client, name):
     assert same(first["Plain"], again["Plain"]) and same(first["Guided"], again["Guided"])
 
 
-@pytest.mark.parametrize("name", [*SMALL_WORLD, *FAMILIES], indirect=True)
+@pytest.mark.parametrize("name", [*SMALL_WORLD, *FAMILIES, *LEARNED], indirect=True)
 def test_w_0_is_the_plain_picture_bit_for_bit(client, name):
     made = pictures(client, workflow(name, ApplyModulationGuidance={"w": 0.0}))
     assert difference(made["Plain"], made["Guided"]) == (0, 0.0)

@@ -45,7 +45,7 @@ PREVIEW = (640, 360)  # pixels
 EDGE = 12  # around a node
 KINDS = {  # which folder of models a loader of this name reads
     "UNETLoader": "diffusion_models", "CLIPLoader": "text_encoders", "VAELoader": "vae", "Lora": "loras", "Checkpoint": "checkpoints",
-    "PooledProjection": "pooled_projections",
+    "PooledProjection": "pooled_projections", "LoadGuidanceDirection": "guidance_directions",
 }
 BACKGROUND, BAR = "#141414", "#3b9eff"
 

@@ -56,10 +56,7 @@ class Strength(NamedTuple):
     def told(self, prompts: int) -> str:
         on = f"on {prompts} {'prompt' if prompts == 1 else 'prompts'}"
         if self.alike < LEAST_ALIKE:
-            return (
-                f"w 1 is {self.far:.2f} times as strong as the words, {on}, and goes another way than they do (alike by {self.alike:.2f}): it "
-                "has learned too little to say what w is right. Learn longer, or with a higher learning_rate."
-            )
+            return f"w 1 is {self.far:.2f} times as strong as the words, {on}, and goes another way (alike by {self.alike:.2f}): learn longer."
         meant = f"w 1 is {self.far:.2f} times as strong as the words, {on} (alike by {self.alike:.2f}; scaled by {self.scaled:.2f})."
         if self.scaled in (MOST_SCALED, 1 / MOST_SCALED):
             meant += f" It was scaled as far as is safe; w {1 / self.far:.1f} is about as strong as they are."
@@ -125,19 +122,19 @@ class DirectionTraining(Training):
     @torch.no_grad()
     def measure(self):
         """Scales what was learned so that w 1 is as strong as the words, and says how strong it is then."""
-        far, alike = self._moved(1.0)
-        if far is None:
+        found = self._moved(1.0)
+        if found is None:
             return "The words change nothing in this model."
-        scaled = 1.0
-        if alike >= LEAST_ALIKE:
+        if found.alike >= LEAST_ALIKE:
             for _ in range(2):  # the second makes good that the model is not linear
-                scaled = min(max(scaled / far, 1 / MOST_SCALED), MOST_SCALED)
-                far, alike = self._moved(scaled)
-        self.strength = Strength(far, alike, scaled)
-        return self.strength.told(len(self.held_out))
+                found = self._moved(min(max(found.scaled / found.far, 1 / MOST_SCALED), MOST_SCALED))
+        if not all(map(math.isfinite, found)):
+            return "What w 1 means could not be measured: this model's predictions are not finite."
+        self.strength = found
+        return found.told(len(self.held_out))
 
-    def _moved(self, scaled: float) -> tuple[float | None, float]:
-        """(how far the shift, scaled, moves the prediction, of as far as the words do, the cosine of both); (None, 0) where those do not."""
+    def _moved(self, scaled: float) -> Strength | None:
+        """Of the shift scaled so; None where the words change nothing."""
         sums = torch.zeros(3, device=self.teaching.device)
         for batch in self._examined():
             plain = self.teaching.plainly(self.exam, batch)
@@ -145,8 +142,8 @@ class DirectionTraining(Training):
             sums += torch.stack([(by_shift * by_shift).sum(), (by_shift * by_words).sum(), (by_words * by_words).sum()])
         shift, both, words = self.workers.mean(sums).tolist()
         if not words:
-            return None, 0.0
-        return math.sqrt(shift / words), both / math.sqrt(shift * words) if shift else 0.0
+            return None
+        return Strength(math.sqrt(shift / words), both / math.sqrt(shift * words) if shift else 0.0, scaled)
 
     def _network(self, weights):
         return _Shifts(weights["shifts"])

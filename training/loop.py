@@ -287,7 +287,7 @@ def _take_steps(training: Training, on_progress: Callable[[Progress], None]) -> 
         logging.warning(ended)
     measured = training.measure()
     if ended or measured:
-        on_progress(Progress(training.step, " ".join(filter(None, (ended or latest.text, measured))), last=True))
+        on_progress(Progress(training.step, " ".join(filter(None, (ended or f"{latest.text}.", measured))), last=True))
 
 
 def progress_of(training: Training, seconds: float, taken: int) -> Progress:
