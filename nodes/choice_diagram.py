@@ -23,7 +23,7 @@ def choice_picture(choice: Choice, tolerance: float) -> Image.Image:
     legend = _legend(choice, tolerance)
     table = (len(rows) + 1) * round(1.3 * line_height(SMALL))
     height = (
-        2 * MARGIN + 48 + len(words) * line_height(TEXT) + MARGIN + PLOT + FOOT + MARGIN // 2 + len(legend) * line_height(SMALL) + MARGIN + table
+        3 * MARGIN + 48 + len(words) * line_height(TEXT) + MARGIN + PLOT + FOOT + MARGIN // 2 + len(legend) * line_height(SMALL) + MARGIN + table
     )
     picture = Image.new("RGB", (WIDTH, height), PAPER)
     draw = ImageDraw.Draw(picture)
@@ -32,7 +32,7 @@ def choice_picture(choice: Choice, tolerance: float) -> Image.Image:
     for line in words:
         draw.text((MARGIN, top), line, INK, TEXT)
         top += line_height(TEXT)
-    top += MARGIN
+    top += 2 * MARGIN
     _plot(draw, choice, MARGIN, top)
     top += PLOT + FOOT + MARGIN // 2
     for entries in legend:
@@ -44,13 +44,17 @@ def choice_picture(choice: Choice, tolerance: float) -> Image.Image:
     return picture
 
 
-def _color(choice: Choice, one: Scored):
-    starts = sorted({each.setting.start_layer for each in choice.settings if each is not choice.plain})
-    return INK if one is choice.plain else COLORS[starts.index(one.setting.start_layer) % len(COLORS)]
+def _marks(choice: Choice) -> dict:
+    """How the settings of each start layer are drawn; where the colors are used up, as squares."""
+    starts = sorted({one.setting.start_layer for one in choice.settings if one is not choice.plain})
+    return {start: _mark(COLORS[i % len(COLORS)], i // len(COLORS) % 2) for i, start in enumerate(starts)}
 
 
-def _dot(color, radius=7):
-    return lambda draw, x, y: draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=color)
+def _mark(color, square, radius=7):
+    def drawn(draw, x, y):
+        (draw.rectangle if square else draw.ellipse)((x - radius, y - radius, x + radius, y + radius), fill=color)
+
+    return drawn
 
 
 def _diamond(draw, x, y):
@@ -80,12 +84,13 @@ def _plot(draw, choice: Choice, left: int, top: int) -> None:
         draw.line((x, at_plain, min(x + 6, x_axis.last), at_plain), INK)
     draw.text((x_axis.last, y_axis.first + 30), "kept", INK, TEXT, anchor="ra")
     draw.text((left, y_axis.last - 4), "wanted", INK, TEXT, anchor="ld")
+    marks = _marks(choice)
     places = {id(one): (x_axis.at(one.kept), y_axis.at(one.wanted)) for one in drawn}
     taken: list[tuple[float, float, float, float]] = []
     for one in drawn:
-        (_diamond if one is choice.plain else _dot(_color(choice, one)))(draw, *places[id(one)])
-        x, y = places[id(one)]
-        taken.append((x - 11, y - 11, x + 11, y + 11))
+        (_diamond if one is choice.plain else marks[one.setting.start_layer])(draw, *places[id(one)])
+        (x, y), reach = places[id(one)], 18 if one is choice.chosen else 11
+        taken.append((x - reach, y - reach, x + reach, y + reach))
     _ring(draw, *places[id(choice.chosen)], 17)
     # The chosen one's name first: names that would lie on others are left to the table.
     for one in sorted(drawn, key=lambda one: (one is not choice.chosen, one is not choice.plain)):
@@ -101,11 +106,11 @@ def _short(one: Scored) -> str:
 def _name(draw, text: str, at, frame, taken: list) -> None:
     width, height = SMALL.getlength(text), line_height(SMALL)
     x, y = at
-    for left, upper in ((x + 16, y - height / 2), (x - 16 - width, y - height / 2), (x - width / 2, y - 18 - height), (x - width / 2, y + 18)):
+    for left, upper in ((x + 22, y - height / 2), (x - 22 - width, y - height / 2), (x - width / 2, y - 20 - height), (x - width / 2, y + 20)):
         box = (left, upper, left + width, upper + height)
         inside = frame[0] <= box[0] and box[2] <= frame[2] and frame[1] <= box[1] and box[3] <= frame[3]
         if inside and not any(box[0] < other[2] and other[0] < box[2] and box[1] < other[3] and other[1] < box[3] for other in taken):
-            draw.text((left, upper), text, INK, SMALL)
+            draw.text((left, upper), text, INK, SMALL, stroke_width=2, stroke_fill=PAPER)
             taken.append(box)
             return
 
@@ -137,9 +142,8 @@ def _step(least: float) -> float:
 
 def _legend(choice: Choice, tolerance: float) -> list[list[tuple]]:
     """[[(left, text, how its mark is drawn)]], as many in a row as fit."""
-    starts = {one.setting.start_layer: _dot(_color(choice, one)) for one in choice.settings if one is not choice.plain}
     entries = [
-        (choice.plain.setting.label, _diamond), ("chosen", _ring), *((f"start layer {start}", starts[start]) for start in sorted(starts)[:24]),
+        (choice.plain.setting.label, _diamond), ("chosen", _ring), *((f"start layer {start}", mark) for start, mark in [*_marks(choice).items()][:24]),
         (f"loses more than {100 * tolerance:g} %", lambda draw, x, y: draw.rectangle((x - 10, y - 10, x + 10, y + 10), LOST, ALARM)),
     ]
     rows, left = [[]], MARGIN

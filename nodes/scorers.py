@@ -28,7 +28,7 @@ AT_ONCE = 8  # images; between them progress is shown and an interrupt heard
 _HEADS = (".pth", ".pt", ".safetensors")
 _LOAD, _SCORE = "Load Picture Scorer", "Score Pictures"
 _WHAT = (
-    f"Put a folder there as transformers saves a CLIP model, e.g. openai/clip-vit-large-patch14 or yuvalkirstain/PickScore_v1 (config.json, "
+    "Put a folder there as transformers saves a CLIP model, e.g. openai/clip-vit-large-patch14 or yuvalkirstain/PickScore_v1 (config.json, "
     "preprocessor_config.json, the tokenizer's files, model.safetensors), or a file of LAION's aesthetic head beside the folder of its CLIP model"
 )
 
@@ -43,13 +43,13 @@ class LoadPictureScorer(io.ComfyNode):
             node_id="LoadPictureScorer",
             display_name=_LOAD,
             category=CATEGORY,
-            description=f"Loads a model that gives images a number: how well they fit their prompt (CLIP, PickScore) or how beautiful they are "
-            f"(LAION's aesthetic head). It reads models/{FOLDER} and never downloads. {_WHAT}.",
+            description="Loads a model that gives images a number, higher is better: how well they fit a prompt (CLIP, PickScore), or how "
+            f"beautiful they are (LAION's aesthetic head). It reads models/{FOLDER} and never downloads anything.",
             search_aliases=["modulation guidance", "clip score", "pickscore", "aesthetic score", "image quality", "reward model"],
             inputs=[
                 io.Combo.Input(
                     "scorer_name", options=scorer_names(),
-                    tooltip=f"A folder or file in models/{FOLDER}. {_WHAT}. Press R after putting a new one there.",
+                    tooltip=f"A folder or file in models/{FOLDER}. {_WHAT}. Press R (refresh) after adding one.",
                 ),
             ],
             outputs=[Scorer.Output("scorer", tooltip="For Score Pictures.")],

@@ -87,7 +87,7 @@ def choose(settings: Sequence[Setting], wanted: Sequence[float], kept: Sequence[
 
 
 def shown(number: float) -> str:
-    return f"{number:.{SHOWN}g}"
+    return f"{number:#.{SHOWN}g}".rstrip(".")
 
 
 def change(number: float, base: float) -> str:

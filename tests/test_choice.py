@@ -50,10 +50,10 @@ def test_what_is_kept_may_be_negative_or_zero(kept, label):
 
 
 @pytest.mark.parametrize("wanted, kept, why", [
-    ([5, 4, 4.9, 3, 1], [30] * 5, "plain: no setting has more of what is wanted than its 5"),
-    ([5] * 5, [30] * 5, "plain: no setting has more of what is wanted than its 5"),
+    ([5, 4, 4.9, 3, 1], [30] * 5, "plain: no setting has more of what is wanted than its 5.000"),
+    ([5] * 5, [30] * 5, "plain: no setting has more of what is wanted than its 5.000"),
     ([5, 9, 8, 7, 4], [30, 20, 28, 21, 35],
-     "plain: 3 settings have more of what is wanted, but none keeps 29.4, the least allowed; w 1.5, start 5 comes nearest, with 28"),
+     "plain: 3 settings have more of what is wanted, but none keeps 29.40, the least allowed; w 1.5, start 5 comes nearest, with 28.00"),
 ], ids=["all worse", "all the same", "all lose too much"])
 def test_the_plain_image_where_none_is_better(wanted, kept, why):
     assert chosen(LABELS, wanted, kept) == (("plain", 0.0, 0), 0)
@@ -101,7 +101,7 @@ def test_settings_are_means_over_prompts_and_seeds_paired_with_their_own_plain_i
     assert [(one.setting.label, one.wanted, one.kept, one.better, one.pictures) for one in made.settings] == [
         ("plain", 5, 30, 0, 2), ("w 2, start 0", 6, 30, 2, 2), ("w 3, start 0", 5.5, 30, 1, 2),
     ]
-    assert made.why.startswith("w 2, start 0: the most of what is wanted, 6 (+1.000 from plain, more in 2 of 2 images)")
+    assert made.why.startswith("w 2, start 0: the most of what is wanted, 6.000 (+1.000 from plain, more in 2 of 2 images)")
     assert chosen(labels, wanted, kept)[0] == ("w 2, start 0", 2.0, 0)
     # Two seeds as a batch of each setting, in any order of settings.
     images = [image(0, 2), image(1, 2), image(2, 2)]

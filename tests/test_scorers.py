@@ -277,7 +277,7 @@ def test_another_packs_scorer_is_asked_for_each_image_in_order():
     scores, report = score(scorer, images, ["plain", "a", "b", "c", "d", "e"])
     assert scores == [0.25, 0.5, 0.125, 0.75, 0.75, 0.5, 0.25]
     assert scorer.asked[0] == (2, PROMPT) and sum(count for count, _ in scorer.asked) == 7
-    assert "| plain | 0.25 | 0.25 | 0.25 | 1 |" in report and "| c | 0.75 | 0.75 | 0.75 | 2 |" in report
+    assert "| plain | 0.2500 | 0.2500 | 0.2500 | 1 |" in report and "| c | 0.7500 | 0.7500 | 0.7500 | 2 |" in report
 
 
 def test_a_prompt_for_each_image():

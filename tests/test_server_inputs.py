@@ -7,6 +7,7 @@ import urllib.error
 from pathlib import Path
 
 import pytest
+from small_scorers import write_clip
 
 sys.path.insert(1, str(Path(__file__).parent.parent))  # after the host's own folder, whose modules go first
 
@@ -22,6 +23,7 @@ LINKED = {
     "schedule": {"class_type": "GuidanceLayerScheduleText", "inputs": {"layers": "0-3: 1", "final_layer": 0.0}},
     "text_blind": {"class_type": "UNETLoader", "inputs": {"unet_name": TEXT_BLIND, "weight_dtype": "default"}},
     "projection": {"class_type": "LoadPooledProjection", "inputs": {"projection_name": PROJECTION}},
+    "scorer": {"class_type": "LoadPictureScorer", "inputs": {"scorer_name": "clip"}},
     "image": {"class_type": "EmptyImage", "inputs": {"width": 8, "height": 8, "batch_size": 1, "color": 0}},
 }
 SETTINGS = {"start_percent": 0.0, "end_percent": 1.0, "cfg_rows": "auto", "keep_norm": False}
@@ -42,6 +44,9 @@ RIGHT = {  # inputs that a node takes
     },
     "ScaleTextVariance": {"model": ["model", 0], "scale": 1.5, "start_percent": 0.0, "end_percent": 1.0},
     "GuidanceGrid": {"images": ["image", 0], "labels": "a"},
+    "LoadPictureScorer": {"scorer_name": "clip"},
+    "ScorePictures": {"images": ["image", 0], "labels": "plain", "prompt": "a red circle", "scorer": ["scorer", 0]},
+    "ChooseGuidance": {"images": ["image", 0], "labels": "plain", "wanted": 1.0, "kept": 1.0, "tolerance": 0.02},
     "SavePooledProjection": {"projection": ["projection", 0], "filename_prefix": "projection"},
     "SaveGuidanceDirection": {"direction": ["direction", 0], "filename_prefix": "direction"},
     "DistillPooledProjection": {
@@ -69,7 +74,9 @@ def client(tmp_path_factory):
     write_small_models(models)
     presets = {"mine": {"positive": "a", "negative": "b", "w": 10**400, "start_layer": 0}}
     (user / "modulation_guidance_presets.json").write_text(json.dumps(presets), encoding="utf-8")
-    with running_server(ensure_host(), [models], ["--user-directory", user]) as url:
+    scorers = tmp_path_factory.mktemp("models")
+    write_clip(scorers / "picture_scorers" / "clip")
+    with running_server(ensure_host(), [models, scorers], ["--user-directory", user]) as url:
         yield Client(url)
 
 
@@ -109,6 +116,8 @@ def test_what_the_host_says_of_wrong_types_is_left_to_it(client, class_type, inp
     ("ModulationGuidance", {"preset": "counting", "positive": ""}, {"preset", "subject", "positive", "negative"}),
     ("CombineGuidanceDirections", {"weights": "x"}, {"weights"}),
     ("InspectGuidance", {"labels": "a, b"}, {"labels"}),
+    ("LoadPictureScorer", {"scorer_name": "none"}, {"scorer_name"}),
+    ("ChooseGuidance", {"tolerance": 2.0}, {"tolerance"}),
 ])
 def test_what_is_wrong_is_laid_to_the_inputs_of_that_question_alone(client, class_type, inputs, named):
     with pytest.raises(urllib.error.HTTPError) as refused:
@@ -127,6 +136,7 @@ def test_what_is_wrong_is_laid_to_the_inputs_of_that_question_alone(client, clas
     ("GuidanceDirectionFromConditioning", "positive"), ("GuidanceDirectionFromConditioning", "negative"),
     ("ScaleTextVariance", "model"), ("ScaleTextVariance", "schedule"), ("ScaleTextVariance", "clip"),
     ("GuidanceLayerScheduleCurve", "curve"), ("GuidanceGrid", "images"), ("SavePooledProjection", "projection"),
+    ("ScorePictures", "images"), ("ScorePictures", "scorer"), ("ChooseGuidance", "images"),
     ("SaveGuidanceDirection", "direction"),
     ("DistillPooledProjection", "model"), ("DistillPooledProjection", "clip"), ("DistillPooledProjection", "pooled_clip"),
     ("DistillPooledProjection", "projection"), ("DistillGuidanceDirection", "model"), ("DistillGuidanceDirection", "clip"),
@@ -161,6 +171,7 @@ LONG = "x" * 10_000_000
     ("SweepModulationGuidance", {"start_layers": "1" + "0" * 400}),
     ("SweepModulationGuidance", {"start_layers": "1" + "0" * 4000}),
     ("GuidancePreset", {"preset": LONG}),
+    ("LoadPictureScorer", {"scorer_name": LONG}),
     ("GuidancePreset", {"preset": {"a": LONG}}),
     ("ApplyModulationGuidance", {"start_percent": 1e300}),
 ], ids=lambda value: value if isinstance(value, str) else ", ".join(value))
