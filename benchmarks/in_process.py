@@ -1,6 +1,7 @@
 """The host in this process, with the pack loaded by the host's own loader."""
 
 import asyncio
+import importlib
 import logging
 import os
 import sys
@@ -38,3 +39,10 @@ def node(name, /, **inputs):
         outputs = cls.execute(**inputs)
         return getattr(outputs, "args", outputs)
     return getattr(cls(), cls.FUNCTION)(**inputs)
+
+
+def of_pack(name):
+    """A module of the pack as the host has loaded it, e.g. "scoring.choice"."""
+    import nodes
+
+    return importlib.import_module(nodes.NODE_CLASS_MAPPINGS["ApplyModulationGuidance"].__module__.rpartition(".nodes")[0] + "." + name)

@@ -4,7 +4,7 @@ from comfy_api.latest import io
 from typing_extensions import override
 
 from ..model_patches.telling import Told, without_harm
-from ..scoring.choice import choose
+from ..scoring.choice import TOLERANCE, choose
 from .choice_diagram import choice_picture
 from .labels import paired, settings_of
 from .pictures import to_image
@@ -38,7 +38,7 @@ class ChooseGuidance(io.ComfyNode):
                     tooltip="Scores of what guidance should not lower, from Score Pictures: how well your prompt is followed.",
                 ),
                 io.Float.Input(
-                    "tolerance", default=0.02, min=0.0, max=1.0, step=0.005,
+                    "tolerance", default=TOLERANCE, min=0.0, max=1.0, step=0.005,
                     tooltip="The share of kept that may be lost against the plain image: 0.02 is 2 %. More allows stronger guidance.",
                 ),
             ],
@@ -56,7 +56,7 @@ class ChooseGuidance(io.ComfyNode):
 
     @classmethod
     @override
-    def execute(cls, images, labels, wanted, kept, tolerance=(0.02,)) -> io.NodeOutput:
+    def execute(cls, images, labels, wanted, kept, tolerance=(TOLERANCE,)) -> io.NodeOutput:
         pictures = paired(_CHOOSE, images, labels)
         settings = settings_of(_CHOOSE, [label for image, label in pictures for _ in image])
         for name, scores in (("wanted", wanted), ("kept", kept)):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 SHOWN = 4  # significant digits
+TOLERANCE = 0.02  # of what is kept, that may be lost
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Sweep, score, choose and the large image with what was chosen, in one run on the real server."""
 
 import io
+import json
 import sys
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from PIL import Image
 from small_checkpoints import write_server_nodes
 from small_scorers import head, write_clip
 
-sys.path.insert(1, str(Path(__file__).parent.parent))  # after the host's own folder, whose modules go first
+CHECKOUT = Path(__file__).parent.parent
+sys.path.insert(1, str(CHECKOUT))  # after the host's own folder, whose modules go first
 
 from benchmarks.soak_prompts import encoded, graph, guidance, node  # noqa: E402
 from tools.host import cache_folder, ensure_host  # noqa: E402
@@ -111,6 +113,21 @@ def test_seeds_as_a_batch_and_another_packs_scorer(client):
     assert texts["label"] == max(bright, key=bright.get) and len(pictures["chosen"]) == 3
     means = [np.mean([picture / 255 for picture in pictures["save"][i * 3:i * 3 + 3]]) for i in range(3)]
     assert np.allclose(means, list(bright.values()), atol=0.005)
+
+
+def test_the_template_runs_with_the_users_scorer(client):
+    prompt = json.loads((CHECKOUT / "workflows" / "api" / "sweep_score_choose.json").read_text(encoding="utf-8"))
+    for each in prompt.values():
+        if each["class_type"] == "LoadPictureScorer":
+            each["inputs"]["scorer_name"] = "clip"
+        if each["class_type"] == "KSampler":
+            each["inputs"]["steps"] = 2
+        if each["class_type"] == "SweepModulationGuidance":
+            each["inputs"]["w_values"] = "0, 4"
+    pictures, _, _ = run(client, prompt)
+    by_title = {prompt[name]["_meta"]["title"]: its for name, its in pictures.items()}
+    assert by_title["All settings, and why"][0].shape[1] == 1280
+    assert [picture.shape for picture in by_title["With the chosen setting"]] == [(80, 80, 3)]
 
 
 def test_a_scorer_that_is_not_there_is_refused_with_what_to_put_where(client):
