@@ -58,6 +58,8 @@ class LoadPictureScorer(io.ComfyNode):
     @classmethod
     @override
     def validate_inputs(cls, scorer_name=None):
+        if scorer_name is None and not scorer_names():  # as the editor has it where there is nothing to choose
+            return _nothing_there(scorer_name)
         return checked(_path, scorer_name)
 
     @classmethod
@@ -131,7 +133,12 @@ def _path(name: str) -> str:
     folders = folder_paths.get_folder_paths(FOLDER)
     if name in scorer_names():
         return next(path for path in (os.path.join(folder, name) for folder in folders) if os.path.exists(path))
-    raise ValueError(f"{_LOAD}: there is no scorer {quoted(name)} in models/{FOLDER} ({', '.join(folders)}). {_WHAT}; then choose it here.")
+    raise ValueError(_nothing_there(name))
+
+
+def _nothing_there(name: str | None) -> str:
+    places = ", ".join(folder_paths.get_folder_paths(FOLDER))
+    return f"{_LOAD}: there is no scorer{'' if name is None else f' {quoted(name)}'} in models/{FOLDER} ({places}). {_WHAT}; then choose it here."
 
 
 def _prompts(prompts: list[str], pictures: list[tuple[Tensor, str]]) -> list[str]:

@@ -250,6 +250,14 @@ def test_what_is_not_there_is_answered_with_what_to_put_where(listed, name):
     assert "Put a folder there as transformers saves a CLIP model" in answer and "PickScore_v1" in answer
 
 
+def test_where_there_is_nothing_to_choose_the_answer_says_what_to_put_where(folder, listed):
+    validate = host_nodes.NODE_CLASS_MAPPINGS["LoadPictureScorer"].validate_inputs
+    assert f"there is no scorer in models/picture_scorers ({listed})" in validate(scorer_name=None)
+    copied(folder, listed)
+    assert validate(scorer_name=None) is True, "it may come over a link"
+    assert validate(scorer_name="clip") is True
+
+
 class Brightness:
     """Another pack's own: nothing but the protocol."""
 
