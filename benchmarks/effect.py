@@ -5,11 +5,12 @@
     python benchmarks/effect.py --variance           Scale Text Variance, on kinds that training never showed and on others: variance.md
     python benchmarks/effect.py --projection         the distilled projection on the small world's text-blind model: projection.md
     python benchmarks/effect.py --diffusion-model FILE --text-encoder FILE [FILE] --clip-type flux --vae FILE \\
-        --prompts-file FILE [--preset NAME | --positive TEXT --negative TEXT] [--w ...] [--start-layers ...] [--scorer MODULE:FUNCTION]
+        --prompts-file FILE [--preset NAME | --positive TEXT --negative TEXT] [--w ...] [--start-layers ...] [--scorer SCORER [SCORER ...]]
 
 On the small world it writes effect.json, table.md, pareto.png, detail_by_w.png and grid.png; with your own models each picture and
-a grid per prompt, and with a scorer you have installed (a function of a picture (H, W, 3), float in [0, 1], and its prompt) scores.json
-and table.md.
+a grid per prompt, and with scorers (folders of CLIP models, PickScore among them, files of aesthetic heads, or a function you have installed of
+a picture (H, W, 3), float in [0, 1], and its prompt) scores.json and table.md; with two, which setting has the most of the first at
+little lost of the second: choice.png.
 Cut at any time, it goes on where it was. Nothing is downloaded but the host where there is none.
 """
 
@@ -61,7 +62,9 @@ def arguments(given=None):
     own.add_argument("--w", type=finite, nargs="+", default=[0.0, 1.5, 3.0, 6.0], help="guidance scales (default 0 1.5 3 6)")
     own.add_argument("--start-layers", type=int, nargs="+", default=[0, 5, 10], help="first guided layers (default 0 5 10)")
     own.add_argument("--size", type=int, help="width and height in pixels (default 1024)")
-    own.add_argument("--scorer", metavar="MODULE:FUNCTION", help="scores a picture for its prompt")
+    own.add_argument(
+        "--scorer", nargs="+", metavar="SCORER", help="scores pictures for their prompts: a path as Load Picture Scorer reads it, or MODULE:FUNCTION"
+    )
     options = parser.parse_args(given)
     check(parser, options)
     if options.quick:

@@ -1,4 +1,4 @@
-"""effect.py on a user's own models: pictures, a grid per prompt, and the scores of a scorer the user has installed."""
+"""effect.py on a user's own models: pictures, a grid per prompt, and the scores of scorers the user has."""
 
 import hashlib
 import importlib
@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import torch
 from model_patches.text_files import read_text
 from PIL import Image
 from tools.host import write_whole
@@ -21,6 +22,7 @@ from .effect_run import pause, read_strip, save_png, strip_key, write_strip
 from .effect_settings import Files
 from .effect_statistics import difference, mean
 from .effect_studio import Studio
+from .in_process import of_pack
 
 GRID_WIDTH = 2400  # pixels; larger pictures are made smaller in a grid
 
@@ -31,7 +33,7 @@ def run(studio: Studio, files: Files, options) -> list[Path]:
     prompts = [line.strip() for line in text.splitlines() if line.strip()]
     if not prompts:
         raise ValueError(f"{options.prompts_file} holds no prompt; write one on each line.")
-    scorer = scorer_of(options.scorer) if options.scorer else None
+    scorers = {name: scorer_of(name) for name in dict.fromkeys(options.scorer or ())}
     conditions = conditions_of(options)
     distinct = list(dict.fromkeys(conditions.values()))
     for condition in distinct:
@@ -49,8 +51,8 @@ def run(studio: Studio, files: Files, options) -> list[Path]:
     for i, prompt in enumerate(prompts):
         written.append(options.out / f"grid_prompt{i + 1:02d}.png")
         write_grid(written[-1], prompt, conditions, lambda condition: drawn[i, 0, condition], options)
-    if scorer:
-        written += write_scores(scorer, prompts, distinct, drawn, options)
+    if scorers:
+        written += write_scores(scorers, prompts, conditions, drawn, options)
     return written
 
 
@@ -86,35 +88,69 @@ def write_grid(path: Path, prompt: str, conditions: dict, picture_of, options) -
 
 
 def scorer_of(name: str):
-    """The function module:function, from what is installed or lies in the current folder."""
+    """A function of a picture (H, W, 3) in [0, 1] and its prompt: a picture scorer's at that path, or module:function, from what is
+    installed or lies in the current folder."""
+    if os.path.exists(name):
+        scorer = of_pack("scoring.loading").load(name)
+        return lambda picture, prompt: scorer.score(torch.from_numpy(picture).unsqueeze(0), prompt)[0]
     module, _, function = name.partition(":")
     sys.path.append(os.getcwd())
     try:
         return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"--scorer {name}: {error}. Give module:function, of an installed module or one in this folder.") from error
+        raise ValueError(
+            f"--scorer {name}: {error}. Give the path of a picture scorer (a folder of a CLIP model, a file of an aesthetic head), or "
+            "module:function, of an installed module or one in this folder."
+        ) from error
 
 
-def write_scores(scorer, prompts: list[str], conditions: list[Condition], drawn: dict, options) -> list[Path]:
-    """scores.json and table.md: the mean of each condition and its paired difference to plain."""
+def write_scores(scorers: dict, prompts: list[str], conditions: dict, drawn: dict, options) -> list[Path]:
+    """scores.json and table.md: the mean of each condition and its paired difference to plain, by each scorer; of two and more scorers
+    choice.png: which setting has the most of the first at little lost of the second, as Choose Guidance decides."""
+    distinct = list(dict.fromkeys(conditions.values()))
     scores = {
-        condition: np.array([
-            [float(scorer(read_strip(drawn[i, seed, condition], 1)[0].astype(np.float32) / 255, prompt)) for seed in range(options.seeds)]
-            for i, prompt in enumerate(prompts)
-        ])
-        for condition in conditions
+        name: {
+            condition: np.array([
+                [float(scorer(read_strip(drawn[i, seed, condition], 1)[0].astype(np.float32) / 255, prompt)) for seed in range(options.seeds)]
+                for i, prompt in enumerate(prompts)
+            ])
+            for condition in distinct
+        }
+        for name, scorer in scorers.items()
     }
-    plain = scores[Condition()]
     summary = {
-        condition.name: {"mean": asdict(mean(values)), "minus_plain": asdict(difference(values, plain)), "scores": values.tolist()}
-        for condition, values in scores.items()
+        name: {
+            condition.name: {"mean": asdict(mean(values)), "minus_plain": asdict(difference(values, its[Condition()])), "scores": values.tolist()}
+            for condition, values in its.items()
+        }
+        for name, its in scores.items()
     }
     rows = [
-        [name, *("{mean:.4g} ({low:.4g} to {high:.4g})".format(**row[each]) for each in ("mean", "minus_plain"))]
-        for name, row in summary.items()
+        [condition.name, *(
+            "{mean:.4g} ({low:.4g} to {high:.4g})".format(**its[condition.name][each])
+            for its in summary.values() for each in ("mean", "minus_plain")
+        )]
+        for condition in distinct
     ]
-    title = f"# {options.scorer}\n\n{len(prompts)} prompts, {options.seeds} seeds; means with 95 % intervals, bootstrap over prompts.\n\n"
+    title = f"{len(prompts)} prompts, {options.seeds} seeds; means with 95 % intervals, bootstrap over prompts.\n\n"
+    head = ["condition", *(text for name in scores for text in (os.path.basename(name), "difference to plain"))]
     written = [options.out / "scores.json", options.out / "table.md"]
-    write_whole(written[0], json.dumps({"scorer": options.scorer, "prompts": prompts, "conditions": summary}, indent=1))
-    write_whole(written[1], title + markdown(["condition", "score", "difference to plain"], rows) + "\n")
+    write_whole(written[0], json.dumps({"prompts": prompts, "scorers": summary}, indent=1))
+    write_whole(written[1], title + markdown(head, rows) + "\n")
+    if len(scores) > 1:
+        written.append(options.out / "choice.png")
+        wanted, kept, *_ = scores.values()
+        save_png(written[-1], choice_picture(conditions, wanted, kept))
     return written
+
+
+def choice_picture(conditions: dict, wanted: dict, kept: dict) -> Image.Image:
+    choice = of_pack("scoring.choice")
+    settings = {}
+    for (w, start), condition in conditions.items():
+        settings.setdefault(condition, choice.Setting(f"w {w:g}, start {start}" if w else "plain", w, start, plain=not w))
+    rows = [
+        (setting, *scores) for condition, setting in settings.items()
+        for scores in zip(wanted[condition].flat, kept[condition].flat, strict=True)
+    ]
+    return of_pack("nodes.choice_diagram").choice_picture(choice.choose(*zip(*rows, strict=True), choice.TOLERANCE), choice.TOLERANCE)

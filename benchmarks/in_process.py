@@ -1,6 +1,7 @@
 """The host in this process, with the pack loaded by the host's own loader."""
 
 import asyncio
+import importlib
 import logging
 import os
 import sys
@@ -48,3 +49,10 @@ def _defaults(cls):
     """Of the inputs that the editor shows with a value, and that a prompt cannot leave out."""
     inputs = [each for each in cls.GET_SCHEMA().inputs if not each.optional]
     return {each.id: each.default for each in inputs if getattr(each, "default", None) is not None}
+
+
+def of_pack(name):
+    """A module of the pack as the host has loaded it, e.g. "scoring.choice"."""
+    import nodes
+
+    return importlib.import_module(nodes.NODE_CLASS_MAPPINGS["ApplyModulationGuidance"].__module__.rpartition(".nodes")[0] + "." + name)

@@ -6,6 +6,7 @@ import comfyui_version
 from comfy_api.latest import ComfyExtension
 from typing_extensions import override
 
+from .choice import ChooseGuidance
 from .direction_distillation import DistillGuidanceDirection
 from .direction_files import LoadGuidanceDirection, SaveGuidanceDirection
 from .directions import CombineGuidanceDirections, EncodeGuidanceDirection, GuidanceDirectionFromConditioning, GuidancePreset
@@ -16,6 +17,7 @@ from .inspection import InspectGuidance
 from .modulation_guidance import ModulationGuidance
 from .projections import LoadPooledProjection, SavePooledProjection
 from .schedules import GuidanceLayerSchedule, GuidanceLayerScheduleCurve, GuidanceLayerScheduleText
+from .scorers import LoadPictureScorer, ScorePictures
 from .sweep import GuidanceGrid, SweepModulationGuidance
 from .variance import ScaleTextVariance
 
@@ -43,6 +45,9 @@ class ModulationGuidanceExtension(ComfyExtension):
             InspectGuidance,
             SweepModulationGuidance,
             GuidanceGrid,
+            LoadPictureScorer,
+            ScorePictures,
+            ChooseGuidance,
         ]
 
 

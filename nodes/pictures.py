@@ -2,12 +2,13 @@
 
 import bisect
 import itertools
-import re
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+from .labels import parts
 
 INK, FAINT, PAPER, ALARM = (24, 24, 28), (208, 208, 214), (255, 255, 255), (196, 30, 30)
 # Colors that the color-blind can tell apart (Okabe and Ito 2008).
@@ -16,9 +17,6 @@ COLORS = ((0, 114, 178), (213, 94, 0), (0, 158, 115), (204, 121, 167), (230, 159
 SMALLEST_CELL = 224  # pixels; smaller pictures are enlarged, or nothing could be written above them
 TALLEST_ENLARGED = 4 * SMALLEST_CELL
 LARGEST_SIDE = 8192
-
-PLAIN = "plain"  # the label of the picture without guidance
-_LABEL = re.compile(rf"({PLAIN}|w \S+?)(?:, start (\d+))?")
 
 
 def to_image(picture: Image.Image) -> Tensor:
@@ -80,14 +78,12 @@ def _axes(labels: list[str]):
 
     What has no start layer, the plain picture or the model at w 0, stands in every row.
     """
-    matches = [_LABEL.fullmatch(label) for label in labels]
-    if not all(matches) or not any(match[2] for match in matches):
+    matches = [parts(label) for label in labels]
+    if not all(matches) or not any(start for _, start in matches):
         return None
-    scales = list(dict.fromkeys(match[1] for match in matches))
-    starts = list(dict.fromkeys(match[2] for match in matches if match[2]))
-    places = [
-        [(scales.index(match[1]), row) for row in ([starts.index(match[2])] if match[2] else range(len(starts)))] for match in matches
-    ]
+    scales = list(dict.fromkeys(scale for scale, _ in matches))
+    starts = list(dict.fromkeys(start for _, start in matches if start))
+    places = [[(scales.index(scale), row) for row in ([starts.index(start)] if start else range(len(starts)))] for scale, start in matches]
     taken = [place for its in places for place in its]
     return (scales, starts, places) if len(set(taken)) == len(taken) else None
 

@@ -15,6 +15,7 @@ CATEGORY = "modulation guidance"
 Direction = io.Custom("GUIDANCE_DIRECTION")
 Schedule = io.Custom("LAYER_SCHEDULE")
 Projection = io.Custom("POOLED_PROJECTION")
+Scorer = io.Custom("PICTURE_SCORER")
 
 
 def _is_conditioning(value) -> bool:
@@ -31,6 +32,7 @@ _IS = {
     Direction.io_type: lambda value: isinstance(value, GuidanceDirection),
     Schedule.io_type: lambda value: isinstance(value, LayerSchedule),
     Projection.io_type: lambda value: isinstance(value, PooledProjection),
+    Scorer.io_type: lambda value: callable(getattr(value, "score", None)),
 }
 
 

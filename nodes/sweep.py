@@ -3,15 +3,15 @@
 import itertools
 
 from comfy_api.latest import io
-from torch import Tensor
 from typing_extensions import override
 
 from ..model_patches.guidance import LARGEST_W, check_percents, guide
 from ..model_patches.quoting import quoted
 from ..model_patches.schedules import LAST_LAYER
 from .guidance import DIRECTION, settings_inputs
+from .labels import PLAIN, label_of, paired
 from .lists import numbers
-from .pictures import PLAIN, from_image, grid, to_image
+from .pictures import from_image, grid, to_image
 from .projections import with_base
 from .queue_errors import checked, unmade
 from .sockets import CATEGORY, Direction, check_sockets
@@ -90,7 +90,7 @@ class SweepModulationGuidance(io.ComfyNode):
         at_0 = "w 0" if projection is not None and projection.has_base else PLAIN
         models = {}
         for w, start in _settings(w_values, start_layers):
-            label = at_0 if w == 0 and not based_by_layer else f"w {_written(w)}, start {start}"
+            label = at_0 if w == 0 and not based_by_layer else label_of(w, start)
             if label not in models:
                 models[label] = guide(
                     model, direction, w, schedule, cfg_rows, keep_norm, start_percent, end_percent, projection, start_layer=start,
@@ -122,24 +122,8 @@ class GuidanceGrid(io.ComfyNode):
     @classmethod
     @override
     def execute(cls, images, labels, title=("",)) -> io.NodeOutput:
-        _check_pictures(images)
-        if len(images) == 1 and len(images[0]) == len(labels):
-            images = list(images[0].split(1))  # a list that something has made a batch of
-        if not images or len(images) != len(labels):
-            raise ValueError(
-                f"{GRID}: {len(images)} pictures for {len(labels)} labels. Connect the pictures that the sweep's models made, and its labels."
-            )
-        return io.NodeOutput(to_image(grid([from_image(image) for image in images], labels, title[0])))
-
-
-def _check_pictures(images: list) -> None:
-    for number, image in enumerate(images, 1):
-        shape = tuple(image.shape) if isinstance(image, Tensor) else ()
-        if len(shape) != 4 or 0 in shape or shape[3] == 2:
-            raise ValueError(
-                f"{GRID}: picture {number} is {f'of shape {shape}' if shape else quoted(image)}; pictures are of shape (count, height, width, "
-                "channels), none of them 0, with 1, 3 or 4 channels. Connect an IMAGE, as from VAE Decode."
-            )
+        pictures = paired(GRID, images, labels)
+        return io.NodeOutput(to_image(grid([from_image(image) for image, _ in pictures], labels, title[0])))
 
 
 def _settings(w_values: str, start_layers: str) -> list[tuple[float, int]]:
@@ -150,11 +134,6 @@ def _settings(w_values: str, start_layers: str) -> list[tuple[float, int]]:
             f"{MOST_MODELS} is the most. Sweep in parts."
         )
     return list(itertools.product(scales, layers))
-
-
-def _written(w: float) -> str:
-    """Short, but never the same for two numbers."""
-    return f"{w:g}" if float(f"{w:g}") == w else repr(w)
 
 
 def _scales(text: str) -> list[float]:

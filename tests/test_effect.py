@@ -10,12 +10,15 @@ from benchmarks import effect, effect_variance
 from benchmarks.effect_conditions import EMPTY, IN_WORDS, PLAIN, SCHEDULES, SHARPNESS, ZEROED, Condition, complexity, of_set
 from benchmarks.effect_prompts import PROMPTS, prompt_set
 from benchmarks.effect_results import Results
-from benchmarks.effect_run import Job, Scores, draw_job, key_of, run
+from benchmarks.effect_run import Job, Scores, draw_job, key_of, read_strip, run
 from benchmarks.effect_settings import Files, Settings
 from benchmarks.effect_statistics import at_strength, difference, equal_strength, mean
 from benchmarks.effect_studio import Studio
 from benchmarks.effect_workers import painters
+from benchmarks.in_process import of_pack
 from comfy.patcher_extension import WrappersMP
+from PIL import Image
+from small_scorers import write_clip
 from tools.small_world.captions import QUALITY
 from tools.small_world.dataset import HELD_OUT
 from tools.small_world.scenes import RARE
@@ -312,16 +315,22 @@ def test_own_models_give_pictures_grids_and_scores(tmp_path, monkeypatch, encode
         "--diffusion-model", str(WEIGHTS / "small_world_flux.safetensors"), "--vae", str(WEIGHTS / "small_world_vae.safetensors"),
         "--text-encoder", str(encoder), "--prompts-file", "prompts.txt", "--out", "made", "--size", "80", "--steps", "1",
         "--positive", "detailed", "--negative", "flat", "--w", "0", "3", "--start-layers", "0", "2", "--seeds", "2",
-        "--scorer", "redness_scorer:redness",
+        "--scorer", "redness_scorer:redness", str(write_clip(tmp_path / "a_clip")),
     ]
     effect.own_models(effect.arguments(given))
     made = tmp_path / "made"
     assert len(list(made.glob("prompt*.png"))) == 2 * 2 * 3, "two prompts, two seeds, plain and two start layers"
     assert len(list(made.glob("grid_prompt*.png"))) == 2
-    scores = json.loads((made / "scores.json").read_text())["conditions"]
+    both = json.loads((made / "scores.json").read_text())["scorers"]
+    scores = both["redness_scorer:redness"]
     assert list(scores) == ["plain", "detailed, w 3, start 0", "detailed, w 3, start 2"]
     assert 12 < scores["plain"]["scores"][0][0] < 13 and 16 < scores["plain"]["scores"][1][1] < 17
-    assert "| plain |" in (made / "table.md").read_text()
+    table = (made / "table.md").read_text()
+    assert "| plain |" in table and "| redness_scorer:redness | difference to plain | a_clip | difference to plain |" in table
+    picture = torch.from_numpy(read_strip(made / "prompt02_seed1_plain.png", 1)[0].astype(np.float32) / 255).unsqueeze(0)
+    (expected,) = of_pack("scoring.loading").load(str(tmp_path / "a_clip")).score(picture, "two blue squares")
+    assert both[str(tmp_path / "a_clip")]["plain"]["scores"][1][1] == pytest.approx(expected, abs=1e-5)
+    assert Image.open(made / "choice.png").width == 1280
 
     monkeypatch.setattr(Studio, "pictures", lambda *_: pytest.fail("drawn again"))
     effect.own_models(effect.arguments(given))

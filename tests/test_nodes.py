@@ -50,6 +50,9 @@ OURS = {
         ["models", "labels"],
     ),
     "GuidanceGrid": (["images", "labels", "title"], ["image"]),
+    "LoadPictureScorer": (["scorer_name"], ["scorer"]),
+    "ScorePictures": (["images", "labels", "prompt", "scorer"], ["scores", "report"]),
+    "ChooseGuidance": (["images", "labels", "wanted", "kept", "tolerance"], ["image", "label", "w", "start_layer", "diagram"]),
 }
 
 
@@ -98,6 +101,9 @@ def test_types():
     assert types("GuidanceLayerSchedule") == ["INT", "INT", "INT", "FLOAT", "FLOAT", "LAYER_SCHEDULE"]
     assert types("GuidanceLayerScheduleCurve") == ["CURVE", "FLOAT", "LAYER_SCHEDULE"]
     assert types("GuidanceLayerScheduleText") == ["STRING", "FLOAT", "LAYER_SCHEDULE"]
+    assert types("LoadPictureScorer") == ["COMBO", "PICTURE_SCORER"]
+    assert types("ScorePictures") == ["IMAGE", "STRING", "STRING", "PICTURE_SCORER", "FLOAT", "STRING"]
+    assert types("ChooseGuidance") == ["IMAGE", "STRING", "FLOAT", "FLOAT", "FLOAT", "IMAGE", "STRING", "FLOAT", "INT", "IMAGE"]
     assert types("ApplyModulationGuidance") == [
         "MODEL", "GUIDANCE_DIRECTION", "FLOAT", "FLOAT", "FLOAT", "COMBO", "BOOLEAN", "LAYER_SCHEDULE", "POOLED_PROJECTION",
         "CONDITIONING", "CONDITIONING", "MODEL",
@@ -140,6 +146,7 @@ def test_defaults():
     assert defaults("CombineGuidanceDirections") == dict(weights="")
     assert defaults("ModulationGuidance") == dict(preset="complexity", strength=1.0, subject="", positive="", negative="")
     assert defaults("ScaleTextVariance") == dict(scale=1.5, start_percent=0.0, end_percent=1.0, tokens="prompt")
+    assert defaults("ScorePictures") == dict(prompt="") and defaults("ChooseGuidance") == dict(tolerance=0.02)
     assert defaults("SweepModulationGuidance") == dict(
         w_values="0, 1.5, 3, 6", start_layers="0, 5, 10", start_percent=0.0, end_percent=1.0, cfg_rows="auto", keep_norm=False,
     )
@@ -176,6 +183,9 @@ def test_presets(preset, subject, expected):
 def test_lists_go_in_and_come_out_where_a_sweep_needs_it():
     sweep, grid = (host_nodes.NODE_CLASS_MAPPINGS[node_id].GET_SCHEMA() for node_id in ("SweepModulationGuidance", "GuidanceGrid"))
     assert [output.is_output_list for output in sweep.outputs] == [True, True] and not sweep.is_input_list
+    score, choose = (host_nodes.NODE_CLASS_MAPPINGS[node_id].GET_SCHEMA() for node_id in ("ScorePictures", "ChooseGuidance"))
+    assert score.is_input_list and [output.is_output_list for output in score.outputs] == [True, False]
+    assert choose.is_input_list and not any(output.is_output_list for output in choose.outputs)
     assert grid.is_input_list and not grid.outputs[0].is_output_list
 
 

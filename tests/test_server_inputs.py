@@ -8,6 +8,7 @@ import urllib.error
 from pathlib import Path
 
 import pytest
+from small_scorers import write_clip
 
 sys.path.insert(1, str(Path(__file__).parent.parent))  # after the host's own folder, whose modules go first
 
@@ -23,6 +24,7 @@ LINKED = {
     "schedule": {"class_type": "GuidanceLayerScheduleText", "inputs": {"layers": "0-3: 1", "final_layer": 0.0}},
     "text_blind": {"class_type": "UNETLoader", "inputs": {"unet_name": TEXT_BLIND, "weight_dtype": "default"}},
     "projection": {"class_type": "LoadPooledProjection", "inputs": {"projection_name": PROJECTION}},
+    "scorer": {"class_type": "LoadPictureScorer", "inputs": {"scorer_name": "clip"}},
     "image": {"class_type": "EmptyImage", "inputs": {"width": 8, "height": 8, "batch_size": 1, "color": 0}},
 }
 SETTINGS = {"start_percent": 0.0, "end_percent": 1.0, "cfg_rows": "auto", "keep_norm": False}
@@ -44,6 +46,9 @@ RIGHT = {  # inputs that a node takes
     },
     "ScaleTextVariance": {"model": ["model", 0], "scale": 1.5, "start_percent": 0.0, "end_percent": 1.0},
     "GuidanceGrid": {"images": ["image", 0], "labels": "a"},
+    "LoadPictureScorer": {"scorer_name": "clip"},
+    "ScorePictures": {"images": ["image", 0], "labels": "plain", "prompt": "a red circle", "scorer": ["scorer", 0]},
+    "ChooseGuidance": {"images": ["image", 0], "labels": "plain", "wanted": 1.0, "kept": 1.0, "tolerance": 0.02},
     "SavePooledProjection": {"projection": ["projection", 0], "filename_prefix": "projection"},
     "SaveGuidanceDirection": {"direction": ["direction", 0], "filename_prefix": "direction"},
     "DistillPooledProjection": {
@@ -71,7 +76,9 @@ def client(tmp_path_factory):
     write_small_models(models)
     presets = {"mine": {"positive": "a", "negative": "b", "w": 10**400, "start_layer": 0}}
     (user / "modulation_guidance_presets.json").write_text(json.dumps(presets), encoding="utf-8")
-    with running_server(ensure_host(), [models], ["--user-directory", user]) as url:
+    scorers = tmp_path_factory.mktemp("models")
+    write_clip(scorers / "picture_scorers" / "clip")
+    with running_server(ensure_host(), [models, scorers], ["--user-directory", user]) as url:
         yield Client(url)
 
 
@@ -125,6 +132,8 @@ def test_what_the_host_says_of_wrong_types_is_left_to_it(client, class_type, inp
     ("LoadGuidanceDirection", {"direction_name": "none.safetensors"}, "there is no file 'none.safetensors'"),
     ("SavePooledProjection", {"filename_prefix": "../mine"}, "leads out"),
     ("SaveGuidanceDirection", {"filename_prefix": "../mine"}, "leads out"),
+    ("LoadPictureScorer", {"scorer_name": "none"}, "none"),
+    ("ChooseGuidance", {"tolerance": 2.0}, "bigger than max"),
 ])
 def test_one_wrong_input_is_one_error_at_that_input(client, class_type, inputs, words):
     with pytest.raises(urllib.error.HTTPError) as refused:
@@ -163,6 +172,7 @@ def test_inputs_that_do_not_go_together_are_told_before_anything_is_loaded(clien
     ("GuidanceDirectionFromConditioning", "positive"), ("GuidanceDirectionFromConditioning", "negative"),
     ("ScaleTextVariance", "model"), ("ScaleTextVariance", "schedule"), ("ScaleTextVariance", "clip"),
     ("GuidanceLayerScheduleCurve", "curve"), ("GuidanceGrid", "images"), ("SavePooledProjection", "projection"),
+    ("ScorePictures", "images"), ("ScorePictures", "scorer"), ("ChooseGuidance", "images"),
     ("SaveGuidanceDirection", "direction"),
     ("DistillPooledProjection", "model"), ("DistillPooledProjection", "clip"), ("DistillPooledProjection", "pooled_clip"),
     ("DistillPooledProjection", "projection"), ("DistillGuidanceDirection", "model"), ("DistillGuidanceDirection", "clip"),
@@ -194,6 +204,7 @@ LONG = "x" * 10_000_000
     ("SweepModulationGuidance", {"w_values": LONG}),
     ("SweepModulationGuidance", {"w_values": ", ".join(map(str, range(1_000_000)))}),
     ("GuidancePreset", {"preset": LONG}),
+    ("LoadPictureScorer", {"scorer_name": LONG}),
     ("GuidancePreset", {"preset": {"a": LONG}}),
     ("DistillPooledProjection", {"prompts_file": LONG}),
 ], ids=lambda value: value if isinstance(value, str) else ", ".join(value))

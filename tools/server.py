@@ -80,6 +80,7 @@ def extra_model_paths(folders):
         "diffusion_models": "diffusion_models\nunet", "text_encoders": "text_encoders\nclip", "vae": "vae",
         "loras": "loras", "checkpoints": "checkpoints", "pooled_projections": "pooled_projections",
         "guidance_directions": "guidance_directions",
+        "picture_scorers": "picture_scorers",
     }
     return json.dumps({f"models_{index}": {"base_path": str(folder), **kinds} for index, folder in enumerate(folders)})
 

@@ -6,7 +6,8 @@ import { addStyle } from './pack.js'
 const COLORS = {
   GUIDANCE_DIRECTION: '#ec407a',
   LAYER_SCHEDULE: '#00bfa5',
-  POOLED_PROJECTION: '#afb42b'
+  POOLED_PROJECTION: '#afb42b',
+  PICTURE_SCORER: '#7e57c2'
 }
 
 // A theme that names a color sets it on the element itself, which goes before a rule.

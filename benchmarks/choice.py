@@ -1,0 +1,194 @@
+"""How good settings are that choose themselves, on the small world, with its checkers as scorers.
+
+    python benchmarks/choice.py            16 prompts, 4 seeds, 14 settings: 896 pictures, and choice.md
+    python benchmarks/choice.py --prompts 2 --steps 2    do all settings run?
+
+For each prompt a setting is chosen from the pictures of one half of the seeds, and judged on those of the other half, both ways round.
+Wanted is the detail that the checkers measure, kept the share of what the prompt asks for that they find. Cut at any time, it goes on
+where it was.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+PACK = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(PACK))
+
+from benchmarks.in_process import load_host, of_pack  # noqa: E402
+from tools.host import ensure_host, run_under, write_whole  # noqa: E402
+
+W_VALUES, START_LAYERS = (2.0, 4.0, 6.0, 8.0), (0, 2, 4)  # of the template Sweep, score, choose
+FIXED = (3.0, 1)  # what the nodes do by themselves: their w, and the reference's start layer at this depth
+PLAIN = (0.0, 0)
+GRID = [(w, start) for start in START_LAYERS for w in W_VALUES]
+SETTINGS = [PLAIN, FIXED, *GRID]
+COARSE = 4.0  # w that is tried first, with each start layer; then the others with the best of these
+DRAWS = 200  # of the settings that are tried, for each number of them
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=PACK / "out" / "choice", help="folder for scores and choice.md (default out/choice)")
+    parser.add_argument("--prompts", type=int, default=16)
+    parser.add_argument("--seeds", type=int, default=4, help="an even number: half to choose by, half to judge by")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--report", action="store_true", help="write choice.md from the prompts that are done, and draw nothing")
+    parser.add_argument("--under-host", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.seeds < 2 or options.seeds % 2:
+        parser.error("--seeds must be an even number")
+    return options
+
+
+def main():
+    options = arguments()
+    if not options.under_host:
+        run_under(ensure_host(), [__file__, "--under-host", *sys.argv[1:]])
+    load_host()
+    import torch
+
+    torch.set_num_threads(1)
+    options.out.mkdir(parents=True, exist_ok=True)
+    with torch.inference_mode():
+        done = measured(options)
+    write_whole(options.out / "choice.md", report(done, options))
+    print((options.out / "choice.md").read_text(encoding="utf-8"))
+
+
+def measured(options) -> list[dict]:
+    """[{score: (settings, seeds) lists}] of each prompt, from the file of those that are done and from new pictures."""
+    from benchmarks.effect_prompts import prompt_set
+
+    path = options.out / f"scores_{options.steps}_{options.seeds}.jsonl"
+    done = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        record = json.loads(line)
+        done[record["prompt"]] = record["scores"]
+    prompts = prompt_set("general", options.prompts)
+    missing = [] if options.report else [prompt for prompt in prompts if prompt.text not in done]
+    if missing:
+        draw = painter(options)
+        for number, prompt in enumerate(missing, 1):
+            done[prompt.text] = draw(prompt)
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(json.dumps({"prompt": prompt.text, "scores": done[prompt.text]}) + "\n")
+            print(f"{number} of {len(missing)}: {prompt.text}", flush=True)
+    return [done[prompt.text] for prompt in prompts if prompt.text in done]
+
+
+def painter(options):
+    """Draws a prompt in every setting and gives its scores."""
+    from benchmarks.effect_conditions import complexity
+    from benchmarks.effect_settings import Files, Settings
+    from benchmarks.effect_studio import Studio
+    from tools.small_models import CFG, DIFFUSION_MODEL, SIZE, TEXT_ENCODER, VAE, WEIGHTS
+    from tools.small_world.checkers import read_picture, score
+    from tools.small_world.text_encoder import write_clip_l
+
+    encoder = PACK / "out" / "small_world" / TEXT_ENCODER
+    if not encoder.is_file():
+        encoder.parent.mkdir(parents=True, exist_ok=True)
+        write_clip_l(encoder)
+    studio = Studio(
+        Files(diffusion_model=WEIGHTS / DIFFUSION_MODEL, text_encoders=(encoder,), clip_type="stable_diffusion", vae=WEIGHTS / VAE),
+        Settings(size=SIZE, steps=options.steps, cfg=float(CFG)),
+    )
+
+    def draw(prompt) -> dict:
+        scores = {"detail": [], "kept": [], "exact": []}
+        for w, start in SETTINGS:
+            found = [
+                score(read_picture(picture), prompt.wanted)
+                for picture in studio.pictures(prompt.text, complexity(w, start), prompt.seed, options.seeds)
+            ]
+            scores["detail"].append([100 * each["detail"] for each in found])
+            scores["kept"].append([share(each) for each in found])
+            scores["exact"].append([100.0 * each["exact"] for each in found])
+        return scores
+
+    return draw
+
+
+def share(found: dict) -> float:
+    """Of what the prompt asks for, in percent."""
+    asked = [found[name] for name in ("count", "color", "shape", "exact", "position") if found[name] is not None]
+    return 100 * sum(asked) / len(asked)
+
+
+def chosen(scores: dict, seeds: list[int], tried: list[int]) -> int:
+    """The setting that Choose Guidance takes of those `tried`, by the pictures of these seeds."""
+    choice = of_pack("scoring.choice")
+    settings = {i: choice.Setting(str(i), *SETTINGS[i], plain=i == 0) for i in (0, *tried)}
+    rows = [(settings[i], scores["detail"][i][seed], scores["kept"][i][seed]) for i in settings for seed in seeds]
+    return int(choice.choose(*zip(*rows, strict=True), choice.TOLERANCE).chosen.setting.label)
+
+
+def coarse_then_fine(scores: dict, seeds: list[int]) -> int:
+    """As many settings as start layers and w values together, less one."""
+    first = [SETTINGS.index((COARSE, start), 2) for start in START_LAYERS]
+    best = chosen(scores, seeds, first)
+    start = SETTINGS[best][1] if best else START_LAYERS[-1]
+    return chosen(scores, seeds, [*first, *(SETTINGS.index((w, start), 2) for w in W_VALUES if w != COARSE)])
+
+
+def judged(done: list[dict], choose):
+    """{score: (prompts, seeds)} of what `choose(scores, seeds)` takes, each half of the seeds judged by the choice of the other."""
+    import numpy as np
+
+    seeds = len(done[0]["detail"][0])
+    halves = [list(range(seeds // 2)), list(range(seeds // 2, seeds))]
+    made = {name: np.zeros((len(done), seeds)) for name in done[0]}
+    for row, scores in enumerate(done):
+        for ours, others in (halves, halves[::-1]):
+            taken = choose(scores, ours)
+            for name, values in made.items():
+                values[row, others] = [scores[name][taken][seed] for seed in others]
+    return made
+
+
+def report(done: list[dict], options) -> str:
+    import numpy as np
+    from benchmarks.effect_statistics import difference
+
+    every = list(range(2, len(SETTINGS)))
+    fixed = judged(done, lambda scores, seeds: 1)
+    ways = {
+        "plain": judged(done, lambda scores, seeds: 0),
+        f"fixed: w {FIXED[0]:g}, start {FIXED[1]}": fixed,
+        f"chosen of {len(GRID)}": judged(done, lambda scores, seeds: chosen(scores, seeds, every)),
+        f"chosen, coarse then fine ({len(START_LAYERS) + len(W_VALUES) - 1} of {len(GRID)})": judged(done, coarse_then_fine),
+    }
+    best = max(every, key=lambda i: np.mean([scores["detail"][i] for scores in done]))
+    ways[f"the most detail on average: w {SETTINGS[best][0]:g}, start {SETTINGS[best][1]} (not chosen: known afterwards)"] = judged(
+        done, lambda scores, seeds: best
+    )
+
+    def told(values, others) -> str:
+        estimate = difference(values, others)
+        return f"{values.mean():.1f} ({estimate.mean:+.1f}, {estimate.low:+.1f} to {estimate.high:+.1f})"
+
+    lines = [
+        "# Settings that choose themselves", "",
+        f"By `python3 benchmarks/choice.py`: {len(done)} prompts of the small world, {options.seeds} seeds, {options.steps} steps. Chosen by the "
+        "pictures of one half of the seeds, judged on the other half. In brackets the change from the fixed setting, paired, with 95 % "
+        "intervals over prompts.", "",
+        "| setting | detail | what is asked for, % | exactly as asked, % |", "| --- | --- | --- | --- |",
+        *(f"| {name} | {' | '.join(told(made[score], fixed[score]) for score in ('detail', 'kept', 'exact'))} |" for name, made in ways.items()),
+        "", "## How many settings to try", "",
+        f"The same choice among some of the {len(GRID)} settings, drawn {DRAWS} times.", "", "| tried | detail | what is asked for, % |",
+        "| --- | --- | --- |",
+    ]
+    draw = np.random.default_rng(0)
+    for count in (1, 2, 3, 4, 6, 8, len(GRID)):
+        made = [
+            judged(done, lambda scores, seeds, tried=draw.choice(every, count, replace=False).tolist(): chosen(scores, seeds, tried))
+            for _ in range(DRAWS if count < len(GRID) else 1)
+        ]
+        lines.append(f"| {count} | {np.mean([each['detail'].mean() for each in made]):.1f} | {np.mean([each['kept'].mean() for each in made]):.1f} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
