@@ -193,9 +193,11 @@ def _inputs(prompt: EncodedPrompt, family: Family, base_model, latent: Tensor) -
     tokens, extras = prompt.tokens, dict(prompt.extras)
     if prompt.pooled is not None:
         extras["pooled_output"] = prompt.pooled
-    width = None if family.context is None else family.context.width(HostModel.called(base_model).diffusion_model)
+    diffusion_model = HostModel.called(base_model).diffusion_model
+    width = None if family.context is None else family.context.width(diffusion_model)
     if width not in (None, tokens.shape[-1]):
-        tokens = torch.zeros(1, 8, width)
+        blank = family.blank_prompt(diffusion_model)
+        tokens, extras = blank.tokens, extras | dict(blank.extras)
     [made] = comfy.samplers.encode_model_conds(
         base_model.extra_conds, comfy.sampler_helpers.convert_cond([[tokens, extras]]), latent, latent.device, "positive",
         latent_image=latent, denoise_mask=None, seed=0, latent_shapes=[latent.shape],

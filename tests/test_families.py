@@ -131,7 +131,8 @@ def test_a_subclass_with_a_forward_of_its_own_is_another_model(subject):
 def test_a_subclass_with_another_part_of_the_forward_is_too(subject):
     model, aim = subject
     hosts = [base for base in type(model.model.diffusion_model).__mro__ if base.__module__.startswith("comfy.")]
-    part = next(name for base in hosts for name in vars(base) if not name.startswith("__") and name not in ("forward", "_abc_impl"))
+    parts = [name for base in hosts for name in vars(base) if not name.startswith("__") and name not in ("forward", "_abc_impl")]
+    part = parts[0] if parts else "forward"  # Ernie-Image's class has no other
     refused(made_kin(model, **{part: lambda self, *args, **kwargs: None}), aim)
 
 

@@ -4,8 +4,10 @@ Text-blind: y = time_caption_embed.timestep_embedder(1 - t). The refiners keep t
 There is no reference for its settings: start layer a tenth of the depth, both rows, plain head.
 """
 
+import torch
 from comfy.ldm.omnigen.omnigen2 import OmniGen2Transformer2DModel
 
+from ..directions import EncodedPrompt
 from .base import BlockInput, Family, Injection, TextContext, in_width, runs_as
 
 
@@ -13,6 +15,15 @@ def _time_embedding(model, call):
     """(R, D)"""
     embedder = model.time_caption_embed
     return embedder.timestep_embedder(embedder.time_proj(1 - call.timestep).to(call.dtype))
+
+
+def _blank(model):
+    """With a mask: without one the host does not say how many tokens there are."""
+    return EncodedPrompt(None, torch.zeros(1, 8, _text_width(model)), {"attention_mask": torch.ones(1, 8, dtype=torch.int64)})
+
+
+def _text_width(model):
+    return in_width(model.time_caption_embed.caption_embedder[1])
 
 
 OMNIGEN2 = Family(
@@ -27,6 +38,7 @@ OMNIGEN2 = Family(
         width=lambda model: in_width(model.norm_out.linear_1),
     )},
     text=None,
-    context=TextContext(lambda model: in_width(model.time_caption_embed.caption_embedder[1])),
+    context=TextContext(_text_width),
+    blank=_blank,
     encoder="Qwen2.5-VL 3B, with CLIPLoader and type omnigen2",
 )
