@@ -19,7 +19,8 @@ class Condition:
     """pooled: the pooled vector the model gets plainly, on all rows of CFG: the "prompt"'s own, "zero"s, or the "empty" prompt's.
 
     preset: a Guidance Preset, whose subject is the prompt where it needs one; or sides: p+ and p- written out.
-    w: guidance scale; with neither preset nor sides there is no guidance.
+    learned: a direction that was learned, by its name among the files', in place of both.
+    w: guidance scale; with none of these there is no guidance.
     schedule: one of SCHEDULES, or "" for all layers from start_layer on.
     words: put after the prompt itself.
     variance: the scale of Scale Text Variance.
@@ -30,6 +31,7 @@ class Condition:
     pooled: str = "prompt"
     preset: str = ""
     sides: tuple[str, str] | tuple[()] = ()
+    learned: str = ""
     w: float = 0.0
     start_layer: int = 0
     schedule: str = ""
@@ -41,7 +43,7 @@ class Condition:
 
     @property
     def guided(self) -> bool:
-        return bool(self.preset or self.sides)
+        return bool(self.preset or self.sides or self.learned)
 
     @property
     def name(self) -> str:
@@ -55,7 +57,8 @@ class Condition:
             return "pooled text alone"
         layers = self.schedule or f"start {self.start_layer}"
         rest = [", norm kept"] * self.keep_norm + [", pooled text too"] * self.base + [f", rows {self.rows}"] * (self.rows != "auto")
-        return f"{self.preset or self.sides[0]}, w {self.w:g}, {layers}{''.join(rest)}"
+        direction = f"learned {self.learned}" if self.learned else self.preset or self.sides[0]
+        return f"{direction}, w {self.w:g}, {layers}{''.join(rest)}"
 
 
 PLAIN = Condition()

@@ -21,7 +21,7 @@ from .effect_prompts import PROMPTS, Prompt, prompt_set
 from .effect_settings import Settings
 from .in_process import PACK
 
-PERCENT = ("count", "color", "shape", "exact", "position", "detail", "sharpness")  # scores told in percent; the others in 8-bit steps
+PERCENT = ("count", "color", "shape", "exact", "position", "detail", "sharpness", "ground")  # scores told in percent; the others in 8-bit steps
 CODE = ("model_patches/*.py", "model_patches/families/*.py", "pooled_proj/*.py", "nodes/presets.json", "tools/small_world/checkers.py")
 
 
