@@ -165,7 +165,8 @@ def small_world_learned(options):
     """Draws, scores and reports what directions learned from words do."""
     from benchmarks.effect_learned import jobs_of, plot, table
 
-    jobs = jobs_of(options.learned, options.prompts)
+    files, _ = files_and_settings(options)
+    jobs = jobs_of(options.learned, files.directions, options.prompts)
     results, made_by = drawn_and_scored(options, jobs)
     report, picture = (options.out / f"learned_{options.learned}{ending}" for ending in (".md", ".png"))
     write_whole(report, table(options.learned, results, description(options, jobs, results, made_by)))
@@ -197,8 +198,7 @@ def drawn_and_scored(options, jobs):
     from benchmarks.effect_workers import painters
 
     files, settings = files_and_settings(options)
-    given = (files.diffusion_model, *files.text_encoders, files.vae, files.projection, *files.directions.values())
-    made_by = fingerprint([file for file in given if file])
+    made_by = fingerprint([file for file in (files.diffusion_model, *files.text_encoders, files.vae, files.projection) if file])
     options.out.mkdir(parents=True, exist_ok=True)
     workers = options.workers or (1 if torch.cuda.is_available() else min(os.cpu_count(), MOST_WORKERS))
     with painters(files, settings, workers) as draw:

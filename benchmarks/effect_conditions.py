@@ -26,6 +26,7 @@ class Condition:
     variance: the scale of Scale Text Variance.
     base: on a text-blind model, whether its projection is given the prompt's own pooled text beside the direction.
     rows: the rows of CFG that are guided, as Apply Modulation Guidance names them.
+    since: when guidance begins, from 0 to 1 of sampling.
     """
 
     pooled: str = "prompt"
@@ -40,6 +41,7 @@ class Condition:
     variance: float = 1.0
     base: bool = False
     rows: str = "auto"
+    since: float = 0.0
 
     @property
     def guided(self) -> bool:
@@ -57,6 +59,7 @@ class Condition:
             return "pooled text alone"
         layers = self.schedule or f"start {self.start_layer}"
         rest = [", norm kept"] * self.keep_norm + [", pooled text too"] * self.base + [f", rows {self.rows}"] * (self.rows != "auto")
+        rest += [f", from {self.since:.0%} of sampling"] * (self.since > 0)
         direction = f"learned {self.learned}" if self.learned else self.preset or self.sides[0]
         return f"{direction}, w {self.w:g}, {layers}{''.join(rest)}"
 

@@ -1,6 +1,6 @@
 """effect.py --learned: directions learned from words, beside the words themselves and text guidance."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,18 +10,20 @@ from tools.small_world.attributes import ATTRIBUTES, prompts
 from .effect_conditions import IN_WORDS, PLAIN, Condition, complexity
 from .effect_plots import pyplot, with_line, write_figure
 from .effect_prompts import Prompt, prompt_set
-from .effect_report import SCORE, _gain, _mean, _signed, markdown
+from .effect_report import _gain, _mean, _signed, markdown
 from .effect_results import Results
-from .effect_run import Job
-from .effect_statistics import Estimate, at_strength, estimate, resampled_means
+from .effect_run import Job, digest
+from .effect_statistics import Estimate, at_strength, difference, estimate, mean, resampled_means
 
-PROMPTS = {"general": 16, "counting": 16, "color": 16, "position": 16}
-MEASURED = {"detail": "detail", "sharpness": "sharpness", "light": "ground"}  # the score of each attribute
+PROMPTS = 16
+SETS = {"general": 1, "turned": 2}  # one in so many of the prompts
 LOST = 5  # points of adherence, at most, where strengths are compared
 
-WEIGHTS = {"flux": (0.5, 1.0, 1.5, 2.0, 2.5), "wan": (1.0, 2.0, 3.0, 4.0)}
-START_LAYERS = {"flux": (0, 2), "wan": (0, 1)}
-TEXT_GUIDED = [complexity(w, 2) for w in (1.0, 3.0, 6.0)]  # with the start layer that is best in table.md
+LINES = {  # of the direction for detail: its weights by start layer
+    "flux": {0: (1.0, 1.5), 2: (1.0, 1.5, 2.0)},
+    "wan": {0: (1.0, 1.5, 2.0), 1: (1.5, 2.0)},
+}
+TEXT_GUIDED = [complexity(6.0, 2)]  # what is best in table.md
 
 
 def learned(attribute: str, w: float, start_layer: int = 0) -> Condition:
@@ -32,48 +34,43 @@ def in_words(words: str) -> Condition:
     return replace(PLAIN, words=words)
 
 
-def curve(model: str, start_layer: int) -> list[Condition]:
+def line(model: str, start_layer: int) -> list[Condition]:
     """Of the direction for detail, by growing w."""
-    return [learned("detail", w, start_layer) for w in WEIGHTS[model]]
-
-
-def opposite_ways(model: str, attribute: str) -> list[Condition]:
-    """What turns an attribute up and down: the words, what was learned of them, and on FLUX text guidance by them."""
-    sides = ATTRIBUTES[attribute]
-    largest = WEIGHTS[model][-2]
-    by_text = [Condition(sides=sides, w=w, start_layer=2) for w in (3.0, -3.0)] if model == "flux" else []
-    return [*(in_words(words) for words in sides), *(learned(attribute, w) for w in (1.0, largest, -1.0, -largest)), *by_text]
+    return [learned("detail", w, start_layer) for w in LINES[model][start_layer]]
 
 
 def guided(model: str) -> list[Condition]:
     """Text guidance where the model can be guided by text, and the lines of the learned direction for detail."""
-    return [*(TEXT_GUIDED if model == "flux" else ()), *(each for start in START_LAYERS[model] for each in curve(model, start))]
+    return [*(TEXT_GUIDED if model == "flux" else ()), *(each for start in LINES[model] for each in line(model, start))]
+
+
+def turned() -> list[Condition]:
+    """The other way: less detail, and less sharpness, of which plain pictures have nearly as much as there is."""
+    return [learned("detail", -1.0), learned("sharpness", -1.0), in_words(ATTRIBUTES["sharpness"][1])]
 
 
 def conditions(model: str, name: str) -> list[Condition]:
     """What is measured on a set of prompts, plain first."""
-    if name != "general":
-        return [PLAIN, IN_WORDS, *(learned("detail", w) for w in (1.0, WEIGHTS[model][-2]))]
-    return list(dict.fromkeys((
-        PLAIN, IN_WORDS, *guided(model), *(each for attribute in ATTRIBUTES for each in opposite_ways(model, attribute)),
-    )))
+    return [PLAIN, *(turned() if name == "turned" else (IN_WORDS, *guided(model)))]
 
 
-def held_out(name: str, count: int) -> list[Prompt]:
-    """The set's prompts but for those that directions were learned on, however these count to one."""
+def held_out(count: int) -> list[Prompt]:
+    """General prompts but for those that directions were learned on, however these count to one."""
     known = {_counted(text) for text in prompts()}
-    return [prompt for prompt in prompt_set(name, 2 * count) if _counted(prompt.text) not in known][:count]
+    return [prompt for prompt in prompt_set("general", 2 * count) if _counted(prompt.text) not in known][:count]
 
 
 def _counted(text: str) -> str:
     return text.replace("a single ", "a ").replace("one ", "a ")
 
 
-def jobs_of(model: str, count: int | None) -> list[Job]:
-    """All there is to do, prompt by prompt, plain first."""
+def jobs_of(model: str, directions: Mapping[str, Path], count: int | None) -> list[Job]:
+    """All there is to do, prompt by prompt, plain first. directions: the files by attribute."""
+    known = {"": "", **{attribute: digest(file) for attribute, file in directions.items()}}
     return [
-        Job(name, index, prompt, condition)
-        for name in PROMPTS for index, prompt in enumerate(held_out(name, count or PROMPTS[name])) for condition in conditions(model, name)
+        Job(name, index, prompt, condition, known[condition.learned])
+        for name, share in SETS.items()
+        for index, prompt in enumerate(held_out(-(-(count or PROMPTS) // share))) for condition in conditions(model, name)
     ]
 
 
@@ -90,8 +87,8 @@ def times(results: Results, first: Condition, second: Condition) -> Estimate:
 
 
 def at_detail_of(results: Results, wanted: Condition, line: Sequence[Condition]) -> tuple[Estimate, float]:
-    """Adherence on the line from plain through the conditions where it has the detail of `wanted`, less that of `wanted`; and the share of
-    resamples in which it reaches that detail (the interval is of those)."""
+    """Adherence on the line from plain through the conditions where it has the detail of `wanted`, less that of `wanted`, nan where it
+    does not reach it; and the share of resamples in which it does (the interval is of those)."""
     def compared(average):
         detail, exact = ([average(results.of("general", each, score)) for each in (wanted, PLAIN, *line)] for score in ("detail", "exact"))
         detail, exact = np.stack(detail, -1), np.stack(exact, -1)
@@ -107,18 +104,18 @@ def table(model: str, results: Results, about: dict) -> str:
         f"# Directions learned from words, measured on the small world's {'FLUX' if model == 'flux' else 'Wan'}-shaped model",
         "\n".join(f"- {name}: {value}" for name, value in about.items()),
         "Means with 95 % intervals (bootstrap over prompts); differences are to plain on the same prompts and seeds, in bold where their "
-        "interval leaves out zero. No prompt here was learned on. The scores are those of `table.md`; *light*: luma of the ground, percent. "
+        "interval leaves out zero. No prompt here was learned on. The scores are those of `table.md`. "
         "Conditions are picked and reported on the same prompts, so a little flattering.",
         "## The aims", "\n".join(f"- {line}" for line in _aims(model, results)),
-        "## Detail", "First row the means, then differences to plain.", _detail(model, results),
-        *(part for attribute in ATTRIBUTES for part in (f"## {attribute.capitalize()}, both ways", _both_ways(model, results, attribute))),
-        "## Counting, color, position", _sets(model, results),
+        "## Detail", "First row the means, then differences to plain.", _rows(results, (IN_WORDS, *guided(model))),
+        "## The other way, and sharpness",
+        "On half of the prompts. Plain pictures have next to no detail to lose, and are nearly as sharp as they get.",
+        _rows(results, turned(), "turned"),
     )) + "\n"
 
 
 def _aims(model: str, results: Results) -> list[str]:
-    lines = [each for start in START_LAYERS[model] for each in curve(model, start)]
-    best = strongest(results, lines)
+    best = strongest(results, [each for start in LINES[model] for each in line(model, start)])
     if best is None:
         return [f"every learned setting loses more than {LOST} points of adherence"]
     said = [f"most detail at no more than {LOST} points of adherence lost: {_told(results, best)}"]
@@ -128,9 +125,9 @@ def _aims(model: str, results: Results) -> list[str]:
             ratio = times(results, best, text)
             compared = f"{ratio.mean:.1f} times ({ratio.low:.1f} to {ratio.high:.1f})"
             said.append(f"text guidance there: {_told(results, text)}; learned over text: {compared}")
-    for start in START_LAYERS[model]:
-        difference, reached = at_detail_of(results, IN_WORDS, curve(model, start))
-        if reached:
+    for start in LINES[model]:
+        difference, reached = at_detail_of(results, IN_WORDS, line(model, start))
+        if np.isfinite(difference.mean):
             share = "" if reached > 0.995 else f", in {reached:.0%} of resamples"
             said.append(f"at the words' detail, start {start}: adherence {_signed(difference)} against the words{share}")
     return [*said, f"the words: {_told(results, IN_WORDS)}"]
@@ -140,39 +137,30 @@ def _told(results: Results, condition: Condition) -> str:
     return f"{condition.name}: detail {_gain(results, condition, 'detail')}, adherence {_gain(results, condition, 'exact')}"
 
 
-def _detail(model: str, results: Results) -> str:
-    scores = ("detail", "exact", "gradient", "sharpness", "ground")
-    rows = [["plain", *(_mean(results, PLAIN, score) for score in scores)]]
-    rows += [[each.name, *(_gain(results, each, score) for score in scores)] for each in (IN_WORDS, *guided(model))]
-    return markdown(["condition", "detail, %", "exact, %", "gradient", "sharpness, %", "light, %"], rows)
+def _rows(results: Results, wanted: Sequence[Condition], name: str = "general") -> str:
+    scores = ("detail", "sharpness", "exact", "count", "color", "shape")
+    rows = [["plain", *(_mean(results, PLAIN, score, name) for score in scores), *_position(results, PLAIN, name)]]
+    rows += [[each.name, *(_gain(results, each, score, name) for score in scores), *_position(results, each, name)] for each in wanted]
+    return markdown(["condition", *(f"{score}, %" for score in scores), *["position, %"] * bool(_position(results, PLAIN, name))], rows)
 
 
-def _both_ways(model: str, results: Results, attribute: str) -> str:
-    score = MEASURED[attribute]
-    rows = [["plain", _mean(results, PLAIN, score), _mean(results, PLAIN, "exact")]]
-    rows += [[each.name, _gain(results, each, score), _gain(results, each, "exact")] for each in opposite_ways(model, attribute)]
-    return markdown(["condition", f"{attribute}, %", "exact, %"], rows)
-
-
-def _sets(model: str, results: Results) -> str:
-    rows = []
-    for name in list(PROMPTS)[1:]:
-        right = SCORE[name]
-        rows.append([name, "plain", _mean(results, PLAIN, right, name)])
-        rows += [
-            [name, each.name, _mean(results, each, right, name), *(_gain(results, each, score, name) for score in (right, "exact", "detail"))]
-            for each in conditions(model, name)[1:]
-        ]
-    return markdown(["prompts", "condition", "right, %", "difference", "exact, difference", "detail, difference"], rows)
+def _position(results: Results, condition: Condition, name: str) -> list[str]:
+    """Of the prompts that ask for one; nothing where they are fewer than four."""
+    right, plain = (results.of(name, each, "position") for each in (condition, PLAIN))
+    asked = ~np.isnan(plain).any(1)
+    if asked.sum() < 4:
+        return []
+    told = mean(right[asked]) if condition == PLAIN else difference(right[asked], plain[asked])
+    return [f"{told.mean:.1f} ({told.low:.1f} to {told.high:.1f})" if condition == PLAIN else _signed(told)]
 
 
 def plot(model: str, results: Results, path: Path) -> None:
     """Adherence against detail as differences to plain: the words, text guidance and what was learned of the words."""
     figure, axes = pyplot.subplots(figsize=(9, 6))
     if model == "flux":
-        with_line(axes, results, TEXT_GUIDED, "text guidance, start 2", labelled=2)
-    for start in START_LAYERS[model]:
-        with_line(axes, results, curve(model, start), f"learned from the words, start {start}", labelled=len(WEIGHTS[model]))
+        with_line(axes, results, TEXT_GUIDED, "text guidance, start 2", labelled=1)
+    for start in LINES[model]:
+        with_line(axes, results, line(model, start), f"learned from the words, start {start}", labelled=len(LINES[model][start]))
     with_line(axes, results, [IN_WORDS], f"\"{IN_WORDS.words}\" in the prompt", linestyle="none", origin=False)
     axes.axhline(-LOST, color="grey", linewidth=0.5, linestyle="--")
     write_figure(figure, axes, results, f"{'FLUX' if model == 'flux' else 'Wan'}-shaped model: what detail costs in adherence", path)

@@ -63,6 +63,7 @@ class Studio:
         base = {"base_positive": self.encoded(prompt), "base_negative": self.encoded("")} if condition.base else {}
         return node(
             "ApplyModulationGuidance", model=self.model, direction=self.direction_of(condition, prompt), w=condition.w,
+            start_percent=condition.since,
             cfg_rows=condition.rows, keep_norm=condition.keep_norm, schedule=node(name, **inputs)[0], projection=self.projection, **base,
         )[0]
 

@@ -14,7 +14,7 @@ import torch
 
 from tools import distill
 
-from .attributes import ATTRIBUTES, file_name, prompts
+from .attributes import ATTRIBUTES, PROMPTS, file_name, prompts
 from .host import use_host
 from .scenes import SIZE
 from .text_encoder import write_clip_l
@@ -25,8 +25,8 @@ MODELS = {  # how each samples
     "wan": dict(clip_type="sd3", cfg=6.0, shift=1.0),
 }
 SETTINGS = dict(
-    steps=600, batch_size=16, learning_rate=5e-3, width=SIZE, height=SIZE, sample_steps=20, samples_per_prompt=2, pairs=8,
-    checkpoint_every=100,
+    steps=300, batch_size=16, learning_rate=1e-2, width=SIZE, height=SIZE, sample_steps=10, samples_per_prompt=1, pairs=16,
+    precision="bf16", checkpoint_every=100,
 )
 
 
@@ -37,13 +37,14 @@ def main() -> None:
     parser.add_argument("--comfyui", default=os.environ.get("COMFYUI_PATH"), help="the ComfyUI folder (default: $COMFYUI_PATH)")
     parser.add_argument("--weights", type=Path, default=HERE / "weights", help="the small world's weights; the direction goes there")
     parser.add_argument("--work", type=Path, default=HERE.parent.parent / "out" / "small_world", help="checkpoint, metrics, text encoder")
+    parser.add_argument("--prompts-count", type=int, default=PROMPTS, help="subjects to learn on")
     parser.add_argument("--threads", type=int, help="torch's threads (default: one a core)")
     options, rest = parser.parse_known_args()
     if options.threads:
         torch.set_num_threads(options.threads)
     out = options.work / f"{options.model}_{options.attribute}"
     out.mkdir(parents=True, exist_ok=True)
-    (out / "prompts.txt").write_text("\n".join(prompts()) + "\n")
+    (out / "prompts.txt").write_text("\n".join(prompts(options.prompts_count)) + "\n")
     encoder = options.work / "small_world_clip_l.safetensors"
     if not encoder.exists():
         write_clip_l(encoder)
