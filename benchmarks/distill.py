@@ -1,10 +1,11 @@
 """How fast distilling is: rows per second and peak memory, against a plain loop that asks teacher and student at every step.
 
     python benchmarks/distill.py [--width 512 --blocks 8 ...]
+    python benchmarks/distill.py --memory [--weights bf16 ...]     what a direction's step takes, against a LoRA's by the host's Train LoRA
 
 A Wan 2.1 text-to-video model with random weights, still pictures, prompts of 512 random tokens. Both loops are the distillation's own, on
 one model in one process, in turns; the plain one keeps none of the teacher's predictions. The first pass over the data, in which the
-teacher answers for the first time, is not timed. Prints JSON.
+teacher answers for the first time, is not timed. With --memory each step has a process of its own. Prints JSON.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from datetime import date
@@ -26,6 +28,8 @@ from tools.host import ensure_host, run_under  # noqa: E402
 
 PROMPTS = 8
 TOKENS, TEXT_WIDTH, POOLED = 512, 4096, 768
+WEIGHTS = {"fp32": "float32", "bf16": "bfloat16", "fp8": "float8_e4m3fn"}
+STEPS = 3
 
 
 class RandomText:
@@ -51,7 +55,7 @@ def wan(width: int, blocks: int, dtype):
         model_type="t2v", dim=width, ffn_dim=round(width * 35 / 6), num_heads=width // 128, num_layers=blocks, text_dim=TEXT_WIDTH,
         dtype=dtype, operations=comfy.ops.disable_weight_init,
     )
-    state = {name: torch.randn(tensor.shape, dtype=dtype) / tensor[0].numel() ** 0.5 for name, tensor in model.state_dict().items()}
+    state = {name: (torch.randn(tensor.shape) / tensor[0].numel() ** 0.5).to(dtype) for name, tensor in model.state_dict().items()}
     return comfy.sd.load_diffusion_model_state_dict(state, model_options={"dtype": dtype})
 
 
@@ -72,10 +76,16 @@ class Memory:
     def peak(self) -> float:
         import torch
 
-        if self.cuda:
-            return torch.cuda.max_memory_allocated() / 2**20
+        return torch.cuda.max_memory_allocated() / 2**20 if self.cuda else self._status("VmHWM")
+
+    def now(self) -> float:
+        import torch
+
+        return torch.cuda.memory_allocated() / 2**20 if self.cuda else self._status("VmRSS")
+
+    def _status(self, name: str) -> float:
         status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-        return int(status["VmHWM"].split()[0]) / 1024
+        return int(status[name].split()[0]) / 1024
 
 
 def timed(action, device) -> float:
@@ -144,6 +154,64 @@ def measure(options) -> dict:
     }
 
 
+def measure_memory(options) -> dict:
+    """Peaks of the steps, each in a process of its own, above the loaded model's memory."""
+    command = [sys.executable, __file__, *sys.argv[1:], "--step"]
+    answers = {kind: subprocess.run([*command, kind], check=True, stdout=subprocess.PIPE).stdout for kind in ("direction", "lora")}
+    steps = {kind: json.loads(answer) for kind, answer in answers.items()}
+    peaks = {kind: step.pop("peak MiB") for kind, step in steps.items()}
+    return steps["lora"] | {"peak MiB": peaks, "of the LoRA's": round(peaks["direction"] / peaks["lora"], 3)}
+
+
+def measure_step(options) -> dict:
+    load_host()
+    import nodes
+    import torch
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    model = wan(options.width, options.blocks, getattr(torch, WEIGHTS[options.weights]))
+    memory, weights = Memory(model.load_device), model.model_size() / 2**20
+    precision = "fp32" if options.weights == "fp32" else "bf16"
+    if options.step == "direction":
+        pack = nodes.NODE_CLASS_MAPPINGS["DistillPooledProjection"].__module__.rpartition(".nodes.")[0]
+        settings = importlib.import_module(f"{pack}.training.settings").Settings(
+            steps=STEPS, batch_size=options.batch_size, learning_rate=5e-3, width=options.size, height=options.size, seed=0,
+            checkpointing=options.checkpointing, data="noise", samples_per_prompt=1, pairs=1, precision=precision,
+        )
+        prompts = [f"prompt {number}" for number in range(PROMPTS)]
+        course = importlib.import_module(f"{pack}.training.direction").DirectionTraining
+        training = course(model, RandomText(), prompts, "more", "less", settings)
+        training.prepare()
+        with torch.inference_mode(False):
+            before, copied = memory.now(), 0.0
+            memory.reset()
+            with training.running():
+                for _ in range(STEPS):
+                    training.take_step()
+    else:
+        latents = {"samples": torch.zeros(options.batch_size, 16, 1, options.size // 8, options.size // 8)}
+        positive = RandomText().encode_from_tokens_scheduled("prompt")
+        settings = dict(
+            batch_size=options.batch_size, steps=STEPS, grad_accumulation_steps=1, learning_rate=1e-4, rank=options.rank, optimizer="AdamW",
+            loss_function="MSE", seed=0, training_dtype=precision, lora_dtype=precision, quantized_backward=False, algorithm="LoRA",
+            gradient_checkpointing=options.checkpointing, checkpoint_depth=1, offloading=False, existing_lora="[None]", bucket_mode=False,
+            bypass_mode=options.weights == "fp8",  # the host's way for weights that cannot be added to
+        )
+        # The node trains a copy of the model: on a CPU both stay in memory, on a GPU the first one leaves it.
+        before, copied = memory.now(), weights
+        memory.reset()
+        train = nodes.NODE_CLASS_MAPPINGS["TrainLoraNode"].execute
+        train(model=[model], latents=[latents], positive=[positive], **{name: [value] for name, value in settings.items()})
+    return {
+        "date": date.today().isoformat(),
+        "hardware": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores ({platform.machine()})",
+        "torch": torch.__version__, "precision": precision,
+        **{name: getattr(options, name) for name in ("width", "blocks", "size", "batch_size", "checkpointing", "weights", "rank")},
+        "weights MiB": round(weights), "peak MiB": round(memory.peak() - before - copied),
+    }
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--width", type=int, default=512, help="of the model, a multiple of 128 (Wan 1.3B: 1536)")
@@ -153,10 +221,14 @@ def main():
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--checkpointing", action=argparse.BooleanOptionalAction, default=False)
     parser.add_argument("--threads", type=int, help="torch's threads (default: one a core)")
+    parser.add_argument("--memory", action="store_true", help="the peak memory of a direction's step and of a LoRA's instead")
+    parser.add_argument("--weights", choices=WEIGHTS, default="bf16", help="what the model's weights are kept in, with --memory")
+    parser.add_argument("--rank", type=int, default=8, help="of the LoRA, with --memory (default: the host's, 8)")
+    parser.add_argument("--step", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if "COMFYUI_PYTHON" not in os.environ:
         run_under(ensure_host(), [__file__, *sys.argv[1:]])
-    print(json.dumps(measure(options), indent=1))
+    print(json.dumps((measure_step if options.step else measure_memory if options.memory else measure)(options), indent=1))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
     python benchmarks/effect.py --quick              the same as a smoke run: one prompt a set, one seed, 2 steps
     python benchmarks/effect.py --variance           Scale Text Variance, on kinds that training never showed and on others: variance.md
     python benchmarks/effect.py --projection         the distilled projection on the small world's text-blind model: projection.md
+    python benchmarks/effect.py --learned flux       directions learned from words: learned_flux.md and .png; or wan, which is text-blind
     python benchmarks/effect.py --diffusion-model FILE --text-encoder FILE [FILE] --clip-type flux --vae FILE \\
         --prompts-file FILE [--preset NAME | --positive TEXT --negative TEXT] [--w ...] [--start-layers ...] [--scorer SCORER [SCORER ...]]
 
@@ -19,6 +20,7 @@ import json
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 PACK = Path(__file__).resolve().parent.parent
@@ -30,9 +32,12 @@ from tools.options import finite  # noqa: E402
 
 SMALL_WORLD = PACK / "tools" / "small_world" / "weights"
 SMALL_ENCODER = PACK / "out" / "small_world" / "small_world_clip_l.safetensors"
-SMALL_DEFAULTS = {"seeds": 4, "steps": 20, "cfg": 3.0, "size": 80}
-TEXT_BLIND = {"sampler": "dpmpp_2m", "shift": 1.0}  # what its training pays most attention to; the host's shift of 8 is for videos
-TEXT_BLIND_CFG = 6.0
+SMALL_DEFAULTS = {"seeds": 4, "steps": 20, "size": 80}
+SAMPLING = {
+    "flux": {"cfg": 3.0},
+    # The shift is what its training pays most attention to; the host's of 8 is for videos.
+    "wan": {"cfg": 6.0, "sampler": "dpmpp_2m", "shift": 1.0},
+}
 MOST_WORKERS = 4
 DRAWN = 300  # held-out drawn scenes that the measures' scale is told from
 OWN_DEFAULTS = {"seeds": 1, "steps": 4, "cfg": 1.0, "size": 1024}
@@ -46,9 +51,10 @@ def arguments(given=None):
     parser.add_argument("--cfg", type=finite, help="classifier-free guidance, negative prompt empty (default 3; your own models 1)")
     parser.add_argument("--text-encoder", type=Path, nargs="+", metavar="FILE", help="(small world: written once where it is not yet)")
     small = parser.add_argument_group("on the small world")
-    small.add_argument("--prompts", type=int, help="prompts in each set (default 24 general ones, 32 in the others)")
+    small.add_argument("--prompts", type=int, help="prompts in each set (default 24 general ones, 32 in the others; learned: 16)")
     small.add_argument("--variance", action="store_true", help="Scale Text Variance instead, on kinds that training never showed and on others")
     small.add_argument("--projection", action="store_true", help="the distilled projection instead, on the small world's text-blind model")
+    small.add_argument("--learned", choices=SAMPLING, help="directions learned from words instead, on that model")
     small.add_argument("--quick", action="store_true", help="one prompt a set, one seed, 2 steps: do all conditions run?")
     small.add_argument("--workers", type=int, help="processes that draw, 1.5 GB each (default: as many as cores, at most 4; GPU 1)")
     own = parser.add_argument_group("on your own models")
@@ -69,11 +75,13 @@ def arguments(given=None):
     check(parser, options)
     if options.quick:
         options.prompts, options.seeds, options.steps = options.prompts or 1, options.seeds or 1, options.steps or 2
-    defaults = OWN_DEFAULTS if options.diffusion_model else SMALL_DEFAULTS | ({"cfg": TEXT_BLIND_CFG} if options.projection else {})
+    options.model = options.learned or ("wan" if options.projection else "flux")
+    defaults = OWN_DEFAULTS if options.diffusion_model else SMALL_DEFAULTS | {"cfg": SAMPLING[options.model]["cfg"]}
     for name, value in defaults.items():
         if getattr(options, name) is None:
             setattr(options, name, value)
-    options.out = options.out or PACK / "out" / ("effect_own" if options.diffusion_model else "effect_quick" if options.quick else "effect")
+    kind = "_own" if options.diffusion_model else "_quick" * options.quick + (f"_learned_{options.learned}" if options.learned else "")
+    options.out = options.out or PACK / "out" / f"effect{kind}"
     return options
 
 
@@ -108,7 +116,7 @@ def main():
         with torch.inference_mode():  # as the host runs its nodes
             mode = (
                 own_models if options.diffusion_model else small_world_variance if options.variance
-                else small_world_projection if options.projection else small_world
+                else small_world_projection if options.projection else small_world_learned if options.learned else small_world
             )
             mode(options)
     except (SetupError, ValueError) as error:
@@ -157,17 +165,33 @@ def small_world_projection(options):
     print(options.out / "projection.md")
 
 
+def small_world_learned(options):
+    """Draws, scores and reports what directions learned from words do."""
+    from benchmarks.effect_learned import jobs_of, plot, table
+
+    files, _ = files_and_settings(options)
+    jobs = jobs_of(options.learned, files.directions, options.prompts)
+    results, made_by = drawn_and_scored(options, jobs)
+    report, picture = (options.out / f"learned_{options.learned}{ending}" for ending in (".md", ".png"))
+    write_whole(report, table(options.learned, results, description(options, jobs, results, made_by)))
+    plot(options.learned, results, picture)
+    print(report, picture, sep="\n")
+
+
 def files_and_settings(options):
     """What the small world's pictures are drawn with."""
     from benchmarks.effect_settings import Files, Settings
+    from tools.small_world.attributes import ATTRIBUTES, file_name
     from tools.small_world.text_encoder import write_clip_l
 
     encoders = tuple(options.text_encoder or (SMALL_ENCODER if SMALL_ENCODER.is_file() else write_clip_l(SMALL_ENCODER),))
-    vae, settings = SMALL_WORLD / "small_world_vae.safetensors", (options.steps, options.cfg, options.size)
+    kind = "sd3" if options.model == "wan" else "flux"
+    files = Files(SMALL_WORLD / f"small_world_{options.model}.safetensors", encoders, SMALL_WORLD / "small_world_vae.safetensors", kind)
     if options.projection:
-        projection = SMALL_WORLD / "small_world_wan_projection.safetensors"
-        return Files(SMALL_WORLD / "small_world_wan.safetensors", encoders, vae, "sd3", projection), Settings(*settings, **TEXT_BLIND)
-    return Files(SMALL_WORLD / "small_world_flux.safetensors", encoders, vae, "flux"), Settings(*settings)
+        files = replace(files, projection=SMALL_WORLD / "small_world_wan_projection.safetensors")
+    if options.learned:
+        files = replace(files, directions={name: SMALL_WORLD / file_name(options.model, name) for name in ATTRIBUTES})
+    return files, Settings(steps=options.steps, size=options.size, **SAMPLING[options.model] | {"cfg": options.cfg})
 
 
 def drawn_and_scored(options, jobs):
@@ -193,7 +217,7 @@ def description(options, jobs, results, made_by):
     prompts = {name: len({job.index for job in jobs if job.set_name == name}) for name in dict.fromkeys(job.set_name for job in jobs)}
     counts = ", ".join(f"{count} {name}" for name, count in prompts.items())
     files, settings = files_and_settings(options)
-    model = "Wan-shaped one (7 blocks)" if files.projection else "FLUX.1-shaped one (4 double + 8 single blocks)"
+    model = "Wan-shaped one (7 blocks)" if options.model == "wan" else "FLUX.1-shaped one (4 double + 8 single blocks)"
     shift = "" if settings.shift is None else f", shift {settings.shift:g}"
     return {
         "model": f"the small world's {model}, {settings.steps} steps, {settings.sampler}, {settings.scheduler}{shift}, "

@@ -19,17 +19,20 @@ class Condition:
     """pooled: the pooled vector the model gets plainly, on all rows of CFG: the "prompt"'s own, "zero"s, or the "empty" prompt's.
 
     preset: a Guidance Preset, whose subject is the prompt where it needs one; or sides: p+ and p- written out.
-    w: guidance scale; with neither preset nor sides there is no guidance.
+    learned: a direction that was learned, by its name among the files', in place of both.
+    w: guidance scale; with none of these there is no guidance.
     schedule: one of SCHEDULES, or "" for all layers from start_layer on.
     words: put after the prompt itself.
     variance: the scale of Scale Text Variance.
     base: on a text-blind model, whether its projection is given the prompt's own pooled text beside the direction.
     rows: the rows of CFG that are guided, as Apply Modulation Guidance names them.
+    since: when guidance begins, from 0 to 1 of sampling.
     """
 
     pooled: str = "prompt"
     preset: str = ""
     sides: tuple[str, str] | tuple[()] = ()
+    learned: str = ""
     w: float = 0.0
     start_layer: int = 0
     schedule: str = ""
@@ -38,10 +41,11 @@ class Condition:
     variance: float = 1.0
     base: bool = False
     rows: str = "auto"
+    since: float = 0.0
 
     @property
     def guided(self) -> bool:
-        return bool(self.preset or self.sides)
+        return bool(self.preset or self.sides or self.learned)
 
     @property
     def name(self) -> str:
@@ -55,7 +59,9 @@ class Condition:
             return "pooled text alone"
         layers = self.schedule or f"start {self.start_layer}"
         rest = [", norm kept"] * self.keep_norm + [", pooled text too"] * self.base + [f", rows {self.rows}"] * (self.rows != "auto")
-        return f"{self.preset or self.sides[0]}, w {self.w:g}, {layers}{''.join(rest)}"
+        rest += [f", from {self.since:.0%} of sampling"] * (self.since > 0)
+        direction = f"learned {self.learned}" if self.learned else self.preset or self.sides[0]
+        return f"{direction}, w {self.w:g}, {layers}{''.join(rest)}"
 
 
 PLAIN = Condition()

@@ -32,22 +32,33 @@ GALLERY = {
 def pareto(results: Results, path: Path) -> None:
     """Adherence against detail as differences to plain, a line for each start layer, points labelled with w; bars are 95 % intervals."""
     figure, axes = pyplot.subplots(figsize=(9, 6))
-    plain = [results.mean("general", PLAIN, score).mean for score in ("detail", "exact")]
     for start in START_LAYERS:
-        detail, exact = ([results.gain("general", complexity(w, start), score) for w in WEIGHTS] for score in ("detail", "exact"))
-        line, = axes.plot([0, *(e.mean for e in detail)], [0, *(e.mean for e in exact)], marker="o", label=_start(start))
-        axes.errorbar(
-            [e.mean for e in detail], [e.mean for e in exact], xerr=_bars(detail), yerr=_bars(exact), fmt="none",
-            ecolor=line.get_color(), elinewidth=0.7, alpha=0.5,
-        )
-        for w, x, y in list(zip(WEIGHTS, detail, exact))[2:]:  # the first ones lie close together
-            axes.annotate(f"w {w:g}", (x.mean, y.mean), xytext=(4, 4), textcoords="offset points", color=line.get_color(), fontsize=8)
+        with_line(axes, results, [complexity(w, start) for w in WEIGHTS], _start(start), labelled=3)
+    along = ", ".join(f"{w:g}" for w in WEIGHTS)
+    write_figure(figure, axes, results, f"Complexity direction: what detail costs in adherence (w {along} along each line)", path)
+
+
+def with_line(axes, results: Results, conditions: list[Condition], label: str, labelled: int = 0, origin: bool = True, **style) -> None:
+    """A line through the conditions, by growing w; the last `labelled` of them with their w. origin: whether it begins at plain."""
+    detail, exact = ([results.gain("general", each, score) for each in conditions] for score in ("detail", "exact"))
+    begin = [0] * origin
+    line, = axes.plot([*begin, *(e.mean for e in detail)], [*begin, *(e.mean for e in exact)], marker="o", label=label, **style)
+    axes.errorbar(
+        [e.mean for e in detail], [e.mean for e in exact], xerr=_bars(detail), yerr=_bars(exact), fmt="none",
+        ecolor=line.get_color(), elinewidth=0.7, alpha=0.5,
+    )
+    for condition, x, y in list(zip(conditions, detail, exact))[len(conditions) - labelled:]:
+        axes.annotate(f"w {condition.w:g}", (x.mean, y.mean), xytext=(4, 4), textcoords="offset points", color=line.get_color(), fontsize=8)
+
+
+def write_figure(figure, axes, results: Results, title: str, path: Path) -> None:
+    """Adherence against detail, its lines drawn, as differences to plain."""
+    plain = [results.mean("general", PLAIN, score).mean for score in ("detail", "exact")]
     axes.plot(0, 0, "ks", markersize=9, zorder=5, label="plain")
     axes.axhline(0, color="grey", linewidth=0.5)
     axes.axvline(0, color="grey", linewidth=0.5)
     axes.set(xlabel=f"detail (texture contrast in the objects), points above plain's {plain[0]:.1f} %",
-             ylabel=f"adherence (pictures exactly as asked), points above plain's {plain[1]:.0f} %",
-             title=f"Complexity direction: what detail costs in adherence (w {', '.join(f'{w:g}' for w in WEIGHTS)} along each line)")
+             ylabel=f"adherence (pictures exactly as asked), points above plain's {plain[1]:.0f} %", title=title)
     axes.legend()
     _save(figure, path)
 

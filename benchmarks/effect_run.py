@@ -21,18 +21,19 @@ from .effect_prompts import PROMPTS, Prompt, prompt_set
 from .effect_settings import Settings
 from .in_process import PACK
 
-PERCENT = ("count", "color", "shape", "exact", "position", "detail", "sharpness")  # scores told in percent; the others in 8-bit steps
+PERCENT = ("count", "color", "shape", "exact", "position", "detail", "sharpness", "ground")  # scores told in percent; the others in 8-bit steps
 CODE = ("model_patches/*.py", "model_patches/families/*.py", "pooled_proj/*.py", "nodes/presets.json", "tools/small_world/checkers.py")
 
 
 @dataclass(frozen=True)
 class Job:
-    """One condition on one prompt of a set: `seeds` pictures."""
+    """One condition on one prompt of a set: `seeds` pictures. direction: hash of the learned direction's file, where there is one."""
 
     set_name: str
     index: int
     prompt: Prompt
     condition: Condition
+    direction: str = ""
 
     @property
     def strip(self) -> str:
@@ -75,14 +76,16 @@ def jobs_of(prompts: int | None) -> list[Job]:
 def fingerprint(files: list[Path]) -> str:
     """Hash of what else decides a score: the model's files, and the code that guides and checks."""
     code = sorted(file for pattern in CODE for file in PACK.glob(pattern) if file.is_file())
-    digest = hashlib.sha256()
-    for file in (*files, *code):
-        digest.update(hashlib.sha256(file.read_bytes()).digest())
-    return digest.hexdigest()[:16]
+    return digest(*files, *code)
+
+
+def digest(*files: Path) -> str:
+    """Hash of what is in them."""
+    return hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()[:16]
 
 
 def key_of(job: Job, settings: Settings, seeds: int, made_by: str) -> str:
-    wanted = [asdict(each) for each in (job.prompt, job.condition, settings)]
+    wanted = [*(asdict(each) for each in (job.prompt, job.condition, settings)), job.direction]
     return hashlib.sha256(json.dumps([made_by, seeds, wanted], sort_keys=True).encode()).hexdigest()[:16]
 
 

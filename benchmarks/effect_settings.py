@@ -1,18 +1,20 @@
 """What effect.py draws with."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
 @dataclass(frozen=True)
 class Files:
-    """A model's files and CLIPLoader's type for it; projection: of a text-blind model."""
+    """A model's files and CLIPLoader's type for it; projection: of a text-blind model; directions: learned ones, by name."""
 
     diffusion_model: Path
     text_encoders: tuple[Path, ...]
     vae: Path
     clip_type: str
     projection: Path | None = None
+    directions: Mapping[str, Path] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

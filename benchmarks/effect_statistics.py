@@ -42,8 +42,13 @@ def interval(values: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def estimate(value: float, resampled: np.ndarray) -> Estimate:
+    """resampled: the value in each resample."""
+    return Estimate(float(value), *interval(resampled))
+
+
 def mean(scores: np.ndarray) -> Estimate:
-    return Estimate(float(scores.mean()), *interval(resampled_means(scores)))
+    return estimate(scores.mean(), resampled_means(scores))
 
 
 def difference(scores: np.ndarray, others: np.ndarray) -> Estimate:
@@ -51,8 +56,9 @@ def difference(scores: np.ndarray, others: np.ndarray) -> Estimate:
     return mean(scores - others)
 
 
-def at_strength(strengths: np.ndarray, adherences: np.ndarray, wanted: float) -> np.ndarray:
-    """(R,) adherence where the line through the points (strengths, adherences), both (R, K) in the order of w, reaches `wanted`.
+def at_strength(strengths: np.ndarray, adherences: np.ndarray, wanted: float | np.ndarray) -> np.ndarray:
+    """(R,) adherence where the line through the points (strengths, adherences), both (R, K) in the order of w, reaches `wanted`, one
+    for all or (R, 1).
 
     Where it does so more than once, the highest; where never, nan.
     """

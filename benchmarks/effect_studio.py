@@ -29,6 +29,10 @@ class Studio:
         self.projection = None
         if files.projection:
             self.projection, = node("LoadPooledProjection", projection_name=_offered("pooled_projections", files.projection))
+        self.learned = {
+            name: node("LoadGuidanceDirection", direction_name=_offered("guidance_directions", file))[0]
+            for name, file in files.directions.items()
+        }
         names = [_offered("text_encoders", file) for file in files.text_encoders]
         inputs = {"clip_name": names[0]} if len(names) == 1 else {f"clip_name{i + 1}": name for i, name in enumerate(names)}
         if len(names) <= 2:  # the loaders of more take no type
@@ -55,16 +59,22 @@ class Studio:
             return node("ScaleTextVariance", model=self.model, scale=condition.variance, clip=self.clip, prompt=prompt)[0]
         if not condition.guided:
             return self.model
+        name, inputs = SCHEDULES.get(condition.schedule, ("GuidanceLayerSchedule", {"start_layer": condition.start_layer}))
+        base = {"base_positive": self.encoded(prompt), "base_negative": self.encoded("")} if condition.base else {}
+        return node(
+            "ApplyModulationGuidance", model=self.model, direction=self.direction_of(condition, prompt), w=condition.w,
+            start_percent=condition.since,
+            cfg_rows=condition.rows, keep_norm=condition.keep_norm, schedule=node(name, **inputs)[0], projection=self.projection, **base,
+        )[0]
+
+    def direction_of(self, condition: Condition, prompt: str):
+        if condition.learned:
+            return self.learned[condition.learned]
         sides = condition.sides
         if condition.preset:
             subject = "" if "positive" in PRESETS[condition.preset] else prompt
             sides = node("GuidancePreset", preset=condition.preset, subject=subject)[:2]
-        name, inputs = SCHEDULES.get(condition.schedule, ("GuidanceLayerSchedule", {"start_layer": condition.start_layer}))
-        base = {"base_positive": self.encoded(prompt), "base_negative": self.encoded("")} if condition.base else {}
-        return node(
-            "ApplyModulationGuidance", model=self.model, direction=self.direction(*sides), w=condition.w,
-            cfg_rows=condition.rows, keep_norm=condition.keep_norm, schedule=node(name, **inputs)[0], projection=self.projection, **base,
-        )[0]
+        return self.direction(*sides)
 
     def pictures(self, prompt: str, condition: Condition, seed: int, count: int = 1) -> np.ndarray:
         """(count, size, size, 3) float in [0, 1], one batch."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from benchmarks import effect, effect_variance
+from benchmarks import effect, effect_learned, effect_variance
 from benchmarks.effect_conditions import EMPTY, IN_WORDS, PLAIN, SCHEDULES, SHARPNESS, ZEROED, Condition, complexity, of_set
 from benchmarks.effect_prompts import PROMPTS, prompt_set
 from benchmarks.effect_results import Results
@@ -19,6 +19,7 @@ from benchmarks.in_process import of_pack
 from comfy.patcher_extension import WrappersMP
 from PIL import Image
 from small_scorers import write_clip
+from tools.small_world import attributes
 from tools.small_world.captions import QUALITY
 from tools.small_world.dataset import HELD_OUT
 from tools.small_world.scenes import RARE
@@ -102,6 +103,21 @@ def test_the_picture_shown_is_the_one_of_average_effect():
     assert Results(records(scores)).typical() == (1, 1), "its plain picture is right"
 
 
+def test_the_strongest_setting_is_picked_among_those_that_lose_little():
+    noise = normal(20, 4)
+    line = [effect_learned.learned("detail", w) for w in (1.0, 2.0, 3.0)]
+    scores = {PLAIN: {"exact": 80 + noise, "detail": 3 + noise}, IN_WORDS: {"exact": 72 + noise, "detail": 9 + noise}}
+    scores |= {each: {"exact": 80 - each.w ** 2 + noise, "detail": 3 + 4 * each.w + noise} for each in line}
+    results = Results(records(scores))
+    assert effect_learned.strongest(results, line) == line[1] and effect_learned.strongest(results, line[2:]) is None
+    ratio = effect_learned.times(results, line[1], line[0])
+    assert (ratio.mean, ratio.low, ratio.high) == pytest.approx((2, 2, 2))
+    difference, reached = effect_learned.at_detail_of(results, IN_WORDS, line)
+    assert reached == 1
+    assert (difference.mean, difference.low) == pytest.approx((80 - 2.5 - 72, 80 - 2.5 - 72)), "w 1.5, between 1 and 4 points lost"
+    assert np.isnan(effect_learned.at_detail_of(results, IN_WORDS, line[:1])[0].mean), "w 1 does not reach the words' detail"
+
+
 # ---- prompts -------------------------------------------------------------------------------------------------------
 
 def test_prompts_are_held_out_and_silent_about_the_style():
@@ -115,6 +131,14 @@ def test_prompts_are_held_out_and_silent_about_the_style():
     assert sorted({prompt.wanted.groups[0][0] for prompt in prompt_set("counting", 8)}) == [2, 3, 4, 5]
     assert all(prompt.wanted.relation for prompt in prompt_set("position", 8))
     assert all(len({color for _, color, _ in prompt.wanted.groups}) == 2 for prompt in prompt_set("color", 8))
+
+
+def test_no_prompt_is_learned_on_and_measured():
+    learned = {text.replace("one ", "a ").replace("a single ", "a ") for text in attributes.prompts()}
+    words = [word for sides in attributes.ATTRIBUTES.values() for word in sides]
+    assert len(learned) > 90 and not any(word in text for text in learned for word in words)
+    measured = {prompt.text.replace("one ", "a ").replace("a single ", "a ") for prompt in effect_learned.held_out(40)}
+    assert len(measured) == 40 and not learned & measured
 
 
 # ---- resuming ------------------------------------------------------------------------------------------------------
@@ -246,6 +270,16 @@ def test_directions_are_the_papers_and_the_prompts_own(studio):
             assert torch.equal(pooled, studio.encoded(text)[0][1]["pooled_output"])
 
 
+def test_a_learned_condition_gives_the_model_the_direction_of_its_file(encoder):
+    options = effect.arguments(["--learned", "flux", "--text-encoder", str(encoder), "--steps", "1"])
+    with torch.inference_mode():
+        studio = Studio(*effect.files_and_settings(options))
+        guidance = guidance_of(studio, effect_learned.learned("sharpness", 1.5, 2))
+    learned, = guidance.direction.learned
+    assert guidance.w == 1.5 and guidance.layer_weights == (0.0,) * 2 + (1.0,) * 10 + (0.0,)
+    assert (learned.positive, learned.negative) == SHARPNESS and learned.shifts.shape == (12, 128)
+
+
 def test_the_pictures_of_a_condition_are_repeatable_and_differ_from_plain(studio):
     plain, guided, again = (studio.pictures("a red circle", c, 5, 2) for c in (PLAIN, complexity(6.0), complexity(6.0)))
     assert plain.shape == (2, 80, 80, 3) and 0 <= plain.min() and plain.max() <= 1
@@ -289,6 +323,15 @@ def test_a_quick_run_on_the_text_blind_model(tmp_path, encoder):
     by_w = [changes[complexity(w).name] for w in (1.0, 2.0, 3.0, 6.0)]
     assert 0 < by_w[0] < by_w[1] < by_w[2] < by_w[3]
     assert changes["pooled text alone"] > 0
+
+
+@pytest.mark.parametrize("model", effect_learned.LINES)
+def test_a_quick_run_on_learned_directions(tmp_path, encoder, model):
+    arguments = ["--learned", model, "--quick", "--steps", "1", "--workers", "1", "--out", str(tmp_path), "--text-encoder", str(encoder)]
+    effect.small_world_learned(effect.arguments(arguments))
+    table = (tmp_path / f"learned_{model}.md").read_text()
+    assert "nan" not in table and all(each.name in table for name in effect_learned.SETS for each in effect_learned.conditions(model, name))
+    assert (tmp_path / f"learned_{model}.png").stat().st_size > 1000
 
 
 def test_rare_prompts_ask_for_what_training_never_showed():

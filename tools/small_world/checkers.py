@@ -41,11 +41,13 @@ class Reading:
     gradient: mean absolute luma gradient of the whole picture, in 8-bit steps a pixel.
     sharpness: steepness of the objects' edges, the largest steps between two pixels over the object's own chroma, mean
     over objects; about 0.25 under the drawn blur, 0.5 to 1 without.
+    ground: mean luma outside the objects.
     """
     things: tuple[Found, ...]
     detail: float
     gradient: float
     sharpness: float
+    ground: float
 
     @property
     def detailed(self) -> bool:
@@ -168,11 +170,13 @@ def read_picture(picture: np.ndarray) -> Reading:
     chroma = rgb.max(-1) - rgb.min(-1)
     detail = [texture_contrast(luma, mask) for _, mask in objects]
     steepness = [edge_steepness(chroma, mask) for _, mask in objects]
+    outside = ~np.any([mask for _, mask in objects], axis=0) if objects else np.ones(luma.shape, bool)
     return Reading(
         things=tuple(found for found, _ in objects),
         detail=float(np.mean(detail)) if objects else 0.0,
         gradient=float((np.abs(down) + np.abs(right)).mean() * 255),
         sharpness=float(np.mean(steepness)) if objects else 0.0,
+        ground=float(luma[outside].mean()),
     )
 
 
@@ -211,4 +215,5 @@ def score(reading: Reading, wanted: Expectation) -> dict[str, float | bool | Non
         "detail": reading.detail,
         "gradient": reading.gradient,
         "sharpness": reading.sharpness,
+        "ground": reading.ground,
     }
