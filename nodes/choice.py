@@ -56,7 +56,7 @@ class ChooseGuidance(io.ComfyNode):
 
     @classmethod
     @override
-    def execute(cls, images, labels, wanted, kept, tolerance=(TOLERANCE,)) -> io.NodeOutput:
+    def execute(cls, images, labels, wanted, kept, tolerance) -> io.NodeOutput:
         pictures = paired(_CHOOSE, images, labels)
         settings = settings_of(_CHOOSE, [label for image, label in pictures for _ in image])
         for name, scores in (("wanted", wanted), ("kept", kept)):

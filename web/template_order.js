@@ -5,7 +5,7 @@ import { FOLDER } from './pack.js'
 
 const FIRST = [
   'First steps (small world)', 'Modulation Guidance (one node)', 'Plain against guided', 'Sweep and grid', 'Inspect guidance',
-  'Distill a projection'
+  'Sweep, score, choose', 'Learn a direction', 'Distill a projection'
 ]
 
 const { getWorkflowTemplates } = api
