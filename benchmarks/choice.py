@@ -16,8 +16,8 @@ from pathlib import Path
 PACK = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PACK))
 
-from benchmarks.in_process import load_host, of_pack  # noqa: E402
-from tools.host import ensure_host, run_under, write_whole  # noqa: E402
+from benchmarks.in_process import load_host, of_pack
+from tools.host import ensure_host, run_under, write_whole
 
 W_VALUES, START_LAYERS = (2.0, 4.0, 6.0, 8.0), (0, 2, 4)  # of the template Sweep, score, choose
 FIXED = (3.0, 1)  # what the nodes do by themselves: their w, and the reference's start layer at this depth
@@ -150,6 +150,7 @@ def judged(done: list[dict], choose):
 
 def report(done: list[dict], options) -> str:
     import numpy as np
+
     from benchmarks.effect_statistics import difference
 
     every = list(range(2, len(SETTINGS)))

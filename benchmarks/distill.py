@@ -22,9 +22,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.in_process import load_host  # noqa: E402
-from tools.gpu import has_gpu  # noqa: E402
-from tools.host import ensure_host, run_under  # noqa: E402
+from benchmarks.in_process import load_host
+from tools.gpu import has_gpu
+from tools.host import ensure_host, run_under
 
 PROMPTS = 8
 TOKENS, TEXT_WIDTH, POOLED = 512, 4096, 768
@@ -101,8 +101,9 @@ def timed(action, device) -> float:
 def measure(options) -> dict:
     load_host()
     import comfy.model_management
-    import nodes
     import torch
+
+    import nodes
 
     pack = nodes.NODE_CLASS_MAPPINGS["DistillPooledProjection"].__module__.rpartition(".nodes.")[0]
     distillation = importlib.import_module(f"{pack}.training.projection")
@@ -165,8 +166,9 @@ def measure_memory(options) -> dict:
 
 def measure_step(options) -> dict:
     load_host()
-    import nodes
     import torch
+
+    import nodes
 
     if options.threads:
         torch.set_num_threads(options.threads)

@@ -26,9 +26,9 @@ from pathlib import Path
 PACK = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PACK))
 
-from benchmarks.in_process import load_host  # noqa: E402
-from tools.host import SetupError, ensure_host, run_under, write_whole  # noqa: E402
-from tools.options import finite  # noqa: E402
+from benchmarks.in_process import load_host
+from tools.host import SetupError, ensure_host, run_under, write_whole
+from tools.options import finite
 
 SMALL_WORLD = PACK / "tools" / "small_world" / "weights"
 SMALL_ENCODER = PACK / "out" / "small_world" / "small_world_clip_l.safetensors"
@@ -197,6 +197,7 @@ def files_and_settings(options):
 def drawn_and_scored(options, jobs):
     """(the results, hash of what they were made by)"""
     import torch
+
     from benchmarks.effect_results import Results
     from benchmarks.effect_run import fingerprint, run
     from benchmarks.effect_workers import painters

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+
 from tools.small_world.attributes import ATTRIBUTES, prompts
 
 from .effect_conditions import IN_WORDS, PLAIN, Condition, complexity

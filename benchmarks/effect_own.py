@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from model_patches.text_files import read_text
 from PIL import Image
+from tqdm import tqdm
+
+from model_patches.text_files import read_text
 from tools.host import write_whole
 from tools.sheet import sheet
-from tqdm import tqdm
 
 from .effect_conditions import Condition
 from .effect_report import markdown

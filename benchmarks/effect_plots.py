@@ -13,7 +13,7 @@ from .effect_results import Results
 from .effect_run import Job, read_strip, save_png
 
 matplotlib.use("Agg")
-from matplotlib import pyplot  # noqa: E402
+from matplotlib import pyplot
 
 GRID_WIDTH = 160  # pixels at which grid.png shows a picture
 GALLERY_WIDTH = 120

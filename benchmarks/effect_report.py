@@ -5,7 +5,18 @@ from collections.abc import Iterable
 import numpy as np
 
 from .effect_conditions import (
-    EMPTY, IN_WORDS, NORM_KEPT_WEIGHTS, PLAIN, SCHEDULES, SHARPNESS, START_LAYERS, WEIGHTS, ZEROED, Condition, complexity, of_set,
+    EMPTY,
+    IN_WORDS,
+    NORM_KEPT_WEIGHTS,
+    PLAIN,
+    SCHEDULES,
+    SHARPNESS,
+    START_LAYERS,
+    WEIGHTS,
+    ZEROED,
+    Condition,
+    complexity,
+    of_set,
 )
 from .effect_results import SHARES, Results
 from .effect_statistics import Estimate

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, PngImagePlugin
+from tqdm import tqdm
+
 from tools.host import write_whole
 from tools.small_world.checkers import read_picture, score
-from tqdm import tqdm
 
 from .effect_conditions import PLAIN, Condition, of_set
 from .effect_prompts import PROMPTS, Prompt, prompt_set

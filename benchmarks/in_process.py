@@ -26,6 +26,7 @@ def load_host(gpu=None):
     args.cpu = not (has_gpu() if gpu is None else gpu)
     args.use_pytorch_cross_attention = True  # the default one for the CPU breaks torch.compile's graph by itself
     import utils.extra_config  # noqa: F401 - first, as the host does: nodes puts a folder with another `utils` in front
+
     import nodes
 
     logging.disable(logging.WARNING)  # of the host's own nodes one needs a running server, and says so at length

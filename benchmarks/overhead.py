@@ -27,10 +27,10 @@ from pathlib import Path
 PACK = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PACK))
 
-from benchmarks.in_process import load_host, node  # noqa: E402
-from benchmarks.overhead_families import SIZED, build, variants  # noqa: E402
-from tools.gpu import has_gpu  # noqa: E402
-from tools.host import ensure_host, run_under, write_whole  # noqa: E402
+from benchmarks.in_process import load_host, node
+from benchmarks.overhead_families import SIZED, build, variants
+from tools.gpu import has_gpu
+from tools.host import ensure_host, run_under, write_whole
 
 
 def main():
@@ -354,7 +354,6 @@ def peak(model, inputs):
 
 def dynamo(model, inputs):
     """Graph breaks and graphs of the plain model, of the guided, and after every knob has been turned."""
-    import torch._dynamo
     from torch._dynamo.utils import counters
 
     def count(*models):

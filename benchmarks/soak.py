@@ -23,8 +23,8 @@ from urllib.parse import urlsplit
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tools.host import DEFAULT_VERSION, SetupError, cache_folder, ensure_host, run_under  # noqa: E402
-from tools.server import Client, PromptError, PromptInterrupted, ServerError, running_server  # noqa: E402
+from tools.host import DEFAULT_VERSION, SetupError, cache_folder, ensure_host, run_under
+from tools.server import Client, PromptError, PromptInterrupted, ServerError, running_server
 
 MEASURES = 50  # in a run; the first fifth of them is its settling start
 

@@ -96,7 +96,7 @@ class CallPatch:
             "layers. Take these out one by one."
         )
 
-    def _call(self, executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **kwargs):
+    def _call(self, executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **kwargs):  # noqa: B006
         """APPLY_MODEL wrapper."""
         after = executor.wrappers[executor.idx + 1:]
         if not all(isinstance(getattr(wrapper, "__self__", None), CallPatch) for wrapper in after):

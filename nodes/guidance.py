@@ -9,7 +9,6 @@ from .queue_errors import unmade
 from .sockets import CATEGORY, Direction, Projection, Schedule, check_sockets
 from .telling import teller
 
-
 DIRECTION = (
     "What you want and do not want: from Encode Guidance Direction, or a learned one, from Load Guidance Direction or Distill Guidance "
     "Direction."

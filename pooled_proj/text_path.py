@@ -19,7 +19,7 @@ from ..model_patches.directions import EncodedPrompt
 from ..model_patches.families import OWN_TEXT, Family, OncePerPrompt, TextPath
 from ..model_patches.places import Placed
 from ..model_patches.schedules import RangeSchedule
-from .network import ProjectionNetwork, pool
+from .network import pool
 
 if TYPE_CHECKING:
     from .projection import PooledProjection

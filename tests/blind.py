@@ -13,12 +13,13 @@ import comfy.ldm.anima.model
 import comfy.ops
 import comfy.supported_models
 import torch
-from benchmarks.in_process import node
 from comfy.ldm.anima.model import Anima
 from comfy.ldm.cosmos.predict2 import MiniTrainDIT
 from families.small import Small
 from learned import Learned, registered
 from safetensors.torch import save_file
+
+from benchmarks.in_process import node
 
 WIDTH, CONTEXT, CLIP, HIDDEN, DEPTH = 64, 16, 24, 40, 6
 

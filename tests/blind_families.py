@@ -1,6 +1,5 @@
 """Small text-blind models of all families but the Cosmos-Predict2 kind, and what a shift of their time embedding does, asked of the host."""
 
-from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial

@@ -6,8 +6,21 @@ import comfy.sample
 import comfy.samplers
 import torch
 from blind_families import (
-    CHROMA, COSMOS1, FLUX2, FLUX2_DIMS, HUNYUAN_DIMS, HUNYUAN_VIDEO15, LTXV, LTXV_DIMS, QWEN_IMAGE, WAN, WAN_DIMS, Z_IMAGE, TimeShifted,
-    built, config_of,
+    CHROMA,
+    COSMOS1,
+    FLUX2,
+    FLUX2_DIMS,
+    HUNYUAN_DIMS,
+    HUNYUAN_VIDEO15,
+    LTXV,
+    LTXV_DIMS,
+    QWEN_IMAGE,
+    WAN,
+    WAN_DIMS,
+    Z_IMAGE,
+    TimeShifted,
+    built,
+    config_of,
 )
 from comfy.ldm.flux.model import Flux
 from comfy.ldm.hunyuan_video.model import HunyuanVideo

@@ -12,13 +12,13 @@ import pytest
 # Models this small gain nothing from threads, and lose much where cores are shared; with one thread sums do not depend on the load.
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch, and for the servers and commands that tests start
 
-import torch  # noqa: E402
+import torch
 
 # The host's own folder goes first: both hold a `nodes`.
 sys.path[:0] = [os.environ["COMFYUI_PATH"], str(Path(__file__).parent.parent)]
 
-from benchmarks.in_process import load_host  # noqa: E402
-from tools.host import write_whole  # noqa: E402
+from benchmarks.in_process import load_host
+from tools.host import write_whole
 
 load_host(gpu=torch.cuda.is_available())  # Apple's GPUs have no float64, in which tests compute what is to come out
 torch.set_num_threads(1)

@@ -6,9 +6,10 @@ from types import SimpleNamespace
 import comfy.latent_formats
 import comfy.sd
 import comfy.sd1_clip
-import nodes
 import pytest
 import torch
+
+import nodes
 
 PACK = nodes.NODE_CLASS_MAPPINGS["DistillPooledProjection"].__module__.rpartition(".nodes.")[0]
 distillation = importlib.import_module(f"{PACK}.training.projection")

@@ -8,11 +8,12 @@ import comfy.sample
 import comfy.samplers
 import comfy.sd
 import torch
-from benchmarks.in_process import node
 from comfy.ldm.flux.controlnet import ControlNetFlux
 from comfy.ldm.flux.layers import timestep_embedding
 from comfy.ldm.flux.model import Flux
 from learned import Learned
+
+from benchmarks.in_process import node
 
 HIDDEN, POOLED, CONTEXT = 128, 32, 16
 
@@ -28,7 +29,7 @@ def flux(double=3, single=5, dev=False, in_channels=16, dtype=torch.float32, see
     state = {}
     for name, parameter in model.state_dict().items():
         noise = torch.randn(parameter.shape, generator=generator)
-        if name.endswith("norm.scale") or name.endswith("norm.weight"):
+        if name.endswith(("norm.scale", "norm.weight")):
             state[name] = 1 + 0.1 * noise
         else:
             # Modulation weights as large as the others: the shift must be felt by every block.

@@ -10,8 +10,9 @@ from unittest.mock import patch
 
 import folder_paths
 import torch
-from benchmarks.in_process import node
 from safetensors.torch import save_file
+
+from benchmarks.in_process import node
 
 
 @dataclass

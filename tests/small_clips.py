@@ -8,6 +8,7 @@ import comfy.text_encoders.flux
 import comfy.text_encoders.hidream
 import comfy.text_encoders.sd3_clip
 import torch
+
 from benchmarks.in_process import node
 
 POOLED = 32  # CLIP's width

@@ -5,12 +5,13 @@ from collections import Counter
 
 import comfy.model_management
 import flux
-import nodes
 import pytest
 import torch
-from benchmarks.in_process import node
 from blind import ANIMA, form_a, loaded, write
 from comfy.model_patcher import ModelPatcher
+
+import nodes
+from benchmarks.in_process import node
 
 PACK = nodes.NODE_CLASS_MAPPINGS["ApplyModulationGuidance"].__module__.rpartition(".nodes.")[0]
 COUNTED = (torch.Tensor, torch.nn.Module, ModelPatcher)

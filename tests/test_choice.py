@@ -3,10 +3,11 @@
 import importlib
 import math
 
-import nodes as host_nodes
 import numpy as np
 import pytest
 import torch
+
+import nodes as host_nodes
 from benchmarks.in_process import node
 
 PACK = host_nodes.NODE_CLASS_MAPPINGS["ChooseGuidance"].__module__.rpartition(".nodes")[0]

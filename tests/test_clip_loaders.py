@@ -4,12 +4,13 @@ Against transformers' own CLIP text model: its pooled output before text_project
 """
 
 import comfy.sd
-import nodes as host_nodes
 import pytest
 import torch
 from safetensors.torch import save_file
 from small_clips import CLIP, POOLED, encode
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+import nodes as host_nodes
 
 T5 = dict(num_layers=1, d_model=16, d_kv=4, num_heads=2, d_ff=16)
 TEXTS = ["a cat", "", "a (large:1.3) red house, " * 20]

@@ -6,10 +6,8 @@ from contextlib import contextmanager
 from functools import partial
 
 import comfy.model_management
-import nodes
 import pytest
 import torch
-from benchmarks.in_process import node
 from blind import ANIMA, COSMOS, Projected, form_a, form_b, loaded, reference, weights_from, write
 from distilling import PROMPTS, TextOf, distillation, needs_distilling, settings
 from families import MOCHI, SD35_MEDIUM
@@ -20,6 +18,9 @@ from learned import learned, shifts
 from test_learned import family, from_layer, width
 from test_learned import reference as learned_reference
 from torch.nn.modules.module import register_module_forward_pre_hook
+
+import nodes
+from benchmarks.in_process import node
 
 pytestmark = pytest.mark.skipif("MultiGPU_WorkUnits" not in nodes.NODE_CLASS_MAPPINGS, reason="MultiGPU CFG Split came with ComfyUI 0.24")
 

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import flux
 import folder_paths
-import nodes as host_nodes
 import pytest
 import torch
 from blind import ANIMA, write
 from flux import apply, node
 from learned import file_of, learned, loaded_direction, registered, saved_direction, saving_to, shifts
 from safetensors import safe_open
+
+import nodes as host_nodes
 
 
 def combined(*directions, weights=""):

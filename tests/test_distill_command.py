@@ -15,11 +15,12 @@ from safetensors.torch import load_file
 CHECKOUT = Path(__file__).parent.parent
 sys.path.insert(1, str(CHECKOUT))  # after the host's own folder, whose modules go first
 
-from blind_families import WAN  # noqa: E402
-from distilling import PACK, PROMPTS, TextOf, distillation, needs_distilling, settings  # noqa: E402
-from tools.distill import Files, Projections, check, parsed  # noqa: E402
-from tools.host import cache_folder  # noqa: E402
-from tools.small_models import WEIGHTS, write_small_models  # noqa: E402
+from blind_families import WAN
+from distilling import PACK, PROMPTS, TextOf, distillation, needs_distilling, settings
+
+from tools.distill import Files, Projections, check, parsed
+from tools.host import cache_folder
+from tools.small_models import WEIGHTS, write_small_models
 
 pytestmark = needs_distilling
 STEPS = 4

@@ -13,11 +13,12 @@ from safetensors import safe_open
 CHECKOUT = Path(__file__).parent.parent
 sys.path.insert(1, str(CHECKOUT))  # after the host's own folder, whose modules go first
 
-from distilling import needs_distilling  # noqa: E402
-from tools.host import cache_folder, ensure_host  # noqa: E402
-from tools.server import Client, running_server  # noqa: E402
-from tools.small_models import write_small_models  # noqa: E402
-from tools.templates import graph_of  # noqa: E402
+from distilling import needs_distilling
+
+from tools.host import cache_folder, ensure_host
+from tools.server import Client, running_server
+from tools.small_models import write_small_models
+from tools.templates import graph_of
 
 pytestmark = needs_distilling
 NAME, LEARN = "distill_a_projection", "learn_a_direction"

@@ -276,7 +276,7 @@ def test_a_checkpoint_that_is_cut_or_foreign_is_refused_with_its_name(tmp_path, 
     (dict(steps=-1), "steps is -1; it must be 0 at least"),
     (dict(learning_rate=0.0), "learning_rate is 0.0; it must be above 0 and at most 1"),
     (dict(learning_rate=1e30), "learning_rate is 1e.30; it must be above 0 and at most 1"),
-    *((dict([(name, value)]), f"{name} is {value}; it must be a finite number")
+    *(({name: value}, f"{name} is {value}; it must be a finite number")
       for name in ("learning_rate", "cfg", "cache") for value in (math.nan, math.inf)),
     (dict(cfg=-1.0), "cfg is -1.0; it must be 0 at least"),
     (dict(pooling="sum" * 10_000), r"pooling is 'sumsum[sum]*\.\.\.[sum]*'; it must be clip or max or mean"),

@@ -9,6 +9,7 @@ from pathlib import Path
 import comfy.model_management
 import comfy.quant_ops
 import comfy.sd
+import families
 import pytest
 import torch
 from blind_families import WAN
@@ -19,12 +20,10 @@ from learned import learned as direction_of
 from test_distillation import plain_rms_rope, plain_rope
 from test_distillation_models import EVERY, quantized
 
-import families
-
 sys.path.insert(1, str(Path(__file__).parent.parent))  # after the host's own folder, whose modules go first
 
-from tools.host import cache_folder  # noqa: E402
-from tools.small_models import write_small_models  # noqa: E402
+from tools.host import cache_folder
+from tools.small_models import write_small_models
 
 pytestmark = needs_distilling
 

@@ -6,13 +6,14 @@ import comfy.model_management
 import comfy.quant_ops
 import pytest
 import torch
-from benchmarks.in_process import node
 from blind import ANIMA, COSMOS
 from blind_families import FAMILIES, FLUX2, FLUX2_DIMS, VARIANTS, WAN, built, config_of
 from blind_variants import MEANFLOW
 from comfy.ldm.flux.model import Flux
 from distilling import PROMPTS, TextOf, distillation, needs_distilling, run, settings, size, text_encoder
 from flux import apply
+
+from benchmarks.in_process import node
 
 pytestmark = needs_distilling
 

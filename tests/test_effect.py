@@ -6,6 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from comfy.patcher_extension import WrappersMP
+from PIL import Image
+from small_scorers import write_clip
+
 from benchmarks import effect, effect_learned, effect_variance
 from benchmarks.effect_conditions import EMPTY, IN_WORDS, PLAIN, SCHEDULES, SHARPNESS, ZEROED, Condition, complexity, of_set
 from benchmarks.effect_prompts import PROMPTS, prompt_set
@@ -16,9 +20,6 @@ from benchmarks.effect_statistics import at_strength, difference, equal_strength
 from benchmarks.effect_studio import Studio
 from benchmarks.effect_workers import painters
 from benchmarks.in_process import of_pack
-from comfy.patcher_extension import WrappersMP
-from PIL import Image
-from small_scorers import write_clip
 from tools.small_world import attributes
 from tools.small_world.captions import QUALITY
 from tools.small_world.dataset import HELD_OUT

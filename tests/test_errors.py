@@ -2,10 +2,7 @@
 
 import math
 
-import comfy.ops
-import comfy.sd
 import pytest
-import torch
 from flux import apply, conditioning, direction, flux, node, sample, schedule
 from torch import nn
 

@@ -6,7 +6,6 @@ from functools import partial
 import comfy.ops
 import comfy.supported_models
 import pytest
-import torch
 from comfy.ldm.hunyuan_video.model import HunyuanVideo
 from comfy.ldm.lumina.model import NextDiT
 from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper

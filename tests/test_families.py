@@ -13,8 +13,8 @@ import comfy.supported_models
 import pytest
 import torch
 from blind import ANIMA, COSMOS, form_a, form_b, loaded, own, write
-from blind_families import LUMINA2, QWEN_IMAGE, VACE, WAN, network
 from blind_families import FAMILIES as BLIND
+from blind_families import LUMINA2, QWEN_IMAGE, VACE, WAN, network
 from blind_families import VARIANTS as BLIND_VARIANTS
 from comfy.ldm.modules.diffusionmodules.mmdit import _block_mixing
 from distilling import PACK

@@ -4,9 +4,10 @@ import importlib
 import re
 from pathlib import Path
 
-import nodes
 import pytest
 from distilling import PACK
+
+import nodes
 
 CHECKOUT = Path(__file__).parent.parent
 FAMILIES = importlib.import_module(f"{PACK}.model_patches.families").FAMILIES

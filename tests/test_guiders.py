@@ -4,10 +4,8 @@ from functools import partial
 
 import comfy.hooks
 import comfy.samplers
-import nodes
 import pytest
 import torch
-from benchmarks.in_process import node
 from blind import COSMOS, Projected, form_a, form_b, loaded, weights_from, write
 from blind import reference as blind_reference
 from comfy.patcher_extension import WrappersMP
@@ -15,6 +13,9 @@ from flux import CONTEXT, apply, conditioning, direction, flux, reference, sched
 from small_clips import encode, flux_clip
 from text_variance import FluxSmall, joint_alphas, scale
 from text_variance import equation as scaled_equation
+
+import nodes
+from benchmarks.in_process import node
 
 TOLERANCE = dict(rtol=0, atol=1e-5)
 DUAL = pytest.mark.skipif("DualModelGuider" not in nodes.NODE_CLASS_MAPPINGS, reason="DualModelGuider came with ComfyUI 0.24")

@@ -10,14 +10,15 @@ import faulthandler
 import importlib
 import os
 
-import nodes
 import pytest
 import torch
-from benchmarks.in_process import node
 from blind import ANIMA, form_a, form_b, loaded, own, registered, write
 from fuzzing import fuzz, is_sentence
 from harmful import HARMFUL, HARMFUL_DIRECTIONS, bounded, saved, write_sparse
 from learned import file_of, learned, loaded_direction, saved_direction, shifts
+
+import nodes
+from benchmarks.in_process import node
 
 PACK = nodes.NODE_CLASS_MAPPINGS["LoadPooledProjection"].__module__.rpartition(".nodes.")[0]
 load = importlib.import_module(f"{PACK}.pooled_proj.formats").load

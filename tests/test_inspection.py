@@ -9,11 +9,12 @@ import flux
 import node_helpers
 import pytest
 import torch
-from benchmarks.in_process import node
 from blind import loaded, own, write
 from comfy.patcher_extension import WrappersMP
 from families import FAMILIES
 from families.small import Small
+
+from benchmarks.in_process import node
 
 
 @pytest.fixture(scope="module")

@@ -17,9 +17,9 @@ import torch
 CHECKOUT = Path(__file__).parent.parent
 sys.path.insert(1, str(CHECKOUT))  # after the host's own folder, whose modules go first
 
-from tools import client, demo, host, leash, server, small_models  # noqa: E402
-from tools.gpu import has_gpu  # noqa: E402
-from tools.small_world.install import __file__ as INSTALL  # noqa: E402
+from tools import client, demo, host, leash, server, small_models
+from tools.gpu import has_gpu
+from tools.small_world.install import __file__ as INSTALL
 
 SITE_PACKAGES = Path(torch.__file__).parent.parent
 

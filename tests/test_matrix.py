@@ -13,7 +13,6 @@ import comfy.hooks
 import comfy.ops
 import comfy.samplers
 import comfy.sd
-import nodes
 import pytest
 import torch
 from comfy.ldm.flux.model import Flux
@@ -25,6 +24,8 @@ from families.small import Small, reference, term
 from flux import apply, controlnet, node, schedule
 from learned import Learned, learned, shifts
 from torch import nn
+
+import nodes
 
 POSITIVE, NEGATIVE, SECOND, EMPTY = 1, 2, 3, 4  # prompts by number
 

@@ -1,14 +1,14 @@
 """The model files that the shared workflows name: where they come from, and that the loaders find them where they are put."""
 
 import json
-from pathlib import Path
 from urllib.parse import urlparse
 
 import blueprints
 import folder_paths
-import nodes as host_nodes
 import pytest
 from blueprints import BLUEPRINTS
+
+import nodes as host_nodes
 from tools.templates import api_form, graphs
 
 GRAPHS = graphs()

@@ -5,10 +5,8 @@ import math
 
 import flux
 import folder_paths
-import nodes as host_nodes
 import pytest
 import torch
-from benchmarks.in_process import node
 from blind import ANIMA, form_a, form_b, loaded, own, write
 from blind_families import WAN, network
 from distilling import text_encoder
@@ -16,6 +14,9 @@ from families.kandinsky5 import KANDINSKY5_VIDEO
 from families.sd3 import SD3
 from flux import apply
 from test_anima_lineage import deep
+
+import nodes as host_nodes
+from benchmarks.in_process import node
 
 WORDS = {
     "complexity": ("Extremely complex, the highest quality", "Very simple, no details at all"),

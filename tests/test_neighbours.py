@@ -10,10 +10,10 @@ from types import MethodType
 
 import pytest
 import torch
-from comfy.patcher_extension import WrappersMP
-from comfy_api.torch_helpers import set_torch_compile_wrapper
 from blind import loaded, own, write
 from blind_families import CHROMA, network
+from comfy.patcher_extension import WrappersMP
+from comfy_api.torch_helpers import set_torch_compile_wrapper
 from families.hunyuan_video import TEXT_TO_VIDEO as HUNYUAN_VIDEO
 from families.small import reference, term
 from flux import apply, node, schedule

@@ -5,10 +5,11 @@ import importlib
 from inspect import Parameter, signature
 
 import comfyui_version
-import nodes as host_nodes
 import pytest
 import torch
 from flux import direction, node
+
+import nodes as host_nodes
 
 OURS = {
     "EncodeGuidanceDirection": (["clip", "positive", "negative"], ["direction"]),
@@ -211,6 +212,7 @@ def test_encode_keeps_pooled_tokens_and_extras(clip_l):
 @pytest.fixture(scope="module")
 def clip_l(tmp_path_factory):
     import comfy.sd
+
     from tools.small_world.text_encoder import write_clip_l
 
     path = tmp_path_factory.mktemp("clip") / "clip_l.safetensors"

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from benchmarks import effect
 from tools.small_world import measure, train
 

@@ -8,8 +8,9 @@ import re
 import threading
 
 import folder_paths
-import nodes as host_nodes
 import pytest
+
+import nodes as host_nodes
 from benchmarks.in_process import node
 
 MINE = {"positive": "oil on canvas", "negative": "photograph", "w": 2, "start_layer": 7, "source": "my own trials"}

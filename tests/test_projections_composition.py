@@ -10,11 +10,12 @@ import comfy.model_management
 import comfy.sd
 import pytest
 import torch
-from benchmarks.in_process import node
 from blind import ANIMA, COSMOS, DIMS, Projected, form_a, form_b, loaded, reference, weights_from, write
 from comfy.patcher_extension import WrappersMP
 from flux import apply, schedule
 from torch._dynamo.utils import counters
+
+from benchmarks.in_process import node
 
 TOLERANCE = dict(rtol=0, atol=1e-5)
 

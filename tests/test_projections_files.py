@@ -7,8 +7,9 @@ import struct
 import folder_paths
 import pytest
 import torch
-from benchmarks.in_process import node
 from blind import CONTEXT, DEPTH, HIDDEN, WIDTH, form_a, form_b, loaded, own, registered, write
+
+from benchmarks.in_process import node
 
 CANONICAL = {
     "text_embedder_clip.linear_1": "linear_1", "text_embedder_clip.linear_2": "linear_2", "0": "linear_1", "2": "linear_2",

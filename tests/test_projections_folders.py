@@ -9,8 +9,8 @@ from blind import form_a, form_b, write
 
 sys.path.insert(1, str(Path(__file__).parent.parent))  # after the host's own folder, whose modules go first
 
-from tools.host import ensure_host  # noqa: E402
-from tools.server import Client, PromptError, add_pack, running_server  # noqa: E402
+from tools.host import ensure_host
+from tools.server import Client, PromptError, add_pack, running_server
 
 OURS, *PEERS = FOLDERS = ("pooled_projections", "modulation_guidance", "anima_mod_guidance", "anima_modulation_guidance")
 FORM_A, FORM_B = "checkpoint_4000.pt", "pooled_text_proj-0611.safetensors"  # as they are published

@@ -3,7 +3,17 @@
 import pytest
 import torch
 from blind import (
-    ANIMA, COSMOS, DEPTH, Projected, form_a, form_b, loaded, own, reference, weights_from, write,
+    ANIMA,
+    COSMOS,
+    DEPTH,
+    Projected,
+    form_a,
+    form_b,
+    loaded,
+    own,
+    reference,
+    weights_from,
+    write,
 )
 from families.small import assert_close
 from flux import apply, node, schedule

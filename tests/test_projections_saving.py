@@ -12,13 +12,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import folder_paths
-import nodes
 import pytest
 import torch
-from benchmarks.in_process import node
 from blind import CLIP, DEPTH, WIDTH, form_a, form_b, loaded, own, registered, write
 from safetensors import safe_open
 from test_projections_files import canonical
+
+import nodes
+from benchmarks.in_process import node
 
 NODE = nodes.NODE_CLASS_MAPPINGS["SavePooledProjection"]
 

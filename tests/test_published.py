@@ -15,9 +15,9 @@ from PIL import Image
 CHECKOUT = Path(__file__).parent.parent
 sys.path.insert(1, str(CHECKOUT))  # after the host's own folder, whose modules go first
 
-from tools.host import cache_folder, ensure_host  # noqa: E402
-from tools.server import Client, running_server  # noqa: E402
-from tools.small_models import TEXT_ENCODER, write_small_models  # noqa: E402
+from tools.host import cache_folder, ensure_host
+from tools.server import Client, running_server
+from tools.small_models import TEXT_ENCODER, write_small_models
 
 PAGES = [path.relative_to(CHECKOUT).as_posix() for path in (
     *CHECKOUT.glob("*.md"), *(CHECKOUT / "docs").glob("*.md"), *(CHECKOUT / "benchmarks").rglob("*.md"), *(CHECKOUT / "tools").rglob("*.md"),

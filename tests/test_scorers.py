@@ -10,15 +10,16 @@ from pathlib import Path
 import comfy.model_management
 import comfy.utils
 import folder_paths
-import nodes as host_nodes
 import numpy as np
 import pytest
 import torch
-from benchmarks.in_process import node
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from small_scorers import WIDTH, change_json, head, pictures, write_clip
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizerFast
+
+import nodes as host_nodes
+from benchmarks.in_process import node
 
 PACK = host_nodes.NODE_CLASS_MAPPINGS["ScorePictures"].__module__.rpartition(".nodes")[0]
 loading = importlib.import_module(PACK + ".scoring.loading")

@@ -21,11 +21,11 @@ from small_checkpoints import FRAMES, with_small_checkpoints, write_server_nodes
 CHECKOUT = Path(__file__).parent.parent
 sys.path.insert(1, str(CHECKOUT))  # after the host's own folder, whose modules go first
 
-from tools.host import cache_folder, ensure_host  # noqa: E402
-from tools.server import Client, PromptError, PromptInterrupted, ServerError, running_server  # noqa: E402
-from tools.small_models import with_small_models, write_small_models  # noqa: E402
-from tools.small_world.checkers import read_picture  # noqa: E402
-from tools.templates import graph_of  # noqa: E402
+from tools.host import cache_folder, ensure_host
+from tools.server import Client, PromptError, PromptInterrupted, ServerError, running_server
+from tools.small_models import with_small_models, write_small_models
+from tools.small_world.checkers import read_picture
+from tools.templates import graph_of
 
 SMALL_WORLD = ["flux_schnell_aesthetics", "flux_dev_complexity_schedule"]
 FAMILIES = [

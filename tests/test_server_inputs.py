@@ -12,9 +12,9 @@ from small_scorers import write_clip
 
 sys.path.insert(1, str(Path(__file__).parent.parent))  # after the host's own folder, whose modules go first
 
-from tools.host import cache_folder, ensure_host  # noqa: E402
-from tools.server import Client, PromptError, running_server  # noqa: E402
-from tools.small_models import DIFFUSION_MODEL, PROJECTION, TEXT_BLIND, TEXT_ENCODER, write_small_models  # noqa: E402
+from tools.host import cache_folder, ensure_host
+from tools.server import Client, PromptError, running_server
+from tools.small_models import DIFFUSION_MODEL, PROJECTION, TEXT_BLIND, TEXT_ENCODER, write_small_models
 
 LINKED = {
     "model": {"class_type": "UNETLoader", "inputs": {"unet_name": DIFFUSION_MODEL, "weight_dtype": "default"}},

@@ -15,10 +15,10 @@ from small_scorers import head, write_clip
 CHECKOUT = Path(__file__).parent.parent
 sys.path.insert(1, str(CHECKOUT))  # after the host's own folder, whose modules go first
 
-from benchmarks.soak_prompts import encoded, graph, guidance, node  # noqa: E402
-from tools.host import cache_folder, ensure_host  # noqa: E402
-from tools.server import Client, PromptError, running_server  # noqa: E402
-from tools.small_models import write_small_models  # noqa: E402
+from benchmarks.soak_prompts import encoded, graph, guidance, node
+from tools.host import cache_folder, ensure_host
+from tools.server import Client, PromptError, running_server
+from tools.small_models import write_small_models
 
 PROMPT, WORDS = "two red circles", "Extremely complex, the highest quality"
 SEED = 3

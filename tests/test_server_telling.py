@@ -14,9 +14,9 @@ from small_checkpoints import write_server_nodes
 CHECKOUT = Path(__file__).parent.parent
 sys.path.insert(1, str(CHECKOUT))  # after the host's own folder, whose modules go first
 
-from tools.host import cache_folder, ensure_host  # noqa: E402
-from tools.server import Client, PromptInterrupted, follow, running_server  # noqa: E402
-from tools.small_models import write_small_models  # noqa: E402
+from tools.host import cache_folder, ensure_host
+from tools.server import Client, PromptInterrupted, follow, running_server
+from tools.small_models import write_small_models
 
 TEXT = 3  # the host's number of messages that hold a node's text
 APPLY, SAMPLER = "10", "15"  # in the first-steps workflow

@@ -9,15 +9,15 @@ from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
+import comfy.model_management
+import comfy.sample
+import comfy.samplers
+import comfy.sd
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-import comfy.model_management
-import comfy.sample
-import comfy.samplers
-import comfy.sd
 from benchmarks.in_process import node
 from tools.small_world.captions import caption
 from tools.small_world.checkers import Expectation, read_picture, score

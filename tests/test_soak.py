@@ -8,10 +8,10 @@ import pytest
 CHECKOUT = Path(__file__).parent.parent
 sys.path.insert(1, str(CHECKOUT))  # after the host's own folder, whose modules go first
 
-from benchmarks import soak, soak_prompts  # noqa: E402
-from tools.host import cache_folder, ensure_host  # noqa: E402
-from tools.server import Client, running_server  # noqa: E402
-from tools.small_models import write_small_models  # noqa: E402
+from benchmarks import soak, soak_prompts
+from tools.host import cache_folder, ensure_host
+from tools.server import Client, running_server
+from tools.small_models import write_small_models
 
 
 @pytest.fixture(scope="module")

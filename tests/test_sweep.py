@@ -8,10 +8,11 @@ import time
 import comfy.model_management
 import comfy.sd
 import flux
-import nodes as host_nodes
 import psutil
 import pytest
 import torch
+
+import nodes as host_nodes
 from benchmarks.in_process import node
 
 drawing = importlib.import_module(host_nodes.NODE_CLASS_MAPPINGS["GuidanceGrid"].__module__.rpartition(".")[0] + ".pictures")

@@ -9,14 +9,15 @@ import blind_families
 import comfy.model_management
 import comfy.sample
 import flux
-import nodes as host_nodes
 import pytest
 import torch
-from benchmarks.in_process import node
 from blind import ANIMA, form_a, loaded, own, write
 from families import FAMILIES
 from flux import apply, conditioning, direction, sample, schedule
 from test_neighbours import copied_model, on_clone
+
+import nodes as host_nodes
+from benchmarks.in_process import node
 
 W = 0.25  # too little to burn the pictures of these models
 

@@ -9,8 +9,9 @@ from argparse import Namespace
 from pathlib import Path
 
 import folder_paths
-import nodes as host_nodes
 import pytest
+
+import nodes as host_nodes
 from benchmarks.effect_own import run as draw_own
 from benchmarks.in_process import node
 from tools.distill import lines as command_lines

@@ -5,8 +5,9 @@ import re
 from collections import Counter
 from pathlib import Path
 
-import nodes as host_nodes
 import pytest
+
+import nodes as host_nodes
 
 CHECKOUT = Path(__file__).parent.parent
 DOCS = CHECKOUT / "web" / "docs"

@@ -5,10 +5,8 @@ from dataclasses import replace
 
 import comfy.sd
 import flux
-import nodes
 import pytest
 import torch
-from benchmarks.in_process import node
 from blind_families import AURAFLOW, CHROMA, FLUX2, HUNYUAN_VIDEO15, QWEN_IMAGE
 from families.hidream import HIDREAM_I1
 from families.hunyuan_video import REPLACE, TEXT_TO_VIDEO
@@ -17,6 +15,9 @@ from families.mochi import MOCHI
 from families.sd3 import SD3, SD35_MEDIUM
 from text_variance import Counting, FluxSmall, assert_equal_and_moved, equation, flux_equation, joint_alphas, layers, scale, with_formula
 from torch._dynamo.utils import counters
+
+import nodes
+from benchmarks.in_process import node
 
 PACK = nodes.NODE_CLASS_MAPPINGS["ScaleTextVariance"].__module__.rpartition(".nodes.")[0]
 variance = importlib.import_module(f"{PACK}.model_patches.variance")

@@ -8,7 +8,6 @@ import comfy.supported_models
 import flux
 import pytest
 import torch
-from benchmarks.in_process import node
 from blind_families import QWEN_IMAGE
 from comfy.ldm.hidream.model import HiDreamImageTransformer2DModel
 from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper
@@ -20,6 +19,8 @@ from families.sd3 import SD35_MEDIUM
 from small_clips import encode, flux_clip, hidream_clip, sd3_clip
 from text_variance import TOLERANCE, assert_equal_and_moved, equation, flux_equation, joint_alphas, layers, scale
 from transformers import T5TokenizerFast
+
+from benchmarks.in_process import node
 
 
 @pytest.fixture(scope="module")

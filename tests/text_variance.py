@@ -4,6 +4,7 @@ from inspect import signature
 
 import flux
 import torch
+
 from benchmarks.in_process import node
 
 TOLERANCE = dict(rtol=0, atol=1e-5)

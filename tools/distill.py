@@ -28,11 +28,11 @@ from tqdm import tqdm
 CHECKOUT = Path(__file__).resolve().parent.parent
 sys.path.append(str(CHECKOUT))
 
-from model_patches.quoting import quoted  # noqa: E402
-from model_patches.text_files import read_text  # noqa: E402
-from tools.gpu import has_gpu  # noqa: E402
-from tools.small_world.files import write_whole  # noqa: E402
-from tools.small_world.host import use_host  # noqa: E402
+from model_patches.quoting import quoted
+from model_patches.text_files import read_text
+from tools.gpu import has_gpu
+from tools.small_world.files import write_whole
+from tools.small_world.host import use_host
 
 HELP = {
     "steps": "of the optimizer (default: 4000, as the paper; of a direction 400)",

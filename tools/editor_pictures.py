@@ -24,10 +24,10 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 # in place of tools/, where Python has put that: its modules are imported as tools.*
 sys.path[:] = [str(CHECKOUT), *(each for each in sys.path if Path(each).resolve() != CHECKOUT / "tools")]
 
-from tools.browser import find_chromium, open_editor  # noqa: E402
-from tools.host import SetupError, ensure_host, run_under, write_whole  # noqa: E402
-from tools.server import PACK, Client, running_server  # noqa: E402
-from tools.templates import api_form, graphs  # noqa: E402
+from tools.browser import find_chromium, open_editor
+from tools.host import SetupError, ensure_host, run_under, write_whole
+from tools.server import PACK, Client, running_server
+from tools.templates import api_form, graphs
 
 ASSETS = CHECKOUT / "web" / "docs" / "assets"
 FIRST_STEPS = "First steps (small world)"

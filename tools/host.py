@@ -32,7 +32,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 if __name__ == "__main__":  # in place of tools/, where Python has put that: its modules are imported as tools.*
     sys.path[:] = [str(CHECKOUT), *(each for each in sys.path if Path(each).resolve() != CHECKOUT / "tools")]
 
-from tools.leash import leashed  # noqa: E402
+from tools.leash import leashed
 
 DEFAULT_VERSION = "0.30.0"
 

@@ -17,7 +17,7 @@ MOST_PROCESSES = 4  # of tests at once, which take some 4 GB each with their ser
 # in place of tools/, where Python has put that: its modules are imported as tools.*
 sys.path[:] = [str(CHECKOUT), *(each for each in sys.path if Path(each).resolve() != CHECKOUT / "tools")]
 
-from tools.host import ARCHIVES, DEFAULT_VERSION, SetupError, ensure_host, run_under  # noqa: E402
+from tools.host import ARCHIVES, DEFAULT_VERSION, SetupError, ensure_host, run_under
 
 
 def test_every_version(for_pytest):

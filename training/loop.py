@@ -19,7 +19,7 @@ from comfy.patcher_extension import WrappersMP
 from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
 from torch import Tensor, nn
 
-from ..model_patches.families import Family, family_of
+from ..model_patches.families import family_of
 from ..model_patches.host_model import HostModel
 from ..model_patches.memory import out_of_memory
 from .checkpoints import Checkpoint

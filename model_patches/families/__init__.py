@@ -4,7 +4,19 @@ from ..host_model import HostModel
 from .anima import ANIMA
 from .auraflow import AURAFLOW
 from .base import (
-    OWN_TEXT, RESULT, BlockInput, Call, Counting, Family, Injection, NoText, OncePerPrompt, Sampling, TextContext, TextPath, TextTokens,
+    OWN_TEXT,
+    RESULT,
+    BlockInput,
+    Call,
+    Counting,
+    Family,
+    Injection,
+    NoText,
+    OncePerPrompt,
+    Sampling,
+    TextContext,
+    TextPath,
+    TextTokens,
 )
 from .chroma import CHROMA
 from .cosmos1 import COSMOS1

@@ -13,11 +13,11 @@ import pytest
 CHECKOUT = Path(__file__).parent.parent.parent
 sys.path.insert(1, str(CHECKOUT))  # after the host's own folder, whose modules go first
 
-from tools.browser import find_chromium, open_editor  # noqa: E402
-from tools.frontend import frontend_arguments  # noqa: E402
-from tools.host import cache_folder, ensure_host  # noqa: E402
-from tools.server import Client, running_server  # noqa: E402
-from tools.small_models import write_small_models  # noqa: E402
+from tools.browser import find_chromium, open_editor
+from tools.frontend import frontend_arguments
+from tools.host import cache_folder, ensure_host
+from tools.server import Client, running_server
+from tools.small_models import write_small_models
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ import re
 import time
 
 import pytest
+
 from tools.templates import graph_of
 
 playwright = pytest.importorskip("playwright.sync_api")

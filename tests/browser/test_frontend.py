@@ -4,6 +4,7 @@ import os
 from importlib.metadata import version
 
 import pytest
+
 from tools.frontend import frontend_arguments
 from tools.host import SetupError, ensure_host
 

@@ -6,7 +6,7 @@ import time
 from urllib.parse import urlencode
 
 from PIL import Image
-from test_editing import add_by_search, node_of, run, wire
+from test_editing import add_by_search, node_of, run
 from test_schedule_drawings import click_on_canvas
 
 from tools.templates import graph_of

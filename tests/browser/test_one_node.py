@@ -8,12 +8,12 @@ import pytest
 
 sys.path.insert(1, str(Path(__file__).parent.parent))
 
-from blueprints import BLUEPRINTS, prompt_of, read  # noqa: E402
-from test_editing import add_by_search, node_of, run, small_run  # noqa: E402
-from test_old_rendering import LINK  # noqa: E402
-from test_schedule_drawings import click_on_canvas  # noqa: E402
+from blueprints import BLUEPRINTS, prompt_of, read
+from test_editing import add_by_search, node_of, run, small_run
+from test_old_rendering import LINK
+from test_schedule_drawings import click_on_canvas
 
-from tools.small_models import TEXT_ENCODER  # noqa: E402
+from tools.small_models import TEXT_ENCODER
 
 BOXES = "[...document.querySelectorAll('textarea')].filter((box) => box.checkVisibility()).map(({ placeholder }) => placeholder)"
 

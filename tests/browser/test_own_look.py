@@ -26,7 +26,7 @@ def wired(editor):
 def colors_on_screen(editor):
     editor.settle()
     picture = Image.open(io.BytesIO(editor.page.screenshot())).convert("RGB")
-    return {"#%02x%02x%02x" % color for _, color in picture.getcolors(1 << 22)}
+    return {"#{:02x}{:02x}{:02x}".format(*color) for _, color in picture.getcolors(1 << 22)}
 
 
 def colors_of(editor):

@@ -5,8 +5,9 @@ import random
 import time
 
 import pytest
-from benchmarks.in_process import node as run_node
 from PIL import Image, ImageChops
+
+from benchmarks.in_process import node as run_node
 
 playwright = pytest.importorskip("playwright.sync_api")
 

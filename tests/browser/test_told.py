@@ -4,6 +4,7 @@ import itertools
 import json
 
 from test_workflows import LAYOUT, overlap
+
 from tools.templates import graph_of
 
 FIRST_STEPS = graph_of("first_steps_small_world")
@@ -41,8 +42,8 @@ def test_the_node_says_what_was_done_after_a_run(editor, rendering):
     values = "app.graph.serialize().nodes.find(({ type }) => type === 'ApplyModulationGuidance').widgets_values"
     saved = editor.page.evaluate(values)
     # Numbers of its own for each rendering: what the host has kept it does not sample again.
-    w = {"old": 0.8, "new": 0.9}[rendering]
-    for w, part in ((w, DONE.format(w=w)), (0, "⚠ Nothing was guided: w is 0.")):
+    guided = {"old": 0.8, "new": 0.9}[rendering]
+    for w, part in ((guided, DONE.format(w=guided)), (0, "⚠ Nothing was guided: w is 0.")):
         run(editor, w)
         has_told(editor, "ApplyModulationGuidance", part)
         editor.page.wait_for_timeout(1500)  # newer editors take it away as the run ends

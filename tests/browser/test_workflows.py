@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 import pytest
 from PIL import Image
+
 from tools.templates import api_form, graph_of, graphs
 
 CHECKOUT = Path(__file__).parent.parent.parent

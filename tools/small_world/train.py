@@ -26,8 +26,7 @@ from .features import encode, load_encoder, tokenize
 from .files import write_whole
 from .host import use_host
 from .loop import Settings, fit, write_record
-from .models import (TEXT_WIDTH, VAE_SCALE, VAE_SHIFT, WAN_TEXT_WIDTH, build_autoencoder, build_flux, build_wan,
-                     save_weights)
+from .models import TEXT_WIDTH, VAE_SCALE, VAE_SHIFT, WAN_TEXT_WIDTH, build_autoencoder, build_flux, build_wan, save_weights
 from .scenes import sample_scene
 from .text_encoder import write_clip_l
 
