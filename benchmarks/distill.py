@@ -16,6 +16,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from datetime import date
 from pathlib import Path
@@ -49,13 +50,17 @@ def wan(width: int, blocks: int, dtype):
     import comfy.sd
     import torch
     from comfy.ldm.wan.model import WanModel
+    from safetensors.torch import save_file
 
     model = WanModel(
         model_type="t2v", dim=width, ffn_dim=round(width * 35 / 6), num_heads=width // 128, num_layers=blocks, text_dim=TEXT_WIDTH,
         dtype=dtype, operations=comfy.ops.disable_weight_init,
     )
     state = {name: (torch.randn(tensor.shape) / tensor[0].numel() ** 0.5).to(dtype) for name, tensor in model.state_dict().items()}
-    return comfy.sd.load_diffusion_model_state_dict(state, model_options={"dtype": dtype})
+    with tempfile.TemporaryDirectory() as folder:  # the host's own trainer takes models of files alone
+        path = Path(folder) / "wan.safetensors"
+        save_file(state, path)
+        return comfy.sd.load_diffusion_model(str(path), model_options={"dtype": dtype})
 
 
 class Memory:
