@@ -30,6 +30,7 @@ PROMPTS = 8
 TOKENS, TEXT_WIDTH, POOLED = 512, 4096, 768
 WEIGHTS = {"fp32": "float32", "bf16": "bfloat16", "fp8": "float8_e4m3fn"}
 STEPS = 3
+FOLDER = tempfile.TemporaryDirectory()  # of the model: the host's own trainer reads its file again
 
 
 class RandomText:
@@ -57,10 +58,9 @@ def wan(width: int, blocks: int, dtype):
         dtype=dtype, operations=comfy.ops.disable_weight_init,
     )
     state = {name: (torch.randn(tensor.shape) / tensor[0].numel() ** 0.5).to(dtype) for name, tensor in model.state_dict().items()}
-    with tempfile.TemporaryDirectory() as folder:  # the host's own trainer takes models of files alone
-        path = Path(folder) / "wan.safetensors"
-        save_file(state, path)
-        return comfy.sd.load_diffusion_model(str(path), model_options={"dtype": dtype})
+    path = Path(FOLDER.name) / "wan.safetensors"
+    save_file(state, path)
+    return comfy.sd.load_diffusion_model(str(path), model_options={"dtype": dtype})
 
 
 class Memory:
