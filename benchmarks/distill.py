@@ -16,6 +16,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from datetime import date
 from pathlib import Path
@@ -30,6 +31,7 @@ PROMPTS = 8
 TOKENS, TEXT_WIDTH, POOLED = 512, 4096, 768
 WEIGHTS = {"fp32": "float32", "bf16": "bfloat16", "fp8": "float8_e4m3fn"}
 STEPS = 3
+FOLDER = tempfile.TemporaryDirectory()  # of the model: the host's own trainer reads its file again
 
 
 class RandomText:
@@ -50,13 +52,16 @@ def wan(width: int, blocks: int, dtype):
     import comfy.sd
     import torch
     from comfy.ldm.wan.model import WanModel
+    from safetensors.torch import save_file
 
     model = WanModel(
         model_type="t2v", dim=width, ffn_dim=round(width * 35 / 6), num_heads=width // 128, num_layers=blocks, text_dim=TEXT_WIDTH,
         dtype=dtype, operations=comfy.ops.disable_weight_init,
     )
     state = {name: (torch.randn(tensor.shape) / tensor[0].numel() ** 0.5).to(dtype) for name, tensor in model.state_dict().items()}
-    return comfy.sd.load_diffusion_model_state_dict(state, model_options={"dtype": dtype})
+    path = Path(FOLDER.name) / "wan.safetensors"
+    save_file(state, path)
+    return comfy.sd.load_diffusion_model(str(path), model_options={"dtype": dtype})
 
 
 class Memory:

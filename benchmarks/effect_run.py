@@ -131,13 +131,13 @@ def draw_job(studio, job: Job, seeds: int, key: str, folder: Path) -> dict:
 
 
 def with_changes(record: dict, job: Job, seeds: int, folder: Path) -> dict:
-    """The record with two more scores, in 8-bit steps: `change`, mean absolute difference to the plain picture of the same seed, and
-    `between_seeds`, that of the plain pictures of this seed and the one before (None for a single seed)."""
+    """The record, in the job's set, with two more scores, in 8-bit steps: `change`, mean absolute difference to the plain picture of the
+    same seed, and `between_seeds`, that of the plain pictures of this seed and the one before (None for a single seed)."""
     pictures = read_strip(folder / job.strip, seeds)
     plain = read_strip(folder / replace(job, condition=PLAIN).strip, seeds)
     change = [apart(a, b) for a, b in zip(pictures, plain)]
     between = [apart(a, b) if seeds > 1 else None for a, b in zip(plain, np.roll(plain, 1, 0))]
-    return {**record, "scores": {**record["scores"], "change": change, "between_seeds": between}}
+    return {**record, "set": job.set_name, "scores": {**record["scores"], "change": change, "between_seeds": between}}
 
 
 def apart(a: np.ndarray, b: np.ndarray) -> float:

@@ -1,6 +1,7 @@
 """The small world: scenes, captions, checkers, training, shipped weights, and a check of the weights from outside."""
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -19,6 +20,8 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.in_process import node
+from learned import loaded_direction
+from tools.small_world.attributes import ATTRIBUTES, file_name
 from tools.small_world.captions import caption
 from tools.small_world.checkers import Expectation, read_picture, score
 from tools.small_world.dataset import HELD_OUT, draw
@@ -245,6 +248,24 @@ def test_weights_load_by_the_hosts_loaders_and_draw_what_is_asked(kind, text_enc
         for picture in pictures(loaded, f"a {color} {shape}", 4, seed=3):
             right.append(score(read_picture(picture), Expectation(((1, color, shape),)))["color"])
     assert np.mean(right) >= 0.6, right
+
+
+@pytest.mark.parametrize("attribute, measured", (("detail", "detail"), ("sharpness", "sharpness")))
+@pytest.mark.parametrize("kind, w, sampling", (("flux", 2.0, {"cfg": 3.0}), ("wan", 3.0, {"cfg": 6.0, "sampler": "dpmpp_2m"})))
+def test_shipped_directions_turn_what_they_are_named_after(kind, w, sampling, attribute, measured, text_encoder, tmp_path):
+    # In a folder of its own: the host may remember the other as part of one that other tests have read.
+    direction = loaded_direction(Path(shutil.copy(WEIGHTS / file_name(kind, attribute), tmp_path)))
+    (learned,) = direction.learned
+    assert (learned.positive, learned.negative) == ATTRIBUTES[attribute]
+    loaded = load(kind, WEIGHTS, text_encoder, shift=1.0 if kind == "wan" else None)
+
+    def measure(w):
+        model, = node("ApplyModulationGuidance", model=loaded.model, direction=direction, w=w)
+        drawn = (pictures(replace(loaded, model=model), prompt, 4, seed=3, **sampling) for prompt in ("a large red square", "two blue circles"))
+        return np.mean([getattr(read_picture(picture), measured) for of_prompt in drawn for picture in of_prompt])
+
+    up, down = (0.0, -w) if attribute == "sharpness" else (w, 0.0)  # plain pictures are as sharp as they get
+    assert measure(up) > measure(down) * 1.1
 
 
 # ---- a check from outside: diffusers ------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import filecmp
 import shutil
 
 from tools.host import CHECKOUT
+from tools.small_world.attributes import DIRECTIONS
 from tools.small_world.files import write_whole
 from tools.small_world.text_encoder import write_clip_l
 
@@ -27,6 +28,7 @@ def write_small_models(folder):
     """
     shipped = (
         ("diffusion_models", DIFFUSION_MODEL), ("diffusion_models", TEXT_BLIND), ("pooled_projections", PROJECTION), ("vae", VAE),
+        *(("guidance_directions", name) for name in DIRECTIONS),
     )
     models = [folder / kind / name for kind, name in shipped]
     for path in models:
