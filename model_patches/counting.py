@@ -110,7 +110,8 @@ def count_in(conds: dict[str, list[dict]], prompts: list[PromptTokens]) -> None:
 
 def _counted(row: Tensor, prompts: list[PromptTokens]) -> list[bool] | None:
     """For each token of a row, (L, C), whether it is one of a prompt; None if none of the prompts is there, but another text."""
-    counted, known = [], not row.any()
+    counted: list[bool] = []
+    known = not row.any()
     while len(counted) < len(row):
         prompt = next((prompt for prompt in prompts if prompt.stand_at(len(counted), row)), None)
         known = known or prompt is not None

@@ -87,7 +87,7 @@ def _read(file: TensorFile) -> GuidanceDirection:
     if not (learned or encoded):
         raise ValueError("holds no direction. It is damaged. Use another file.")
     parts = _by_prompt(file.tensors)
-    expected = {(_LEARNED, number) for number in range(len(learned))}
+    expected: set[tuple] = {(_LEARNED, number) for number in range(len(learned))}
     expected |= {(_ENCODED, number, side) for number in range(len(encoded)) for side in _SIDES}
     if parts.keys() != expected or not all("tokens" in prompt for key, prompt in parts.items() if key[0] == _ENCODED):
         raise ValueError(
@@ -173,7 +173,8 @@ def _learned(shifts: Tensor, entry: dict) -> LearnedDirection:
     words = [entry.get(side, "") for side in _SIDES]
     if not all(isinstance(text, str) for text in words):
         raise ValueError(f"says it was learned from {shown(words)}; these must be words. It is damaged. Use another file.")
-    return LearnedDirection(shifts, family, *words, record, _weight(entry))
+    positive, negative = words
+    return LearnedDirection(shifts, family, positive, negative, record, _weight(entry))
 
 
 def _weight(entry: dict) -> float:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
@@ -221,7 +222,8 @@ def _check_direction(direction: GuidanceDirection, family: Family, text: TextPat
 
 
 def _check_strength(w: float, layer_weights: tuple[float, ...], direction: GuidanceDirection) -> None:
-    layers, terms = max(map(abs, layer_weights)), sum(abs(term.weight) for term in (*direction.pairs, *direction.learned))
+    layers = max(map(abs, layer_weights))
+    terms = sum(abs(pair.weight) for pair in direction.pairs) + sum(abs(learned.weight) for learned in direction.learned)
     if not abs(w) * layers * terms <= LARGEST_STRENGTH:
         raise ValueError(
             f"Modulation guidance: w {w:g} times the schedule's largest weight, {layers:g}, times the direction's weights, together "
@@ -404,7 +406,8 @@ def _terms(
 ) -> list[_Terms]:
     """Of each guidance; what one source makes, a projection that several share, is made in one go."""
     acting = [guidance.acts_at(call, conditional) for guidance in guidances]
-    paths, texts = {}, {}
+    paths: dict[Hashable, TextPath] = {}
+    texts: dict[Hashable, dict] = {}
     for guidance, acts in zip(guidances, acting, strict=True):
         wanted = (*guidance.text.base_texts, *(guidance.direction.prompts if acts else ()))
         if wanted and guidance.text.injection == place:

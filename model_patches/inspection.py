@@ -100,7 +100,8 @@ class _Look(comfy.samplers.Sampler):
         self.guidances, self.family, self.prompts = guidances, family, prompts
         entered = set().union(*(guidance.places for guidance in guidances))
         self.places = [place for place in family.injections if place in entered]
-        self.strengths, self.directions = [], []
+        self.strengths: list[Tensor] = []
+        self.directions: list[list[Tensor]] = []
 
     def sample(self, guider, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False):
         base_model, options = guider.inner_model, extra_args["model_options"]["transformer_options"]
@@ -109,7 +110,8 @@ class _Look(comfy.samplers.Sampler):
         sampling = Sampling()
         for sigma in sigmas[:-1]:
             calls = [_call(base_model, noise, sigma.expand(len(noise)), one, sigmas, sampling) for one in inputs]
-            strengths, own_shifts = [], [[] for _ in self.guidances]
+            strengths: list[Tensor] = []
+            own_shifts: list[list[Tensor]] = [[] for _ in self.guidances]
             for place in self.places:
                 injection = self.family.injections[place]
                 ys = [

@@ -135,7 +135,7 @@ class ProportionalSchedule:
 class LateSchedule:
     """Another schedule's weights from start_layer on, 0 before."""
 
-    schedule: CurveSchedule | TextSchedule | ProportionalSchedule
+    schedule: CurveSchedule | TextSchedule | ProportionalSchedule | LateSchedule
     start_layer: int
 
     @property
@@ -170,7 +170,8 @@ def parse_ranges(text: str) -> tuple[tuple[int, int, float], ...]:
             f"Layer schedule: the text {quoted(text)} is {len(text)} characters long, and {_LONGEST_TEXT} are more than any model's layers "
             "take. Shorten it."
         )
-    ranges, named = [], set()
+    ranges: list[tuple[int, int, float]] = []
+    named: set[int] = set()
     for part in filter(None, (part.strip() for part in re.split(r"[,;\n]", text))):
         first, last, weight = _range(part)
         layers = range(first, last + 1)

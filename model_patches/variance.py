@@ -148,7 +148,7 @@ def largest_alpha(scalings: Sequence[Scaling]) -> tuple[int, float]:
     Whatever their tokens: the prompt's are scaled by all of them.
     """
     edges = sorted({percent for scaling in scalings for percent in (scaling.start_percent, scaling.end_percent)})
-    products = []
+    products: list[tuple[int, float]] = []
     for percent in (*edges, *((one + next) / 2 for one, next in pairwise(edges))):
         acting = [scaling for scaling in scalings if scaling.start_percent <= percent <= scaling.end_percent]
         products += (
@@ -198,7 +198,7 @@ def _layers(family: Family, host: HostModel) -> tuple[list[BlockInput], list[Blo
     return joint, [*joint, *family.text_tokens.mixed(host.diffusion_model)]
 
 
-def _edits(scalings: tuple[Scaling, ...], host: HostModel, call: Call, conditional: list[bool | None]) -> list[Edit]:
+def _edits(scalings: Sequence[Scaling], host: HostModel, call: Call, conditional: list[bool | None]) -> list[Edit]:
     """One Edit per block and choice of tokens, and one per block of mixed streams if a schedule names any of them.
 
     Blocks that are not scaled get alpha 1, so that another schedule is other numbers for torch.compile and not another graph.

@@ -113,7 +113,7 @@ class ProjectedText(TextPath):
     known: OncePerPrompt = field(default_factory=OncePerPrompt)
 
     @property
-    def injection(self) -> str:
+    def injection(self) -> str:  # type: ignore[override]
         return self.projection.injection
 
     @property
@@ -125,7 +125,7 @@ class ProjectedText(TextPath):
         return id(self.projection.weights)  # which copies with other base prompts share
 
     @property
-    def base_texts(self):
+    def base_texts(self):  # type: ignore[override]
         if self.pools_context:
             return (OWN_TEXT,)
         return tuple(prompt for prompt in (self.projection.base_positive, self.projection.base_negative) if prompt is not None)

@@ -17,10 +17,10 @@ import comfy.sd
 import numpy as np
 import pytest
 import torch
+from learned import loaded_direction
 from safetensors.torch import load_file
 
 from benchmarks.in_process import node
-from learned import loaded_direction
 from tools.small_world.attributes import ATTRIBUTES, file_name
 from tools.small_world.captions import caption
 from tools.small_world.checkers import Expectation, read_picture, score

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -207,7 +207,7 @@ class TextPath:
         for prompt in (pair.positive, pair.negative):
             self.check(family, model, prompt)
 
-    def contributions(self, model: nn.Module, texts: list[EncodedPrompt | str], call: Call) -> dict[EncodedPrompt | str, Tensor]:
+    def contributions(self, model: nn.Module, texts: Sequence[EncodedPrompt | str], call: Call) -> dict[EncodedPrompt | str, Tensor]:
         """What each of the texts contributes to y at this call, up to what all contribute: (R, D) in fp32, (R, T, D) where frames have
         a time of their own."""
         raise NotImplementedError
@@ -442,7 +442,7 @@ class Family:
 
     def places(self, of: int, depth: int) -> tuple[int, ...] | None:
         """Where the layers of a model with `of` layers stand in one with `depth`; None where one is not known to be made of the other."""
-        places = range(of)
+        places: Sequence[int] = range(of)
         for deeper, inserted in self.lineage:
             if of == deeper - len(inserted) and deeper <= depth:
                 inherited = [layer for layer in range(deeper) if layer not in inserted]

@@ -7,8 +7,8 @@ import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ class TensorFile:
     place: where a storage lies, (first byte, bytes). swapped: whether its numbers have their bytes in the other order.
     """
 
-    file: BinaryIO
+    file: BufferedReader
     size: int
     tensors: dict[str, Stored]
     metadata: dict[str, str]
@@ -79,7 +79,7 @@ def opened(path: str | os.PathLike) -> Iterator[TensorFile]:
         raise ValueError(f"cannot be read: {error.strerror}. Look whether it is there, and whether ComfyUI may read it.") from None
 
 
-def _announced(file: BinaryIO) -> TensorFile:
+def _announced(file: BufferedReader) -> TensorFile:
     size = os.fstat(file.fileno()).st_size
     start = file.read(9)
     if start[8:] == b"{":  # the header of safetensors, after its length

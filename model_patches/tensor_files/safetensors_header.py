@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from typing import Any, BinaryIO
+from io import BufferedReader
+from typing import Any
 
 from .stored import DESCRIPTION, DIMENSIONS, DTYPES, Damaged, Stored, contiguous, too_long
 from .text import bounded_json, shown
@@ -12,7 +13,7 @@ from .text import bounded_json, shown
 _DEPTH = 3  # of its brackets
 
 
-def read(file: BinaryIO, size: int) -> tuple[dict[str, Stored], dict[str, str], Callable[[str], tuple[int, int]]]:
+def read(file: BufferedReader, size: int) -> tuple[dict[str, Stored], dict[str, str], Callable[[str], tuple[int, int]]]:
     """The tensors, the metadata, and where the bytes of a tensor lie. file: of that many bytes."""
     file.seek(0)
     (length,) = struct.unpack("<Q", file.read(8))

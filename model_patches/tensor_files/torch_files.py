@@ -5,7 +5,8 @@ from __future__ import annotations
 import struct
 from collections import deque
 from collections.abc import Callable
-from typing import Any, BinaryIO
+from io import BufferedReader
+from typing import Any
 
 from .pickles import Pickles
 from .stored import DESCRIPTION, NAME_LENGTH, NAMES, Damaged, Stored
@@ -18,7 +19,7 @@ _LEGACY = 0x1950A86A20F9469CFC6C
 _Announced = tuple[dict[str, Stored], dict[str, str], Callable[[str], tuple[int, int]], bool]
 
 
-def read_zip(file: BinaryIO, size: int) -> _Announced:
+def read_zip(file: BufferedReader, size: int) -> _Announced:
     """The tensors, no metadata, where a storage lies, and whether its bytes are swapped. file: of that many bytes."""
     archive = Archive.of(file, size)
     folder = next((name.removesuffix("data.pkl") for name in archive.records if name.endswith("/data.pkl")), None)
@@ -32,7 +33,7 @@ def read_zip(file: BinaryIO, size: int) -> _Announced:
     return tensors, {}, lambda storage: archive.place(f"{folder}data/{storage}"), order == b"big"
 
 
-def read_legacy(file: BinaryIO, size: int) -> _Announced:
+def read_legacy(file: BufferedReader, size: int) -> _Announced:
     """As read_zip. A magic number, a version, the system, the value, the names of its storages; then each storage after its length."""
     file.seek(0)
     pickles = Pickles(file.read(DESCRIPTION), whole=size <= DESCRIPTION)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from typing import BinaryIO
+from io import BufferedReader
 
 from .stored import DESCRIPTION, Damaged, too_long
 from .text import shown
@@ -27,12 +27,12 @@ class Record:
 
 @dataclass(frozen=True)
 class Archive:
-    file: BinaryIO
+    file: BufferedReader
     size: int
     records: dict[str, Record]
 
     @classmethod
-    def of(cls, file: BinaryIO, size: int) -> Archive:
+    def of(cls, file: BufferedReader, size: int) -> Archive:
         place, length = _directory(file, size)
         if place + length > size:
             raise Damaged("its directory goes beyond its end")
@@ -67,7 +67,7 @@ class Archive:
         return self.file.read(length)
 
 
-def _directory(file: BinaryIO, size: int) -> tuple[int, int]:
+def _directory(file: BufferedReader, size: int) -> tuple[int, int]:
     """(place, bytes) of the directory; its end is the last thing in the file but for a comment."""
     start = max(0, size - _END.size - 0xFFFF)
     file.seek(start)
