@@ -39,7 +39,7 @@ class ChooseGuidance(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "tolerance", default=TOLERANCE, min=0.0, max=1.0, step=0.005,
-                    tooltip="The share of kept that may be lost against the plain image: 0.02 is 2 %. More allows stronger guidance.",
+                    tooltip="The share of kept that may be lost against the plain image: 0.02 is 2%. More allows stronger guidance.",
                 ),
             ],
             outputs=[
