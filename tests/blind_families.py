@@ -1,7 +1,7 @@
 """Small text-blind models of all families but the Cosmos-Predict2 kind, and what a shift of their time embedding does, asked of the host."""
 
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from inspect import signature
 
@@ -227,20 +227,14 @@ PIXART_DIMS = dict(
 PIXART = TimeShifted(
     name="PixArt", model=built(PixArtMS, PIXART_DIMS), config=config_of("PixArtSigma", PIXART_DIMS, "pixart_sigma"),
     output="final_layer.linear.weight", prompt=_tokens, latent=(4, 34, 34), text=("context",), joint=(), layers=(("blocks", "t"),),
-    head=("final_layer", "t"), depth=5, start_layer=0, sigma_max=1.0, embedder="t_embedder", width=48,
-)
-
-PIXART_ALPHA_DIMS = PIXART_DIMS | {"micro_condition": True}
-
-PIXART_ALPHA = replace(
-    PIXART, model=built(PixArtMS, PIXART_ALPHA_DIMS), config=config_of("PixArtAlpha", PIXART_ALPHA_DIMS, "pixart_alpha"),
-    settings=(("width", 640), ("height", 1024)), embedder="t_embedder",
+    head=("final_layer", "t"), depth=5, start_layer=0, output_scale=0.05, sigma_max=2.5,
+    embedder="t_embedder", width=48,
 )
 
 FAMILIES = (
     WAN, QWEN_IMAGE, FLUX2, LUMINA2, CHROMA, LTXV, HUNYUAN_VIDEO15, COSMOS1, AURAFLOW, ERNIE_IMAGE, OMNIGEN2, PIXART,
 )
-VARIANTS = (VACE, Z_IMAGE, PIXART_ALPHA)
+VARIANTS = (VACE, Z_IMAGE)
 
 
 def network(small, width=CONTEXT, seed=70, film=False):
