@@ -347,8 +347,7 @@ def test_where_no_links_are_permitted_the_checkout_is_copied_without_what_is_not
     for name in (".git/config", ".venv/pyvenv.cfg", ".cache/x", "out/plain.png", "nodes/__init__.py"):
         (checkout / name).parent.mkdir(parents=True)
         (checkout / name).touch()
-    monkeypatch.setattr(server, "CHECKOUT", checkout)
     monkeypatch.setattr(os, "symlink", refused)
-    server.add_pack(tmp_path / "custom_nodes")
+    server.add_pack(tmp_path / "custom_nodes", checkout)
     copied = tmp_path / "custom_nodes" / server.PACK
     assert [str(path.relative_to(copied)) for path in copied.rglob("*") if path.is_file()] == ["nodes/__init__.py"]
