@@ -1,5 +1,7 @@
 """In fp32 a text-blind model guided through a projection file equals method.md's equations, computed independently."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from blind import (
@@ -181,7 +183,7 @@ def test_each_region_has_its_own_base(small, model, projections):
 def test_frames_with_a_time_of_their_own(projections, form):
     """A video whose first frame is given: it stands at time 0."""
     small = COSMOS
-    video = type(small)(**{**small.__dict__, "latent": (16, 3, 8, 8)})
+    video = replace(small, latent=(16, 3, 8, 8))
     model = video.load()
     projection, file = projections[form]
     given = torch.ones(1, 1, 3, 8, 8)
@@ -193,7 +195,7 @@ def test_frames_with_a_time_of_their_own(projections, form):
 
 def test_rows_with_times_of_their_own(projections):
     """A batch of two videos; of the second one the first frame is given."""
-    video = type(COSMOS)(**{**COSMOS.__dict__, "latent": (16, 3, 8, 8)})
+    video = replace(COSMOS, latent=(16, 3, 8, 8))
     model = video.load()
     projection, file = projections["B with FiLM"]
     given = torch.ones(2, 1, 3, 8, 8)

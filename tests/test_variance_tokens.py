@@ -292,6 +292,7 @@ def test_hidream_without_some_of_its_encoders():
             HIDREAM_I1,
             model=lambda: HiDreamImageTransformer2DModel(**dims, operations=comfy.ops.disable_weight_init),
             config=lambda: comfy.supported_models.HiDream(dims),
+            output_scale=HIDREAM_I1.scale,
         )
         clip = hidream_clip(*(16 if width == 4096 else width for width in widths), **loaded)
         count = t5_count(clip, LONG)
@@ -317,7 +318,7 @@ def test_sd3_without_some_of_its_encoders(loaded):
     """CLIP's 77 tokens, then T5's 77, as many as are loaded."""
     width = 16 if loaded == ("t5",) else 4096
     clip = sd3_clip(width, **{name: name in loaded for name in ("clip_l", "clip_g", "t5")})
-    small = replace(SD35_MEDIUM, model=lambda: _sd35(width))
+    small = replace(SD35_MEDIUM, model=lambda: _sd35(width), output_scale=SD35_MEDIUM.scale)
     counts = [len(clip.tokenizer.clip_l.tokenizer(LONG)["input_ids"])] * (loaded != ("t5",)) + [t5_count(clip, LONG)] * ("t5" in loaded)
     mask = torch.cat([torch.arange(77) < count for count in counts])
 
