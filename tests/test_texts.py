@@ -21,8 +21,10 @@ AVOIDED = {
     "zh": r"正向|负向|标记|烧坏|输出头|引导强度|条件行|CFG 行|基底|层调度|潜变量|图片|\d %",
     "ja": r"変調誘導|誘導|層|射影|プール出力|出力ヘッド|条件付きの行|無条件|基底|走査|主体|欲しい|焼け|\d %",
     "ko": r"변조|유도|층|그림|컨디셔닝|유도 세기|무조건|출력 헤드|자신의 프롬프트|낱말|이름표|격자|훑기|빈 글|마다의|프로젝션|\d %",
-    "fr": r"Pas d'|\bpas d'échantillonnage|[Pp]lan des couches|lignes? (CFG|conditionnelle)|tête de sortie|affaibli|maître|[Rr]eli[eé]|ce qui est voulu",
-    "es": r"[Ff]uerza de (la )?guía|filas? (CFG|condicional)|cabeza de salida|debilit|[Pp]lan de capas|[Rr]ótul|[Bb]arrer|que guiar|[Ss]e quiere|maestro",
+    "fr": r"Pas d'|\bpas d'échantillonnage|[Pp]lan des couches|lignes? (CFG|conditionnelle)"
+    r"|tête de sortie|affaibli|maître|[Rr]eli[eé]|ce qui est voulu",
+    "es": r"[Ff]uerza de (la )?guía|filas? (CFG|condicional)|cabeza de salida|debilit"
+    r"|[Pp]lan de capas|[Rr]ótul|[Bb]arrer|que guiar|[Ss]e quiere|maestro",
 }
 # Written anew with learned directions: these lines are theirs.
 ELSEWHERE = {
@@ -93,8 +95,9 @@ def test_the_english_names_are_those_of_the_nodes():
     for node in NODES:
         schema = host_nodes.NODE_CLASS_MAPPINGS[node].GET_SCHEMA()
         assert (texts[f"{node}.display_name"], texts[f"{node}.description"]) == (schema.display_name, schema.description)
-        for part, kind in [*((each, f"inputs.{each.id}") for each in schema.inputs), *((each, f"outputs.{i}") for i, each in enumerate(schema.outputs))]:
-            assert (texts[f"{node}.{kind}.name"], texts[f"{node}.{kind}.tooltip"]) == (part.id, part.tooltip)
+        inputs = [(f"inputs.{each.id}", each) for each in schema.inputs]
+        for key, part in [*inputs, *((f"outputs.{index}", each) for index, each in enumerate(schema.outputs))]:
+            assert (texts[f"{node}.{key}.name"], texts[f"{node}.{key}.tooltip"]) == (part.id, part.tooltip)
 
 
 @pytest.mark.parametrize("language", OTHERS)
@@ -151,7 +154,8 @@ def test_help_calls_an_input_what_the_node_shows(node, language):
     texts, rows = locale(language, "nodeDefs"), {}
     for line in page(node, language).splitlines():
         if line.startswith("|"):
-            rows |= {match[2]: match[1] for match in re.finditer(r"(?:^|, |、)([^`]*?) \(`(\w+)`\)", line.split(" | ")[0].removeprefix("| "))}
+            cell = line.split(" | ")[0].removeprefix("| ")
+            rows |= {match[2]: match[1] for match in re.finditer(r"(?:^|, |、)([^`]*?) \(`(\w+)`\)", cell)}
     inputs = {key.split(".")[2]: text for key, text in texts.items() if key.startswith(f"{node}.inputs.") and key.endswith(".name")}
     if node == "SweepModulationGuidance":  # those of Apply Modulation Guidance are on its page
         inputs = {name: inputs[name] for name in ("w_values", "start_layers")}
