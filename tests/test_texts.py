@@ -17,10 +17,10 @@ COUNTERS = {"1", "2", "3", "4", "10", "100"}
 
 # What must not be read any more, as another word is used for the thing: a regular expression.
 AVOIDED = {
-    "en": r"\b[Uu]nconnected: |\bthe head\b|output head|\breference code|text-blind|\bpictures?\b|knob on|%s" % r"\d %",
+    "en": r"\b[Uu]nconnected: |\bthe head\b|output head|\breference code|text-blind|\bpictures?\b|\d %",
     "zh": r"正向|负向|标记|烧坏|输出头|引导强度|条件行|CFG 行|基底|层调度|潜变量|图片|\d %",
-    "ja": r"変調誘導|誘導|層|射影|プール出力|出力ヘッド|条件付きの行|無条件|基底|走査|主体|欲しい|焼け|\d %",
-    "ko": r"변조|유도|층|그림|컨디셔닝|유도 세기|무조건|출력 헤드|자신의 프롬프트|낱말|이름표|격자|훑기|빈 글|마다의|프로젝션|\d %",
+    "ja": r"誘導|層|射影|プール出力|出力ヘッド|条件付きの行|無条件|基底|走査|主体|欲しい|焼け|\d %",
+    "ko": r"변조|유도|층|그림|컨디셔닝|무조건|출력 헤드|자신의 프롬프트|낱말|이름표|격자|훑기|빈 글|마다의|프로젝션|\d %",
     "fr": r"Pas d'|\bpas d'échantillonnage|[Pp]lan des couches|lignes? (CFG|conditionnelle)"
     r"|tête de sortie|affaibli|maître|[Rr]eli[eé]|ce qui est voulu",
     "es": r"[Ff]uerza de (la )?guía|filas? (CFG|condicional)|cabeza de salida|debilit"
