@@ -84,7 +84,7 @@ def test_a_direction_is_learned_by_the_same_command(tmp_path, command, processes
     words = ["--positive", "highly detailed", "--negative", "very simple"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     result = command(whole, *words, processes=processes)
-    assert result.returncode == 0 and "times as strong as the words, on 2 prompts." in result.stdout, result.stderr
+    assert result.returncode == 0 and "times as strong as the words, on 2 prompts" in result.stdout, result.stderr
     for options in (("--stop-at", "3"), ()):
         assert command(cut, *words, *options, processes=processes).returncode == 0
     assert sorted(path.name for path in cut.iterdir()) == ["checkpoint.safetensors", "direction.safetensors", "metrics.jsonl"]

@@ -86,6 +86,7 @@ def test_models_of_the_same_class_without_pooled_text(small):
         small,
         model=partial(build, operations=comfy.ops.disable_weight_init),
         config=(lambda: comfy.supported_models.Lumina2(dims)) if small.config else None,
+        output_scale=1.0,
     )
     with pytest.raises(ValueError, match=words):
         apply(blind.load(), direction(small, lambda *side: side))

@@ -97,7 +97,7 @@ def test_a_guided_negative_model_keeps_the_hooks_of_its_conditioning(model, nega
 @DUAL
 def test_each_of_two_models_scales_its_own_text(model, negative_model):
     def by_formula(patcher):
-        return scaled_equation(FluxSmall, patcher, joint_alphas(patcher, 1.5))
+        return scaled_equation(FluxSmall, patcher, joint_alphas(FluxSmall, patcher, 1.5))
 
     plain = by_two_models(model, negative_model)
     for first, second, *expected in (
@@ -184,7 +184,7 @@ def test_the_tokens_of_unknown_names_are_counted_by_what_they_hold(model):
         side = [next(i for i in (0, 1) if torch.equal(row, prompts[i][0][0][0])) for row in kwargs["context"]]
         return torch.stack([torch.arange(256) < counts[i] for i in side])
 
-    expected = sampled(Renamed(scaled_equation(FluxSmall, model, joint_alphas(model, 1.5), of_rows), prompts=prompts))
+    expected = sampled(Renamed(scaled_equation(FluxSmall, model, joint_alphas(FluxSmall, model, 1.5), of_rows), prompts=prompts))
     counted = scale(model, clip=clip, prompt=texts[1], negative_prompt=texts[0])
     assert_equal_and_moved(sampled(Renamed(counted, prompts=prompts)), expected, sampled(Renamed(model, prompts=prompts)))
 

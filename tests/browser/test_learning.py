@@ -101,5 +101,5 @@ def test_a_newcomer_learns_saves_loads_and_uses_a_direction(editor, client, rend
     )
     outputs = run(editor, client)
     assert pictures(editor, client, outputs) == [plain, learned]
-    shown(editor, "ApplyModulationGuidance", "Wan, layers 0-6 of 7, w 1, rows both, 3 of 3 steps")
+    shown(editor, "ApplyModulationGuidance", "Wan, layers 0-6 of 7, w 1, cfg_rows both, 3 of 3 steps")
     assert time.monotonic() - started < 600
