@@ -397,16 +397,18 @@ def demo_result(*arguments):
 def test_the_demo_draws_scenes_and_a_visible_effect(tmp_path, models):
     result = demo_result("--small", "--out", tmp_path)
     assert result.returncode == 0, result.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["grid.png", "guided.png", "plain.png", "side_by_side.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["grid.png", "guided.png", "learned.png", "plain.png", "side_by_side.png"]
     assert "Sample guided 20/20" in result.stdout
-    plain, guided, both, grid = (Image.open(tmp_path / f"{name}.png") for name in ("plain", "guided", "side_by_side", "grid"))
-    assert plain.size == guided.size == (SIZE, SIZE)
-    for picture in (plain, guided):
+    plain, guided, learned, both, grid = (
+        Image.open(tmp_path / f"{name}.png") for name in ("plain", "guided", "learned", "side_by_side", "grid")
+    )
+    assert plain.size == guided.size == learned.size == (SIZE, SIZE)
+    for picture in (plain, guided, learned):
         things = read_picture(np.asarray(picture.convert("RGB"))).things
         assert [thing.color for thing in things] == ["red"] * 3, things
-    detail = [read_picture(np.asarray(picture.convert("RGB"))).detail for picture in (plain, guided)]
-    assert detail[1] > 2 * detail[0], detail
-    assert both.width > 2 * 320 and both.height > 320 and grid.width > 4 * 160 and grid.height > 4 * 160
+    detail = [read_picture(np.asarray(picture.convert("RGB"))).detail for picture in (plain, guided, learned)]
+    assert min(detail[1:]) > 2 * detail[0], detail
+    assert both.width > 3 * 320 and both.height > 320 and grid.width > 4 * 160 and grid.height > 4 * 160
 
 
 def test_the_demo_does_as_its_options_say(client, tmp_path):

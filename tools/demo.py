@@ -4,11 +4,12 @@
 
 Sets ComfyUI up where there is none (see host.py), starts its server with this pack, queues a shared workflow over HTTP and
 writes out/plain.png, out/guided.png, out/side_by_side.png and out/grid.png (w by start layer). Where the models the workflow
-names are missing, the small world's take their place (see small_world/README.md). With --comfyui URL a server that already
+names are missing, the small world's take their place (see small_world/README.md), and a direction learned from words is shown beside. With --comfyui URL a server that already
 runs is used instead, with its own models.
 """
 
 import argparse
+import copy
 import io
 import itertools
 import json
@@ -33,6 +34,7 @@ SMALL_WORLD = {  # what the small world shows best, for options not given
     "start_layer": 2,
     "seed": 1,
 }
+LEARNED, LEARNED_W = "small_world_flux_detail.safetensors", 1.5  # a direction of the small world's, and where it shows best
 GRID_W, GRID_START_LAYERS = (1.0, 3.0, 6.0), (0, 2, 4, 6)
 PAIR_WIDTH, GRID_WIDTH = 320, 160  # pixels at which a picture is shown
 
@@ -161,7 +163,12 @@ def draw(client, prompt, options):
     plain, guided = run(client, prompt, options)
     contents = {"plain.png": plain, "guided.png": guided}
     columns, lines = ["plain", f"guided, w {shown(prompt, 'ApplyModulationGuidance', 'w')}"], caption(prompt)
-    contents["side_by_side.png"] = sheet_of([[plain, guided]], columns, [""], lines, PAIR_WIDTH)
+    pictures = [plain, guided]
+    if LEARNED in client.choices("LoadGuidanceDirection", "direction_name") and fits_learned(prompt):
+        contents["learned.png"] = run(client, with_learned(prompt), options)[1]
+        pictures.append(contents["learned.png"])
+        columns.append(f"learned from words, w {LEARNED_W:g}")
+    contents["side_by_side.png"] = sheet_of([pictures], columns, [""], lines, PAIR_WIDTH)
     if options.grid:
         cells = []
         for start_layer in GRID_START_LAYERS:
@@ -174,6 +181,22 @@ def draw(client, prompt, options):
         rows = [f"start layer {start_layer}" for start_layer in GRID_START_LAYERS]
         contents["grid.png"] = sheet_of(cells, columns, rows, lines[:2], GRID_WIDTH)
     return contents
+
+
+def fits_learned(prompt):
+    """Whether the prompt guides the small world's model towards what its direction was learned from."""
+    asked = [shown(prompt, "UNETLoader", "unet_name"), *(shown(prompt, "EncodeGuidanceDirection", side) for side in ("positive", "negative"))]
+    return asked == ["small_world_flux.safetensors", SMALL_WORLD["positive"], SMALL_WORLD["negative"]]
+
+
+def with_learned(prompt):
+    """The prompt guided by the learned direction in place of the encoded one."""
+    prompt = copy.deepcopy(prompt)
+    inputs = {"direction_name": LEARNED}
+    prompt["learned"] = {"class_type": "LoadGuidanceDirection", "inputs": inputs, "_meta": {"title": "Load Guidance Direction"}}
+    set_input(prompt, "ApplyModulationGuidance", "direction", ["learned", 0])
+    set_input(prompt, "ApplyModulationGuidance", "w", LEARNED_W)
+    return prompt
 
 
 def apply_options(prompt, options):
