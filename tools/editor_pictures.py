@@ -40,6 +40,8 @@ GUIDED = {  # first and last layer, depth, and w of the workflows for published 
     "FLUX dev (complexity, schedule)": (5, 56, 57, 3), "FLUX schnell (aesthetics)": (5, 56, 57, 3),
     "HiDream-I1 Fast (complexity)": (5, 47, 48, 3), "Hunyuan Video text to video": (5, 59, 60, 3.5),
     "SD3.5 Large (complexity)": (2, 37, 38, 2), "SD3.5 Large DMD2 (complexity)": (2, 37, 38, 2), "Wan CausVid (video)": (3, 29, 30, 3),
+    "Guide with a learned direction (FLUX)": (0, 56, 57, 1), "Guide with a learned direction (Wan)": (0, 29, 30, 1),
+    "Learn a direction": (0, 6, 7, 1), "Sweep, score, choose": (2, 11, 12, "2, 4, 6 or 8"),
 }
 PREVIEW = (640, 360)  # pixels
 EDGE = 12  # around a node
@@ -176,8 +178,12 @@ def drawing(path, workflow):
 
     name, _, kind = path.stem.removesuffix(")").partition(" (")
     first, last, depth, w = GUIDED[path.stem]
-    (positive, negative), = (node["widgets_values"] for node in workflow["nodes"] if node["type"] == "EncodeGuidanceDirection")
+    positive, negative = "learned from words", ""
     for node in workflow["nodes"]:
+        if node["type"] == "EncodeGuidanceDirection":
+            positive, negative = node["widgets_values"]
+        if node["type"] == "DistillGuidanceDirection":
+            positive, negative = node["widgets_values"][1:3]
         if node["type"] == "GuidancePreset":
             preset = json.loads((CHECKOUT / "nodes" / "presets.json").read_text(encoding="utf-8"))[node["widgets_values"][0]]
             positive, negative = preset["positive"], preset["negative"]
@@ -186,7 +192,7 @@ def drawing(path, workflow):
     draw.text((32, 28), name, fill="white", font=ImageFont.load_default(38))
     draw.text((32, 80), kind, fill="#9a9a9a", font=ImageFont.load_default(24))
     for y, sign, words, color in ((132, "+", positive, BAR), (168, "-", negative, "#f0803c")):
-        draw.text((32, y), sign, fill=color, font=ImageFont.load_default(26))
+        draw.text((32, y), sign if words else "", fill=color, font=ImageFont.load_default(26))
         draw.text((60, y), words, fill="#d8d8d8", font=ImageFont.load_default(24))
     width = (PREVIEW[0] - 64) / depth
     weights = [0.25 if "schedule" in kind and layer > last - 4 else 1 for layer in range(depth)]
@@ -195,7 +201,7 @@ def drawing(path, workflow):
         draw.rectangle((left, 220, left + width * 0.8, 310), fill="#242424")
         if first <= layer <= last:
             draw.rectangle((left, 310 - 90 * weights[layer], left + width * 0.8, 310), fill=BAR)
-    draw.text((32, 322), f"layers {first} to {last} of {depth}, w {w:g}", fill="#9a9a9a", font=ImageFont.load_default(20))
+    draw.text((32, 322), f"layers {first} to {last} of {depth}, w {w}", fill="#9a9a9a", font=ImageFont.load_default(20))
     content = io.BytesIO()
     sheet.save(content, "PNG")
     return content.getvalue()
