@@ -184,7 +184,8 @@ def drawing(path, workflow):
             positive, negative = node["widgets_values"]
         if node["type"] == "DistillGuidanceDirection":
             positive, negative = node["widgets_values"][1:3]
-        if node["type"] == "GuidancePreset":
+    for node in workflow["nodes"]:
+        if node["type"] == "GuidancePreset":  # its words go into the others' boxes
             preset = json.loads((CHECKOUT / "nodes" / "presets.json").read_text(encoding="utf-8"))[node["widgets_values"][0]]
             positive, negative = preset["positive"], preset["negative"]
     sheet = Image.new("RGB", PREVIEW, BACKGROUND)
