@@ -59,7 +59,7 @@ def main():
 
 def measured(options) -> list[dict]:
     """[{score: (settings, seeds) lists}] of each prompt, from the file of those that are done and from new pictures."""
-    from benchmarks.effect_prompts import prompt_set
+    from benchmarks.effect.prompts import prompt_set
 
     path = options.out / f"scores_{options.steps}_{options.seeds}.jsonl"
     done = {}
@@ -80,9 +80,9 @@ def measured(options) -> list[dict]:
 
 def painter(options):
     """Draws a prompt in every setting and gives its scores."""
-    from benchmarks.effect_conditions import complexity
-    from benchmarks.effect_settings import Files, Settings
-    from benchmarks.effect_studio import Studio
+    from benchmarks.effect.conditions import complexity
+    from benchmarks.effect.settings import Files, Settings
+    from benchmarks.effect.studio import Studio
     from tools.small_models import CFG, DIFFUSION_MODEL, SIZE, TEXT_ENCODER, VAE, WEIGHTS
     from tools.small_world.checkers import read_picture, score
     from tools.small_world.text_encoder import write_clip_l
@@ -151,7 +151,7 @@ def judged(done: list[dict], choose):
 def report(done: list[dict], options) -> str:
     import numpy as np
 
-    from benchmarks.effect_statistics import difference
+    from benchmarks.effect.statistics import difference
 
     every = list(range(2, len(SETTINGS)))
     fixed = judged(done, lambda scores, seeds: 1)

@@ -33,7 +33,7 @@ def pytest_addoption(parser):
 
 def pytest_terminal_summary(terminalreporter, config):
     """The largest errors of this process: pass -n0."""
-    from families.small import errors
+    from support.families.small import errors
 
     if config.option.errors:
         terminalreporter.section("largest error against the equation")

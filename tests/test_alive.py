@@ -4,11 +4,11 @@ import gc
 from collections import Counter
 
 import comfy.model_management
-import flux
 import pytest
 import torch
-from blind import ANIMA, form_a, loaded, write
 from comfy.model_patcher import ModelPatcher
+from support import flux
+from support.text_blind import ANIMA, form_a, loaded, write
 
 import nodes
 from benchmarks.in_process import node

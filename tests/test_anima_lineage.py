@@ -5,11 +5,11 @@ from dataclasses import replace
 import comfy.supported_models
 import pytest
 import torch
-from blind import ANIMA, COSMOS, DIMS, OPERATIONS, Projected, form_a, form_b, loaded, own, weights_from, write
 from comfy.ldm.anima.model import Anima
 from comfy.ldm.cosmos.predict2 import MiniTrainDIT
-from distilling import needs_distilling, run, text_encoder
-from flux import apply, node, schedule
+from support.distilling import needs_distilling, run, text_encoder
+from support.flux import apply, node, schedule
+from support.text_blind import ANIMA, COSMOS, DIMS, OPERATIONS, Projected, form_a, form_b, loaded, own, weights_from, write
 from test_projections_composition import with_lora
 from test_projections_parity import assert_equals_equations, base
 

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from blind import ANIMA, Projected, form_b, loaded, reference, weights_from, write
-from flux import apply, schedule
+from support.flux import apply, schedule
+from support.text_blind import ANIMA, Projected, form_b, loaded, reference, weights_from, write
 
 STEPS, CACHED = 6, (2, 4)
 TOLERANCE = dict(rtol=0, atol=1e-5)

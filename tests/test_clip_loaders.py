@@ -7,7 +7,7 @@ import comfy.sd
 import pytest
 import torch
 from safetensors.torch import save_file
-from small_clips import CLIP, POOLED, encode
+from support.text_encoders import CLIP, POOLED, encode
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 import nodes as host_nodes

@@ -1,8 +1,8 @@
 """What docs/coming_from.md says: our nodes give the picture that another pack's settings gave, by that pack's own sum, on an Anima of 28 blocks."""
 
 import pytest
-from blind import Projected, form_a, form_b, loaded, write
-from flux import apply, node
+from support.flux import apply, node
+from support.text_blind import Projected, form_a, form_b, loaded, write
 from test_anima_lineage import deep
 from test_projections_parity import assert_equals_equations
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 from comfy_api.torch_helpers import set_torch_compile_wrapper
-from flux import HIDDEN, apply, direction, flux, node, sample, schedule
-from learned import learned, shifts
+from support.flux import HIDDEN, apply, direction, flux, node, sample, schedule
+from support.learned import learned, shifts
 from torch._dynamo.utils import counters
 
 

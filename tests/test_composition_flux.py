@@ -16,7 +16,7 @@ import comfy.sd
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
-from flux import apply, conditioning, direction, flux, node, reference, sample, schedule, terms_of
+from support.flux import apply, conditioning, direction, flux, node, reference, sample, schedule, terms_of
 
 TOLERANCE = dict(rtol=0, atol=1e-5)
 

@@ -8,13 +8,13 @@ from functools import partial
 import comfy.model_management
 import pytest
 import torch
-from blind import ANIMA, COSMOS, Projected, form_a, form_b, loaded, reference, weights_from, write
-from distilling import PROMPTS, TextOf, distillation, needs_distilling, settings
-from families import MOCHI, SD35_MEDIUM
-from families.small import default_term
-from families.small import reference as text_reference
-from flux import apply, schedule
-from learned import learned, shifts
+from support.distilling import PROMPTS, TextOf, distillation, needs_distilling, settings
+from support.families import MOCHI, SD35_MEDIUM
+from support.families.small import default_term
+from support.families.small import reference as text_reference
+from support.flux import apply, schedule
+from support.learned import learned, shifts
+from support.text_blind import ANIMA, COSMOS, Projected, form_a, form_b, loaded, reference, weights_from, write
 from test_learned import family, from_layer, width
 from test_learned import reference as learned_reference
 from torch.nn.modules.module import register_module_forward_pre_hook

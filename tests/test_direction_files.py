@@ -3,14 +3,14 @@
 import json
 from pathlib import Path
 
-import flux
 import folder_paths
 import pytest
 import torch
-from blind import ANIMA, write
-from flux import apply, node
-from learned import file_of, learned, loaded_direction, registered, saved_direction, saving_to, shifts
 from safetensors import safe_open
+from support import flux
+from support.flux import apply, node
+from support.learned import file_of, learned, loaded_direction, registered, saved_direction, saving_to, shifts
+from support.text_blind import ANIMA, write
 
 import nodes as host_nodes
 

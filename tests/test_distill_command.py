@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 CHECKOUT = Path(__file__).parent.parent
 sys.path.insert(1, str(CHECKOUT))  # after the host's own folder, whose modules go first
 
-from blind_families import WAN
-from distilling import PACK, PROMPTS, TextOf, distillation, needs_distilling, settings
+from support.distilling import PACK, PROMPTS, TextOf, distillation, needs_distilling, settings
+from support.text_blind_families import WAN
 
 from tools.distill import Files, Projections, check, parsed
 from tools.host import cache_folder

@@ -13,7 +13,7 @@ from safetensors import safe_open
 CHECKOUT = Path(__file__).parent.parent
 sys.path.insert(1, str(CHECKOUT))  # after the host's own folder, whose modules go first
 
-from distilling import needs_distilling
+from support.distilling import needs_distilling
 
 from tools.host import cache_folder, ensure_host
 from tools.server import Client, running_server

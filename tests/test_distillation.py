@@ -9,12 +9,12 @@ import comfy.quant_ops
 import folder_paths
 import pytest
 import torch
-from blind import COSMOS
-from blind_families import QWEN_IMAGE, WAN
-from distilling import PACK, PROMPTS, TextOf, distillation, needs_distilling, run, same, settings, text_encoder
-from flux import apply, flux, node, schedule
 from safetensors.torch import load_file
 from safetensors.torch import save as safetensors_bytes
+from support.distilling import PACK, PROMPTS, TextOf, distillation, needs_distilling, run, same, settings, text_encoder
+from support.flux import apply, flux, node, schedule
+from support.text_blind import COSMOS
+from support.text_blind_families import QWEN_IMAGE, WAN
 
 pytestmark = needs_distilling
 

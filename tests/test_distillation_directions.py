@@ -9,14 +9,14 @@ from pathlib import Path
 import comfy.model_management
 import comfy.quant_ops
 import comfy.sd
-import families
 import pytest
 import torch
-from blind_families import WAN
-from distilling import PACK, PROMPTS, TextOf, needs_distilling, size, text_encoder
-from flux import apply, conditioning, direction, flux, node, schedule
-from flux import sample as sample_flux
-from learned import learned as direction_of
+from support import families
+from support.distilling import PACK, PROMPTS, TextOf, needs_distilling, size, text_encoder
+from support.flux import apply, conditioning, direction, flux, node, schedule
+from support.flux import sample as sample_flux
+from support.learned import learned as direction_of
+from support.text_blind_families import WAN
 from test_distillation import plain_rms_rope, plain_rope
 from test_distillation_models import EVERY, quantized
 
@@ -45,7 +45,7 @@ class FluxText:
 
 
 class SmallFlux:
-    """FLUX.1 as tests/families has other families."""
+    """FLUX.1 as tests/support/families has other families."""
 
     name, latent, load = "FLUX.1", (16, 8, 8), staticmethod(flux)
 

@@ -6,12 +6,12 @@ import comfy.model_management
 import comfy.quant_ops
 import pytest
 import torch
-from blind import ANIMA, COSMOS
-from blind_families import FAMILIES, FLUX2, FLUX2_DIMS, VARIANTS, WAN, built, config_of
-from blind_variants import MEANFLOW
 from comfy.ldm.flux.model import Flux
-from distilling import PROMPTS, TextOf, distillation, needs_distilling, run, settings, size, text_encoder
-from flux import apply
+from support.distilling import PROMPTS, TextOf, distillation, needs_distilling, run, settings, size, text_encoder
+from support.flux import apply
+from support.text_blind import ANIMA, COSMOS
+from support.text_blind_families import FAMILIES, FLUX2, FLUX2_DIMS, VARIANTS, WAN, built, config_of
+from support.text_blind_variants import MEANFLOW
 
 from benchmarks.in_process import node
 

@@ -8,17 +8,17 @@ import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 from PIL import Image
-from small_scorers import write_clip
+from support.scorers import write_clip
 
-from benchmarks import effect, effect_learned, effect_variance
-from benchmarks.effect_conditions import EMPTY, IN_WORDS, PLAIN, SCHEDULES, SHARPNESS, ZEROED, Condition, complexity, of_set
-from benchmarks.effect_prompts import PROMPTS, prompt_set
-from benchmarks.effect_results import Results
-from benchmarks.effect_run import Job, Scores, draw_job, key_of, read_strip, run
-from benchmarks.effect_settings import Files, Settings
-from benchmarks.effect_statistics import at_strength, difference, equal_strength, mean
-from benchmarks.effect_studio import Studio
-from benchmarks.effect_workers import painters
+from benchmarks.effect import command, learned, variance
+from benchmarks.effect.conditions import EMPTY, IN_WORDS, PLAIN, SCHEDULES, SHARPNESS, ZEROED, Condition, complexity, of_set
+from benchmarks.effect.prompts import PROMPTS, prompt_set
+from benchmarks.effect.results import Results
+from benchmarks.effect.run import Job, Scores, draw_job, key_of, read_strip, run
+from benchmarks.effect.settings import Files, Settings
+from benchmarks.effect.statistics import at_strength, difference, equal_strength, mean
+from benchmarks.effect.studio import Studio
+from benchmarks.effect.workers import painters
 from benchmarks.in_process import of_pack
 from tools.small_world import attributes
 from tools.small_world.captions import QUALITY
@@ -26,7 +26,7 @@ from tools.small_world.dataset import HELD_OUT
 from tools.small_world.scenes import RARE
 from tools.small_world.text_encoder import write_clip_l
 
-WEIGHTS = Path(effect.SMALL_WORLD)
+WEIGHTS = Path(command.SMALL_WORLD)
 
 
 # ---- statistics ----------------------------------------------------------------------------------------------------
@@ -106,17 +106,17 @@ def test_the_picture_shown_is_the_one_of_average_effect():
 
 def test_the_strongest_setting_is_picked_among_those_that_lose_little():
     noise = normal(20, 4)
-    line = [effect_learned.learned("detail", w) for w in (1.0, 2.0, 3.0)]
+    line = [learned.learned("detail", w) for w in (1.0, 2.0, 3.0)]
     scores = {PLAIN: {"exact": 80 + noise, "detail": 3 + noise}, IN_WORDS: {"exact": 72 + noise, "detail": 9 + noise}}
     scores |= {each: {"exact": 80 - each.w ** 2 + noise, "detail": 3 + 4 * each.w + noise} for each in line}
     results = Results(records(scores))
-    assert effect_learned.strongest(results, line) == line[1] and effect_learned.strongest(results, line[2:]) is None
-    ratio = effect_learned.times(results, line[1], line[0])
+    assert learned.strongest(results, line) == line[1] and learned.strongest(results, line[2:]) is None
+    ratio = learned.times(results, line[1], line[0])
     assert (ratio.mean, ratio.low, ratio.high) == pytest.approx((2, 2, 2))
-    difference, reached = effect_learned.at_detail_of(results, IN_WORDS, line)
+    difference, reached = learned.at_detail_of(results, IN_WORDS, line)
     assert reached == 1
     assert (difference.mean, difference.low) == pytest.approx((80 - 2.5 - 72, 80 - 2.5 - 72)), "w 1.5, between 1 and 4 points lost"
-    assert np.isnan(effect_learned.at_detail_of(results, IN_WORDS, line[:1])[0].mean), "w 1 does not reach the words' detail"
+    assert np.isnan(learned.at_detail_of(results, IN_WORDS, line[:1])[0].mean), "w 1 does not reach the words' detail"
 
 
 # ---- prompts -------------------------------------------------------------------------------------------------------
@@ -135,11 +135,11 @@ def test_prompts_are_held_out_and_silent_about_the_style():
 
 
 def test_no_prompt_is_learned_on_and_measured():
-    learned = {text.replace("one ", "a ").replace("a single ", "a ") for text in attributes.prompts()}
+    taught = {text.replace("one ", "a ").replace("a single ", "a ") for text in attributes.prompts()}
     words = [word for sides in attributes.ATTRIBUTES.values() for word in sides]
-    assert len(learned) > 90 and not any(word in text for text in learned for word in words)
-    measured = {prompt.text.replace("one ", "a ").replace("a single ", "a ") for prompt in effect_learned.held_out(40)}
-    assert len(measured) == 40 and not learned & measured
+    assert len(taught) > 90 and not any(word in text for text in taught for word in words)
+    measured = {prompt.text.replace("one ", "a ").replace("a single ", "a ") for prompt in learned.held_out(40)}
+    assert len(measured) == 40 and not taught & measured
 
 
 # ---- resuming ------------------------------------------------------------------------------------------------------
@@ -272,13 +272,13 @@ def test_directions_are_the_papers_and_the_prompts_own(studio):
 
 
 def test_a_learned_condition_gives_the_model_the_direction_of_its_file(encoder):
-    options = effect.arguments(["--learned", "flux", "--text-encoder", str(encoder), "--steps", "1"])
+    options = command.arguments(["--learned", "flux", "--text-encoder", str(encoder), "--steps", "1"])
     with torch.inference_mode():
-        studio = Studio(*effect.files_and_settings(options))
-        guidance = guidance_of(studio, effect_learned.learned("sharpness", 1.5, 2))
-    learned, = guidance.direction.learned
+        studio = Studio(*command.files_and_settings(options))
+        guidance = guidance_of(studio, learned.learned("sharpness", 1.5, 2))
+    term, = guidance.direction.learned
     assert guidance.w == 1.5 and guidance.layer_weights == (0.0,) * 2 + (1.0,) * 10 + (0.0,)
-    assert (learned.positive, learned.negative) == SHARPNESS and learned.shifts.shape == (12, 128)
+    assert (term.positive, term.negative) == SHARPNESS and term.shifts.shape == (12, 128)
 
 
 def test_the_pictures_of_a_condition_are_repeatable_and_differ_from_plain(studio):
@@ -290,8 +290,8 @@ def test_the_pictures_of_a_condition_are_repeatable_and_differ_from_plain(studio
 # ---- from end to end -----------------------------------------------------------------------------------------------
 
 def test_a_quick_run_reports_on_every_condition(tmp_path, monkeypatch, encoder):
-    options = effect.arguments(["--quick", "--steps", "1", "--workers", "1", "--out", str(tmp_path), "--text-encoder", str(encoder)])
-    effect.small_world(options)
+    options = command.arguments(["--quick", "--steps", "1", "--workers", "1", "--out", str(tmp_path), "--text-encoder", str(encoder)])
+    command.small_world(options)
     report = json.loads((tmp_path / "effect.json").read_text())
     for name, conditions in report["sets"].items():
         assert list(conditions) == [condition.name for condition in of_set(name)]
@@ -302,12 +302,12 @@ def test_a_quick_run_reports_on_every_condition(tmp_path, monkeypatch, encoder):
     assert len(list((tmp_path / "pictures").glob("*.png"))) == sum(len(of_set(name)) for name in PROMPTS)
 
     monkeypatch.setattr(Studio, "pictures", lambda *_: pytest.fail("drawn again"))
-    effect.small_world(options)
+    command.small_world(options)
 
 
 def test_a_quick_run_on_text_variance(tmp_path, encoder):
     arguments = ["--variance", "--quick", "--steps", "1", "--workers", "1", "--out", str(tmp_path), "--text-encoder", str(encoder)]
-    effect.small_world_variance(effect.arguments(arguments))
+    command.small_world_variance(command.arguments(arguments))
     table = (tmp_path / "variance.md").read_text()
     changes = [float(line.split("|")[-2]) for line in table.splitlines() if line.startswith("| ") and line[2].isdigit()]
     for by_scale in (changes[:5], changes[5:]):
@@ -316,7 +316,7 @@ def test_a_quick_run_on_text_variance(tmp_path, encoder):
 
 def test_a_quick_run_on_the_text_blind_model(tmp_path, encoder):
     arguments = ["--projection", "--quick", "--steps", "1", "--workers", "1", "--out", str(tmp_path), "--text-encoder", str(encoder)]
-    effect.small_world_projection(effect.arguments(arguments))
+    command.small_world_projection(command.arguments(arguments))
     table = (tmp_path / "projection.md").read_text()
     assert "Wan-shaped" in table and "dpmpp_2m, simple, shift 1, CFG 6" in table
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("| ")]
@@ -326,18 +326,18 @@ def test_a_quick_run_on_the_text_blind_model(tmp_path, encoder):
     assert changes["pooled text alone"] > 0
 
 
-@pytest.mark.parametrize("model", effect_learned.LINES)
+@pytest.mark.parametrize("model", learned.LINES)
 def test_a_quick_run_on_learned_directions(tmp_path, encoder, model):
     arguments = ["--learned", model, "--quick", "--steps", "1", "--workers", "1", "--out", str(tmp_path), "--text-encoder", str(encoder)]
-    effect.small_world_learned(effect.arguments(arguments))
+    command.small_world_learned(command.arguments(arguments))
     table = (tmp_path / f"learned_{model}.md").read_text()
-    assert "nan" not in table and all(each.name in table for name in effect_learned.SETS for each in effect_learned.conditions(model, name))
+    assert "nan" not in table and all(each.name in table for name in learned.SETS for each in learned.conditions(model, name))
     assert (tmp_path / f"learned_{model}.png").stat().st_size > 1000
 
 
 def test_rare_prompts_ask_for_what_training_never_showed():
     for name in ("rare", "common"):
-        prompts = effect_variance.prompts(name, 12)
+        prompts = variance.prompts(name, 12)
         kinds = [{(color, shape) for _, color, shape in prompt.wanted.groups} for prompt in prompts]
         assert all(bool(of_prompt & RARE) == (name == "rare") for of_prompt in kinds)
         assert all(prompt.seed >= HELD_OUT for prompt in prompts) and len({prompt.text for prompt in prompts}) == 12
@@ -361,7 +361,7 @@ def test_own_models_give_pictures_grids_and_scores(tmp_path, monkeypatch, encode
         "--positive", "detailed", "--negative", "flat", "--w", "0", "3", "--start-layers", "0", "2", "--seeds", "2",
         "--scorer", "redness_scorer:redness", str(write_clip(tmp_path / "a_clip")),
     ]
-    effect.own_models(effect.arguments(given))
+    command.own_models(command.arguments(given))
     made = tmp_path / "made"
     assert len(list(made.glob("prompt*.png"))) == 2 * 2 * 3, "two prompts, two seeds, plain and two start layers"
     assert len(list(made.glob("grid_prompt*.png"))) == 2
@@ -377,18 +377,18 @@ def test_own_models_give_pictures_grids_and_scores(tmp_path, monkeypatch, encode
     assert Image.open(made / "choice.png").width == 1280
 
     monkeypatch.setattr(Studio, "pictures", lambda *_: pytest.fail("drawn again"))
-    effect.own_models(effect.arguments(given))
+    command.own_models(command.arguments(given))
 
 
 def test_a_start_layer_beyond_the_model_is_refused_before_anything_is_drawn(tmp_path, encoder):
     (tmp_path / "prompts.txt").write_text("a red circle\n")
-    options = effect.arguments([
+    options = command.arguments([
         "--diffusion-model", str(WEIGHTS / "small_world_flux.safetensors"), "--vae", str(WEIGHTS / "small_world_vae.safetensors"),
         "--text-encoder", str(encoder), "--prompts-file", str(tmp_path / "prompts.txt"), "--out", str(tmp_path / "made"),
     ])
     options.start_layers = [0, 12]
     with pytest.raises(ValueError, match="12 layers"):
-        effect.own_models(options)
+        command.own_models(options)
     assert not (tmp_path / "made").exists()
 
 
@@ -401,5 +401,5 @@ def test_a_start_layer_beyond_the_model_is_refused_before_anything_is_drawn(tmp_
 ))
 def test_arguments_that_cannot_work_are_refused_with_a_sentence(given, message, capsys):
     with pytest.raises(SystemExit):
-        effect.arguments(given)
+        command.arguments(given)
     assert message in capsys.readouterr().err

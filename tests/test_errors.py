@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from flux import apply, conditioning, direction, flux, node, sample, schedule
+from support.flux import apply, conditioning, direction, flux, node, sample, schedule
 from torch import nn
 
 

@@ -9,8 +9,8 @@ import pytest
 from comfy.ldm.hunyuan_video.model import HunyuanVideo
 from comfy.ldm.lumina.model import NextDiT
 from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper
-from families import HIDREAM_I1, HUNYUAN_DIT_11, KANDINSKY5_VIDEO, MOCHI, NEWBIE, SD3, TEXT_TO_VIDEO, newbie
-from flux import apply, node
+from support.families import HIDREAM_I1, HUNYUAN_DIT_11, KANDINSKY5_VIDEO, MOCHI, NEWBIE, SD3, TEXT_TO_VIDEO, newbie
+from support.flux import apply, node
 
 
 def direction(small, change):

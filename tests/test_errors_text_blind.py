@@ -3,10 +3,10 @@
 import re
 
 import pytest
-from blind import loaded, own, write
-from blind_families import CONTEXT, FAMILIES, network
-from blind_variants import wan
-from flux import apply, node
+from support.flux import apply, node
+from support.text_blind import loaded, own, write
+from support.text_blind_families import CONTEXT, FAMILIES, network
+from support.text_blind_variants import wan
 
 
 @pytest.fixture(scope="module", params=FAMILIES, ids=lambda small: small.name)

@@ -12,14 +12,14 @@ import comfy.ops
 import comfy.supported_models
 import pytest
 import torch
-from blind import ANIMA, COSMOS, form_a, form_b, loaded, own, write
-from blind_families import FAMILIES as BLIND
-from blind_families import LUMINA2, QWEN_IMAGE, VACE, WAN, network
-from blind_families import VARIANTS as BLIND_VARIANTS
 from comfy.ldm.modules.diffusionmodules.mmdit import _block_mixing
-from distilling import PACK
-from families import FAMILIES, NEWBIE, VARIANTS, newbie
-from flux import apply, controlnet, direction, flux, node
+from support.distilling import PACK
+from support.families import FAMILIES, NEWBIE, VARIANTS, newbie
+from support.flux import apply, controlnet, direction, flux, node
+from support.text_blind import ANIMA, COSMOS, form_a, form_b, loaded, own, write
+from support.text_blind_families import FAMILIES as BLIND
+from support.text_blind_families import LUMINA2, QWEN_IMAGE, VACE, WAN, network
+from support.text_blind_families import VARIANTS as BLIND_VARIANTS
 from test_matrix import FLUX, _sd3_controlnet
 
 RESULT, families, family_of = (getattr(importlib.import_module(f"{PACK}.model_patches.families"), name) for name in ("RESULT", "FAMILIES", "family_of"))

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from distilling import PACK
+from support.distilling import PACK
 
 import nodes
 

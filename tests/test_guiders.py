@@ -6,13 +6,13 @@ import comfy.hooks
 import comfy.samplers
 import pytest
 import torch
-from blind import COSMOS, Projected, form_a, form_b, loaded, weights_from, write
-from blind import reference as blind_reference
 from comfy.patcher_extension import WrappersMP
-from flux import CONTEXT, apply, conditioning, direction, flux, reference, schedule, terms_of
-from small_clips import encode, flux_clip
-from text_variance import FluxSmall, joint_alphas, scale
-from text_variance import equation as scaled_equation
+from support.flux import CONTEXT, apply, conditioning, direction, flux, reference, schedule, terms_of
+from support.text_blind import COSMOS, Projected, form_a, form_b, loaded, weights_from, write
+from support.text_blind import reference as blind_reference
+from support.text_encoders import encode, flux_clip
+from support.text_variance import FluxSmall, joint_alphas, scale
+from support.text_variance import equation as scaled_equation
 
 import nodes
 from benchmarks.in_process import node

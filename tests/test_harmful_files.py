@@ -12,10 +12,10 @@ import os
 
 import pytest
 import torch
-from blind import ANIMA, form_a, form_b, loaded, own, registered, write
-from fuzzing import fuzz, is_sentence
-from harmful import HARMFUL, HARMFUL_DIRECTIONS, bounded, saved, write_sparse
-from learned import file_of, learned, loaded_direction, saved_direction, shifts
+from support.fuzzing import fuzz, is_sentence
+from support.harmful import HARMFUL, HARMFUL_DIRECTIONS, bounded, saved, write_sparse
+from support.learned import file_of, learned, loaded_direction, saved_direction, shifts
+from support.text_blind import ANIMA, form_a, form_b, loaded, own, registered, write
 
 import nodes
 from benchmarks.in_process import node

@@ -17,6 +17,11 @@ def test_ruff_finds_nothing():
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
+def test_ruff_would_format_nothing():
+    checked = run(["ruff", "format", "--check", "--no-cache", "."], cwd=CHECKOUT)
+    assert checked.returncode == 0, f"run `ruff format`: {checked.stdout}{checked.stderr}"
+
+
 def test_the_types_of_the_core_fit(tmp_path):
     """As a package, whatever the checkout's folder is called, and without torch, whose modules have attributes of any type."""
     (tmp_path / "pack").symlink_to(CHECKOUT, target_is_directory=True)

@@ -3,16 +3,15 @@
 import json
 import time
 
-import blind_families
 import comfy.hooks
-import flux
 import node_helpers
 import pytest
 import torch
-from blind import loaded, own, write
 from comfy.patcher_extension import WrappersMP
-from families import FAMILIES
-from families.small import Small
+from support import flux, text_blind_families
+from support.families import FAMILIES
+from support.families.small import Small
+from support.text_blind import loaded, own, write
 
 from benchmarks.in_process import node
 
@@ -81,13 +80,13 @@ def test_every_family_can_be_inspected(small: Small):
 
 
 @pytest.mark.parametrize("pooling", ["max", "clip"])
-@pytest.mark.parametrize("small", blind_families.FAMILIES, ids=lambda small: small.name)
+@pytest.mark.parametrize("small", text_blind_families.FAMILIES, ids=lambda small: small.name)
 def test_text_blind_models_are_inspected_through_a_projection(small, pooling, tmp_path):
     """With directions of the model's own text, and of another encoder, whose tokens the model could not read."""
-    file = own(blind_families.network(small), pooling, "time embedding", small.name)
+    file = own(text_blind_families.network(small), pooling, "time embedding", small.name)
     model, projection = small.load(), loaded(write(tmp_path / "projection.safetensors", *file))
     directions = [
-        small.pooled_direction(seed, blind_families.CONTEXT) if pooling == "clip" else small.direction(seed) for seed in (10, 20)
+        small.pooled_direction(seed, text_blind_families.CONTEXT) if pooling == "clip" else small.direction(seed) for seed in (10, 20)
     ]
     _, report = inspect(model, *directions, projection=projection, schedule=flux.schedule(1, final_layer=0.5))
     for strength in report["strength"]:

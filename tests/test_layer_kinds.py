@@ -2,18 +2,16 @@
 
 from dataclasses import dataclass, replace
 
-import blind
-import blind_families
 import comfy.ops
-import families
 import pytest
 import torch
-from blind import ANIMA, COSMOS, form_b, loaded, own, weights_from, write
-from blind_families import CONTEXT, Term, network
-from families import HIDREAM_I1, KANDINSKY5_VIDEO, NEWBIE, SD35_MEDIUM, TEXT_TO_VIDEO
-from families.small import default_term
-from families.small import reference as families_reference
-from flux import apply, node, schedule
+from support import families, text_blind, text_blind_families
+from support.families import HIDREAM_I1, KANDINSKY5_VIDEO, NEWBIE, SD35_MEDIUM, TEXT_TO_VIDEO
+from support.families.small import default_term
+from support.families.small import reference as families_reference
+from support.flux import apply, node, schedule
+from support.text_blind import ANIMA, COSMOS, form_b, loaded, own, weights_from, write
+from support.text_blind_families import CONTEXT, Term, network
 from test_matrix import FLUX
 from torch import nn
 
@@ -103,10 +101,10 @@ def test_families_with_pooled_text_are_guided(small):
     assert_equal_and_moved(small, model, apply(model, small.direction()), families_reference(small, model, default_term(small)))
 
 
-@pytest.mark.parametrize("small", blind_families.FAMILIES, ids=lambda small: small.name)
+@pytest.mark.parametrize("small", text_blind_families.FAMILIES, ids=lambda small: small.name)
 def test_text_blind_families_are_guided(small, tmp_path):
     small, model = of_kind(small, StateOnWeight)
-    expected = blind_families.reference(small, model, Term(network(small), [0, 1, 1, 1, 0, 0]))
+    expected = text_blind_families.reference(small, model, Term(network(small), [0, 1, 1, 1, 0, 0]))
     assert_equal_and_moved(small, model, with_projection(small, model, tmp_path, network(small)), expected)
 
 
@@ -115,7 +113,7 @@ def test_the_cosmos_kind_is_guided(small, tmp_path):
     small, model = of_kind(small, StateOnWeight)
     projection = loaded(write(tmp_path / "b.safetensors", form_b()))
     guided = apply(model, small.direction(), w=2.0, cfg_rows="both", schedule=schedule(1), projection=projection)
-    assert_equal_and_moved(small, model, guided, blind.reference(small, model, blind.Projected(form_b(), weights_from(1), w=2.0)))
+    assert_equal_and_moved(small, model, guided, text_blind.reference(small, model, text_blind.Projected(form_b(), weights_from(1), w=2.0)))
 
 
 @KINDS
@@ -130,7 +128,7 @@ def test_the_width_of_a_pooled_output_is_known(small, kind):
 
 
 @KINDS
-@pytest.mark.parametrize("small", blind_families.FAMILIES, ids=lambda small: small.name)
+@pytest.mark.parametrize("small", text_blind_families.FAMILIES, ids=lambda small: small.name)
 def test_the_widths_of_a_projection_are_known(small, kind, tmp_path):
     small, model = of_kind(small, kind)
     tensors = network(small)

@@ -4,17 +4,14 @@ import json
 from functools import partial
 from inspect import signature
 
-import blind
-import blind_families
 import comfy.sd
-import families
-import flux
 import pytest
 import torch
-from blind import ANIMA, COSMOS, Projected, form_a, loaded, own, weights_from, write
-from families.small import term as small_term
-from flux import apply, node, schedule
-from learned import Learned, learned, shifts
+from support import families, flux, text_blind, text_blind_families
+from support.families.small import term as small_term
+from support.flux import apply, node, schedule
+from support.learned import Learned, learned, shifts
+from support.text_blind import ANIMA, COSMOS, Projected, form_a, loaded, own, weights_from, write
 from test_anima_lineage import PLACES, deep
 
 TOLERANCE = dict(rtol=0, atol=1e-5)
@@ -33,15 +30,15 @@ class Flux:
 
 
 READING = (Flux, *families.FAMILIES)
-BLIND = (ANIMA, COSMOS, *blind_families.FAMILIES, *blind_families.VARIANTS)
+BLIND = (ANIMA, COSMOS, *text_blind_families.FAMILIES, *text_blind_families.VARIANTS)
 
 
 def reference(small, model, *terms):
     if small is Flux:
         return flux.reference(model, *terms)
-    if isinstance(small, blind_families.TimeShifted):
-        return blind_families.reference(small, model, *terms)
-    return (blind if isinstance(small, blind.Blind) else families.small).reference(small, model, *terms)
+    if isinstance(small, text_blind_families.TimeShifted):
+        return text_blind_families.reference(small, model, *terms)
+    return (blind if isinstance(small, text_blind.Blind) else families.small).reference(small, model, *terms)
 
 
 def family(small):
@@ -50,8 +47,8 @@ def family(small):
 
 def width(small, model):
     """Of y, seen where the first layer gets it, or that of the model's time embedding."""
-    if isinstance(small, blind.Blind) or small is Flux:
-        return getattr(small, "width", blind.WIDTH)
+    if isinstance(small, text_blind.Blind) or small is Flux:
+        return getattr(small, "width", text_blind.WIDTH)
     module, argument = small.inputs_of(model.model.diffusion_model)[0]
     seen = []
 
@@ -182,28 +179,28 @@ def test_learned_and_encoded_in_one_where_the_model_reads_pooled_text(small):
     assert_equal(small, model, guided, text, from_layer(small, 1, shifts=delta, w=1.5))
 
 
-@pytest.mark.parametrize("small", blind_families.FAMILIES, ids=lambda small: small.name)
+@pytest.mark.parametrize("small", text_blind_families.FAMILIES, ids=lambda small: small.name)
 def test_learned_and_projected_add_up(small, tmp_path):
     """In one direction, and applied one after the other."""
-    model, delta, tensors = small.load(), shifts(small.depth, small.width), blind_families.network(small, film=True)
+    model, delta, tensors = small.load(), shifts(small.depth, small.width), text_blind_families.network(small, film=True)
     projection = loaded(write(tmp_path / "max.safetensors", *own(tensors, "max", "time embedding", small.name)))
     direction = learned(delta, small.name)
     both = node("CombineGuidanceDirections", directions={"direction0": small.direction(), "direction1": direction})[0]
     layers = schedule(1, final_layer=0.5)
-    text = blind_families.Term(tensors, weights_from(1, head=0.5, depth=small.depth))
+    text = text_blind_families.Term(tensors, weights_from(1, head=0.5, depth=small.depth))
     guided = apply(model, both, projection=projection, cfg_rows="both", schedule=layers)
     assert_equal(small, model, guided, text, from_layer(small, 1, shifts=delta), batch=2)
     guided = apply(apply(model, small.direction(), projection=projection, cfg_rows="both", schedule=layers), direction, cfg_rows="both")
     assert_equal(small, model, guided, text, from_layer(small, 0, shifts=delta))
     # Of a learned direction alone, the projection's base still goes in.
     guided = apply(model, direction, projection=projection, cfg_rows="both", schedule=schedule(1))
-    base = blind_families.Term(tensors, [0.0] * (small.depth + 1))
+    base = text_blind_families.Term(tensors, [0.0] * (small.depth + 1))
     assert_equal(small, model, guided, base, from_layer(small, 1, shifts=delta))
 
 
 @pytest.mark.parametrize("keep_norm", [False, True])
 def test_learned_at_the_time_embedding_beside_scales_at_the_adaln_lora(tmp_path, keep_norm):
-    model, delta, file = ANIMA.load(), shifts(ANIMA.depth, blind.WIDTH), form_a()
+    model, delta, file = ANIMA.load(), shifts(ANIMA.depth, text_blind.WIDTH), form_a()
     both = node("CombineGuidanceDirections", directions={"direction0": ANIMA.pooled_direction(), "direction1": learned(delta, "Anima")})[0]
     projection = loaded(write(tmp_path / "a.pt", file))
     guided = apply(model, both, projection=projection, schedule=schedule(2), keep_norm=keep_norm)
@@ -224,7 +221,7 @@ def test_text_without_a_projection_is_still_refused(small):
 @pytest.mark.parametrize("keep_norm", [False, True])
 def test_chroma_s_approximator_runs_once_for_all_layers(keep_norm):
     """Beside the model's own run, and once for the plain rows."""
-    small = blind_families.CHROMA
+    small = text_blind_families.CHROMA
     model, runs = small.load(), []
     layers = node("GuidanceLayerScheduleText", layers="0: 1, 1-3: 0.5, 4: -1", final_layer=0.0)[0]
     guided = apply(model, learned(shifts(small.depth, small.width), "Chroma"), schedule=layers, keep_norm=keep_norm)
@@ -258,8 +255,8 @@ def test_beside_a_lora():
 @pytest.mark.parametrize("depth, of", [(40, 28), (52, 28), (40, 40)])
 def test_anima_s_directions_act_on_its_own_blocks_in_its_deeper_kin(depth, of):
     small = deep(depth)
-    model, delta = small.load(), shifts(of, blind.WIDTH, size=0.05)
-    placed = torch.zeros(depth, blind.WIDTH)
+    model, delta = small.load(), shifts(of, text_blind.WIDTH, size=0.05)
+    placed = torch.zeros(depth, text_blind.WIDTH)
     placed[list(PLACES[depth] if of == 28 else range(depth))] = delta
     assert_equal(small, model, apply(model, learned(delta, "Anima"), w=2.0), from_layer(small, 0, shifts=placed, w=2.0))
 
@@ -267,4 +264,4 @@ def test_anima_s_directions_act_on_its_own_blocks_in_its_deeper_kin(depth, of):
 @pytest.mark.parametrize("depth, of", [(28, 40), (30, 28)])
 def test_other_depths_of_anima_are_refused(depth, of):
     with pytest.raises(ValueError, match=f"is for {of} layers, but this Anima model has {depth}"):
-        apply(deep(depth).load(), learned(shifts(of, blind.WIDTH), "Anima"))
+        apply(deep(depth).load(), learned(shifts(of, text_blind.WIDTH), "Anima"))

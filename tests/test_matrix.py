@@ -18,11 +18,11 @@ import torch
 from comfy.ldm.flux.model import Flux
 from comfy.patcher_extension import WrappersMP
 from comfy_api.torch_helpers import set_torch_compile_wrapper
-from families.hidream import HIDREAM_I1
-from families.sd3 import CONTEXT, POOLED, SD35_LARGE
-from families.small import Small, reference, term
-from flux import apply, controlnet, node, schedule
-from learned import Learned, learned, shifts
+from support.families.hidream import HIDREAM_I1
+from support.families.sd3 import CONTEXT, POOLED, SD35_LARGE
+from support.families.small import Small, reference, term
+from support.flux import apply, controlnet, node, schedule
+from support.learned import Learned, learned, shifts
 from torch import nn
 
 import nodes

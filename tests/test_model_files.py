@@ -3,10 +3,10 @@
 import json
 from urllib.parse import urlparse
 
-import blueprints
 import folder_paths
 import pytest
-from blueprints import BLUEPRINTS
+from support import blueprints
+from support.blueprints import BLUEPRINTS
 
 import nodes as host_nodes
 from tools.templates import api_form, graphs

@@ -3,16 +3,16 @@
 import json
 import math
 
-import flux
 import folder_paths
 import pytest
 import torch
-from blind import ANIMA, form_a, form_b, loaded, own, write
-from blind_families import WAN, network
-from distilling import text_encoder
-from families.kandinsky5 import KANDINSKY5_VIDEO
-from families.sd3 import SD3
-from flux import apply
+from support import flux
+from support.distilling import text_encoder
+from support.families.kandinsky5 import KANDINSKY5_VIDEO
+from support.families.sd3 import SD3
+from support.flux import apply
+from support.text_blind import ANIMA, form_a, form_b, loaded, own, write
+from support.text_blind_families import WAN, network
 from test_anima_lineage import deep
 
 import nodes as host_nodes

@@ -10,13 +10,13 @@ from types import MethodType
 
 import pytest
 import torch
-from blind import loaded, own, write
-from blind_families import CHROMA, network
 from comfy.patcher_extension import WrappersMP
 from comfy_api.torch_helpers import set_torch_compile_wrapper
-from families.hunyuan_video import TEXT_TO_VIDEO as HUNYUAN_VIDEO
-from families.small import reference, term
-from flux import apply, node, schedule
+from support.families.hunyuan_video import TEXT_TO_VIDEO as HUNYUAN_VIDEO
+from support.families.small import reference, term
+from support.flux import apply, node, schedule
+from support.text_blind import loaded, own, write
+from support.text_blind_families import CHROMA, network
 from test_matrix import SUBJECTS, equation, guided, model, on_clone, scaled, subject  # noqa: F401
 from torch import nn
 

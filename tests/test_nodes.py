@@ -7,7 +7,7 @@ from inspect import Parameter, signature
 import comfyui_version
 import pytest
 import torch
-from flux import direction, node
+from support.flux import direction, node
 
 import nodes as host_nodes
 

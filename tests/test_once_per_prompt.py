@@ -5,11 +5,11 @@ from functools import partial
 import comfy.sd
 import pytest
 import torch
-from blind import ANIMA, Projected, form_b, loaded, reference, weights_from, write
-from families import HUNYUAN_DIT_11, MOCHI
-from families.small import default_term
-from families.small import reference as text_reference
-from flux import apply, schedule
+from support.families import HUNYUAN_DIT_11, MOCHI
+from support.families.small import default_term
+from support.families.small import reference as text_reference
+from support.flux import apply, schedule
+from support.text_blind import ANIMA, Projected, form_b, loaded, reference, weights_from, write
 from torch import nn
 
 TOLERANCE = dict(rtol=0, atol=1e-5)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import effect
+from benchmarks.effect import command as effect
 from tools.small_world import measure, train
 
 DEMO = Path(__file__).parent.parent / "tools" / "demo.py"

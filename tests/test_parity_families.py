@@ -3,11 +3,11 @@
 import comfy.sd
 import pytest
 import torch
-from families import FAMILIES, REPLACE_EMBEDDED_GUIDANCE, SD35_LARGE, VARIANTS
-from families.hunyuan_dit import HUNYUAN_DIT_11
-from families.mochi import MOCHI
-from families.small import Term, assert_close, assert_fair, default_term, reference, term
-from flux import apply, node, schedule
+from support.families import FAMILIES, REPLACE_EMBEDDED_GUIDANCE, SD35_LARGE, VARIANTS
+from support.families.hunyuan_dit import HUNYUAN_DIT_11
+from support.families.mochi import MOCHI
+from support.families.small import Term, assert_close, assert_fair, default_term, reference, term
+from support.flux import apply, node, schedule
 
 TOLERANCE = dict(rtol=0, atol=1e-5)
 

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from families.small import assert_close
-from flux import apply, conditioning, direction, flux, node, reference, sample, schedule, terms_of
-from text_variance import FluxSmall
+from support.families.small import assert_close
+from support.flux import apply, conditioning, direction, flux, node, reference, sample, schedule, terms_of
+from support.text_variance import FluxSmall
 
 TOLERANCE = dict(rtol=0, atol=1e-5)
 

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from blind import loaded, own, weights_from, write
-from blind_families import CONTEXT, FAMILIES, VARIANTS, Term, network, reference
-from families.small import assert_close, assert_fair
-from flux import apply, node, schedule
+from support.families.small import assert_close, assert_fair
+from support.flux import apply, node, schedule
+from support.text_blind import loaded, own, weights_from, write
+from support.text_blind_families import CONTEXT, FAMILIES, VARIANTS, Term, network, reference
 
 
 @pytest.fixture(scope="module", params=FAMILIES, ids=lambda small: small.name)

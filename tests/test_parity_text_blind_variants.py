@@ -4,11 +4,11 @@ from functools import partial
 
 import pytest
 import torch
-from blind import loaded, own, write
-from blind_families import CONTEXT, Term, network
-from blind_variants import COSMOS1_LORA, SHALLOW, VARIANTS, Y_ITSELF, wan_autoregressive
-from flux import apply, node, schedule
-from learned import learned, shifts
+from support.flux import apply, node, schedule
+from support.learned import learned, shifts
+from support.text_blind import loaded, own, write
+from support.text_blind_families import CONTEXT, Term, network
+from support.text_blind_variants import COSMOS1_LORA, SHALLOW, VARIANTS, Y_ITSELF, wan_autoregressive
 from test_parity_text_blind import assert_equal, guided, projection, weights
 
 

@@ -10,9 +10,9 @@ import comfy.model_management
 import comfy.sd
 import pytest
 import torch
-from blind import ANIMA, COSMOS, DIMS, Projected, form_a, form_b, loaded, reference, weights_from, write
 from comfy.patcher_extension import WrappersMP
-from flux import apply, schedule
+from support.flux import apply, schedule
+from support.text_blind import ANIMA, COSMOS, DIMS, Projected, form_a, form_b, loaded, reference, weights_from, write
 from torch._dynamo.utils import counters
 
 from benchmarks.in_process import node

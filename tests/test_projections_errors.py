@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from blind import ANIMA, CLIP, CONTEXT, COSMOS, DEPTH, WIDTH, form_a, form_b, loaded, own, write
-from flux import apply, conditioning, direction, flux, node, schedule
+from support.flux import apply, conditioning, direction, flux, node, schedule
+from support.text_blind import ANIMA, CLIP, CONTEXT, COSMOS, DEPTH, WIDTH, form_a, form_b, loaded, own, write
 
 
 @pytest.fixture(scope="module", params=[COSMOS, ANIMA], ids=lambda small: small.name)

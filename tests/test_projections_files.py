@@ -7,7 +7,7 @@ import struct
 import folder_paths
 import pytest
 import torch
-from blind import CONTEXT, DEPTH, HIDDEN, WIDTH, form_a, form_b, loaded, own, registered, write
+from support.text_blind import CONTEXT, DEPTH, HIDDEN, WIDTH, form_a, form_b, loaded, own, registered, write
 
 from benchmarks.in_process import node
 

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from blind import form_a, form_b, write
+from support.text_blind import form_a, form_b, write
 
 sys.path.insert(1, str(Path(__file__).parent.parent))  # after the host's own folder, whose modules go first
 

@@ -4,7 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from blind import (
+from support.families.small import assert_close
+from support.flux import apply, node, schedule
+from support.text_blind import (
     ANIMA,
     COSMOS,
     DEPTH,
@@ -17,8 +19,6 @@ from blind import (
     weights_from,
     write,
 )
-from families.small import assert_close
-from flux import apply, node, schedule
 
 TOLERANCE = dict(rtol=0, atol=1e-5)
 

@@ -5,8 +5,8 @@ import io
 
 import pytest
 import torch
-from blind import HIDDEN, form_a, form_b, loaded, own
-from harmful import archive_of, records_of, saved
+from support.harmful import archive_of, records_of, saved
+from support.text_blind import HIDDEN, form_a, form_b, loaded, own
 from test_projections_files import assert_holds, refused
 from torch import nn
 

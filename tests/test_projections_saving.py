@@ -14,8 +14,8 @@ from contextlib import contextmanager
 import folder_paths
 import pytest
 import torch
-from blind import CLIP, DEPTH, WIDTH, form_a, form_b, loaded, own, registered, write
 from safetensors import safe_open
+from support.text_blind import CLIP, DEPTH, WIDTH, form_a, form_b, loaded, own, registered, write
 from test_projections_files import canonical
 
 import nodes

@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from flux import apply, direction, flux, node, schedule
+from support.flux import apply, direction, flux, node, schedule
 
 
 def test_range_is_inclusive_and_minus_one_is_the_last():

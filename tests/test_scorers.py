@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from small_scorers import WIDTH, change_json, head, pictures, write_clip
+from support.scorers import WIDTH, change_json, head, pictures, write_clip
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizerFast
 
 import nodes as host_nodes

@@ -14,9 +14,9 @@ import av
 import numpy as np
 import psutil
 import pytest
-from blueprints import BLUEPRINTS, prompt_of
 from PIL import Image, ImageChops
-from small_checkpoints import FRAMES, with_small_checkpoints, write_server_nodes, write_small_checkpoints
+from support.blueprints import BLUEPRINTS, prompt_of
+from support.checkpoints import FRAMES, with_small_checkpoints, write_server_nodes, write_small_checkpoints
 
 CHECKOUT = Path(__file__).parent.parent
 sys.path.insert(1, str(CHECKOUT))  # after the host's own folder, whose modules go first

@@ -8,7 +8,7 @@ import urllib.error
 from pathlib import Path
 
 import pytest
-from small_scorers import write_clip
+from support.scorers import write_clip
 
 sys.path.insert(1, str(Path(__file__).parent.parent))  # after the host's own folder, whose modules go first
 

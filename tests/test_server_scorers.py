@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_checkpoints import write_server_nodes
-from small_scorers import head, write_clip
+from support.checkpoints import write_server_nodes
+from support.scorers import head, write_clip
 
 CHECKOUT = Path(__file__).parent.parent
 sys.path.insert(1, str(CHECKOUT))  # after the host's own folder, whose modules go first

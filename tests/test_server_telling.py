@@ -9,7 +9,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from small_checkpoints import write_server_nodes
+from support.checkpoints import write_server_nodes
 
 CHECKOUT = Path(__file__).parent.parent
 sys.path.insert(1, str(CHECKOUT))  # after the host's own folder, whose modules go first

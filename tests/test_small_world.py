@@ -17,8 +17,8 @@ import comfy.sd
 import numpy as np
 import pytest
 import torch
-from learned import loaded_direction
 from safetensors.torch import load_file
+from support.learned import loaded_direction
 
 from benchmarks.in_process import node
 from tools.small_world.attributes import ATTRIBUTES, file_name

@@ -7,10 +7,10 @@ import time
 
 import comfy.model_management
 import comfy.sd
-import flux
 import psutil
 import pytest
 import torch
+from support import flux
 
 import nodes as host_nodes
 from benchmarks.in_process import node

@@ -5,15 +5,14 @@ import logging
 import re
 from inspect import signature
 
-import blind_families
 import comfy.model_management
 import comfy.sample
-import flux
 import pytest
 import torch
-from blind import ANIMA, form_a, loaded, own, write
-from families import FAMILIES
-from flux import apply, conditioning, direction, sample, schedule
+from support import flux, text_blind_families
+from support.families import FAMILIES
+from support.flux import apply, conditioning, direction, sample, schedule
+from support.text_blind import ANIMA, form_a, loaded, own, write
 from test_neighbours import copied_model, on_clone
 
 import nodes as host_nodes
@@ -132,9 +131,9 @@ def test_the_longest_shift_is_the_one_that_reaches_the_layers_of_any_family(smal
     assert f"of {small.depth}" in text and f"rows {small.cfg_rows}, {small.steps} of {small.steps} steps" in text
 
 
-@pytest.mark.parametrize("small", blind_families.FAMILIES, ids=lambda small: small.name)
+@pytest.mark.parametrize("small", text_blind_families.FAMILIES, ids=lambda small: small.name)
 def test_the_longest_shift_of_a_projection_is_beside_the_time_embedding(small, told, tmp_path):
-    tensors = blind_families.network(small)
+    tensors = text_blind_families.network(small)
     projection = loaded(write(tmp_path / "own.safetensors", *own(tensors, "clip", "time embedding", small.name)))
     model, seen = small.load(), []
     embedder = model.model.diffusion_model.get_submodule(small.embedder)
@@ -143,11 +142,11 @@ def test_the_longest_shift_of_a_projection_is_beside_the_time_embedding(small, t
     handle.remove()
     told()
     small.sample(apply(
-        model, small.pooled_direction(10, blind_families.CONTEXT), w=W, projection=projection, schedule=schedule(1, final_layer=0.5),
+        model, small.pooled_direction(10, text_blind_families.CONTEXT), w=W, projection=projection, schedule=schedule(1, final_layer=0.5),
     ))
     [(_, text)] = told()
-    term = blind_families.Term(tensors, [])
-    c = [small.pooled(seed, blind_families.CONTEXT)[0][1]["pooled_output"] for seed in (10, 11)]
+    term = text_blind_families.Term(tensors, [])
+    c = [small.pooled(seed, text_blind_families.CONTEXT)[0][1]["pooled_output"] for seed in (10, 11)]
     delta = W * (term.proj(c[0], None) - term.proj(c[1], None)).norm()
     assert longest(text) == pytest.approx(float(delta / seen[0].norm(dim=-1).min()), rel=0.06)
     assert text.startswith(f"{small.name}, layers 1-4 of 5 and the final output layer,")
@@ -254,9 +253,9 @@ def test_one_number_of_nan_is_enough(schnell, told):
 
 
 def test_w_0_with_a_projection_says_that_its_base_is_in(told, tmp_path):
-    file = own(blind_families.network(blind_families.WAN), "max", "time embedding", "Wan")
+    file = own(text_blind_families.network(text_blind_families.WAN), "max", "time embedding", "Wan")
     projection = loaded(write(tmp_path / "own.safetensors", *file))
-    blind_families.WAN.sample(apply(blind_families.WAN.load(), blind_families.WAN.direction(), w=0.0, projection=projection))
+    text_blind_families.WAN.sample(apply(text_blind_families.WAN.load(), text_blind_families.WAN.direction(), w=0.0, projection=projection))
     [(warns, text)] = told()
     assert warns and text.startswith("Nothing was guided: w is 0, so that only the projection's base was added.")
 

@@ -12,7 +12,7 @@ import folder_paths
 import pytest
 
 import nodes as host_nodes
-from benchmarks.effect_own import run as draw_own
+from benchmarks.effect.own import run as draw_own
 from benchmarks.in_process import node
 from tools.distill import lines as command_lines
 

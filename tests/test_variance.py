@@ -4,16 +4,26 @@ import importlib
 from dataclasses import replace
 
 import comfy.sd
-import flux
 import pytest
 import torch
-from blind_families import AURAFLOW, CHROMA, FLUX2, HUNYUAN_VIDEO15, QWEN_IMAGE
-from families.hidream import HIDREAM_I1
-from families.hunyuan_video import REPLACE, TEXT_TO_VIDEO
-from families.kandinsky5 import KANDINSKY5_VIDEO
-from families.mochi import MOCHI
-from families.sd3 import SD3, SD35_MEDIUM
-from text_variance import Counting, FluxSmall, assert_equal_and_moved, equation, flux_equation, joint_alphas, layers, scale, with_formula
+from support import flux
+from support.families.hidream import HIDREAM_I1
+from support.families.hunyuan_video import REPLACE, TEXT_TO_VIDEO
+from support.families.kandinsky5 import KANDINSKY5_VIDEO
+from support.families.mochi import MOCHI
+from support.families.sd3 import SD3, SD35_MEDIUM
+from support.text_blind_families import AURAFLOW, CHROMA, FLUX2, HUNYUAN_VIDEO15, QWEN_IMAGE
+from support.text_variance import (
+    Counting,
+    FluxSmall,
+    assert_equal_and_moved,
+    equation,
+    flux_equation,
+    joint_alphas,
+    layers,
+    scale,
+    with_formula,
+)
 from torch._dynamo.utils import counters
 
 import nodes

@@ -6,13 +6,23 @@ import comfy.ldm.flux.redux
 import comfy.model_patcher
 import comfy.ops
 import comfy.sd
-import flux
 import pytest
 import torch
-from blind_families import CHROMA, CONTEXT, FLUX2, QWEN_IMAGE
 from comfy_extras.nodes_model_patch import SigLIPMultiFeatProjModel
-from small_clips import encode, flux_clip
-from text_variance import TOLERANCE, Counting, FluxSmall, assert_equal_and_moved, equation, flux_equation, joint_alphas, layers, scale
+from support import flux
+from support.text_blind_families import CHROMA, CONTEXT, FLUX2, QWEN_IMAGE
+from support.text_encoders import encode, flux_clip
+from support.text_variance import (
+    TOLERANCE,
+    Counting,
+    FluxSmall,
+    assert_equal_and_moved,
+    equation,
+    flux_equation,
+    joint_alphas,
+    layers,
+    scale,
+)
 from torch._dynamo.utils import counters
 
 from benchmarks.in_process import node

@@ -5,19 +5,19 @@ from dataclasses import replace
 import comfy.ops
 import comfy.sd1_clip
 import comfy.supported_models
-import flux
 import pytest
 import torch
-from blind_families import QWEN_IMAGE
 from comfy.ldm.hidream.model import HiDreamImageTransformer2DModel
 from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper
 from comfy.patcher_extension import WrappersMP
 from comfy_extras import nodes_custom_sampler
-from families.hidream import DIMS, HIDREAM_I1
-from families.hunyuan_video import TEXT_TO_VIDEO
-from families.sd3 import SD35_MEDIUM
-from small_clips import encode, flux_clip, hidream_clip, sd3_clip
-from text_variance import TOLERANCE, assert_equal_and_moved, equation, flux_equation, joint_alphas, layers, scale
+from support import flux
+from support.families.hidream import DIMS, HIDREAM_I1
+from support.families.hunyuan_video import TEXT_TO_VIDEO
+from support.families.sd3 import SD35_MEDIUM
+from support.text_blind_families import QWEN_IMAGE
+from support.text_encoders import encode, flux_clip, hidream_clip, sd3_clip
+from support.text_variance import TOLERANCE, assert_equal_and_moved, equation, flux_equation, joint_alphas, layers, scale
 from transformers import T5TokenizerFast
 
 from benchmarks.in_process import node

@@ -8,7 +8,7 @@ import pytest
 
 sys.path.insert(1, str(Path(__file__).parent.parent))
 
-from blueprints import BLUEPRINTS, prompt_of, read
+from support.blueprints import BLUEPRINTS, prompt_of, read
 from test_editing import add_by_search, node_of, run, small_run
 from test_old_rendering import LINK
 from test_schedule_drawings import click_on_canvas

@@ -10,10 +10,10 @@ from unittest.mock import patch
 import comfy.sample
 import comfy.sd
 import torch
-from learned import Learned
 from torch import nn
 
 from benchmarks.in_process import node
+from support.learned import Learned
 
 # Standard deviation of what the last layer makes: with more, rounding passes for an error; with less, guidance hardly shows.
 OUTPUT = 0.3

@@ -4,8 +4,8 @@ from dataclasses import asdict
 
 import numpy as np
 
-from .effect_conditions import NORM_KEPT_WEIGHTS, PLAIN, SCHEDULES, START_LAYERS, WEIGHTS, Condition, complexity
-from .effect_statistics import EqualStrength, Estimate, difference, equal_strength, mean
+from .conditions import NORM_KEPT_WEIGHTS, PLAIN, SCHEDULES, START_LAYERS, WEIGHTS, Condition, complexity
+from .statistics import EqualStrength, Estimate, difference, equal_strength, mean
 
 SHARES = (0.25, 0.5, 0.75)  # of the gain in detail that both curves reach: where they are compared
 

@@ -8,7 +8,6 @@ from inspect import signature
 import comfy.ops
 import comfy.supported_models
 import torch
-from blind import HIDDEN, Blind
 from comfy.ldm.aura.mmdit import MMDiT as AuraFlow
 from comfy.ldm.chroma.model import Chroma
 from comfy.ldm.cosmos.model import GeneralDIT
@@ -21,7 +20,9 @@ from comfy.ldm.omnigen.omnigen2 import OmniGen2Transformer2DModel
 from comfy.ldm.pixart.pixartms import PixArtMS
 from comfy.ldm.qwen_image.model import QwenImageTransformer2DModel
 from comfy.ldm.wan.model import VaceWanModel, WanModel
-from learned import Learned
+
+from support.learned import Learned
+from support.text_blind import HIDDEN, Blind
 
 CONTEXT = 16
 OPERATIONS = {"operations": comfy.ops.disable_weight_init}

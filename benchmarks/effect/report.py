@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from .effect_conditions import (
+from .conditions import (
     EMPTY,
     IN_WORDS,
     NORM_KEPT_WEIGHTS,
@@ -18,8 +18,8 @@ from .effect_conditions import (
     complexity,
     of_set,
 )
-from .effect_results import SHARES, Results
-from .effect_statistics import Estimate
+from .results import SHARES, Results
+from .statistics import Estimate
 
 PAPER = {"counting": (56, 65), "color": (79, 86), "position": (25, 30)}  # GenEval, FLUX schnell, percent: plain, guided
 DIGITS = {"detail": 2, "gradient": 2}  # decimals, where not 1

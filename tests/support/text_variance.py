@@ -2,15 +2,15 @@
 
 from inspect import signature
 
-import flux
 import torch
 
 from benchmarks.in_process import node
+from support import flux
 
 TOLERANCE = dict(rtol=0, atol=1e-5)
 
 class FluxSmall:
-    """FLUX.1 of tests/flux.py under the names of tests/families."""
+    """FLUX.1 of tests/support/flux.py under the names of tests/support/families."""
 
     name = "FLUX.1"
     depth = 8

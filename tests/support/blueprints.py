@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-BLUEPRINTS = sorted((Path(__file__).parent.parent / "subgraphs").glob("*.json"))
+BLUEPRINTS = sorted((Path(__file__).parents[2] / "subgraphs").glob("*.json"))
 
 
 def read(path):

@@ -8,13 +8,13 @@ import numpy as np
 
 from tools.small_world.attributes import ATTRIBUTES, prompts
 
-from .effect_conditions import IN_WORDS, PLAIN, Condition, complexity
-from .effect_plots import pyplot, with_line, write_figure
-from .effect_prompts import Prompt, prompt_set
-from .effect_report import _gain, _mean, _signed, markdown
-from .effect_results import Results
-from .effect_run import Job, digest
-from .effect_statistics import Estimate, at_strength, difference, estimate, mean, resampled_means
+from .conditions import IN_WORDS, PLAIN, Condition, complexity
+from .plots import pyplot, with_line, write_figure
+from .prompts import Prompt, prompt_set
+from .report import _gain, _mean, _signed, markdown
+from .results import Results
+from .run import Job, digest
+from .statistics import Estimate, at_strength, difference, estimate, mean, resampled_means
 
 PROMPTS = 16
 SETS = {"general": 1, "turned": 2}  # one in so many of the prompts

@@ -13,7 +13,8 @@ import zipfile
 from pathlib import Path
 
 import torch
-from blind import CONTEXT, WIDTH, form_b
+
+from support.text_blind import CONTEXT, WIDTH, form_b
 
 SECONDS = 2.0
 MEMORY = 300 * 1024**2  # and ten times the file

@@ -15,11 +15,11 @@ import comfy.supported_models
 import torch
 from comfy.ldm.anima.model import Anima
 from comfy.ldm.cosmos.predict2 import MiniTrainDIT
-from families.small import Small
-from learned import Learned, registered
 from safetensors.torch import save_file
 
 from benchmarks.in_process import node
+from support.families.small import Small
+from support.learned import Learned, registered
 
 WIDTH, CONTEXT, CLIP, HIDDEN, DEPTH = 64, 16, 24, 40, 6
 

@@ -9,9 +9,10 @@ import folder_paths
 import numpy as np
 import torch
 
-from .effect_conditions import SCHEDULES, Condition
-from .effect_settings import Files, Settings
-from .in_process import PACK, node
+from benchmarks.in_process import PACK, node
+
+from .conditions import SCHEDULES, Condition
+from .settings import Files, Settings
 
 PRESETS = json.loads((PACK / "nodes" / "presets.json").read_text(encoding="utf-8"))
 CLIP_LOADERS = {1: "CLIPLoader", 2: "DualCLIPLoader", 3: "TripleCLIPLoader", 4: "QuadrupleCLIPLoader"}

@@ -12,10 +12,10 @@ from comfy.ldm.hidream.model import HiDreamImageTransformer2DModel
 from comfy.ldm.hunyuan_video.model import HunyuanVideo
 from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper
 from comfy.ldm.wan.vae import WanVAE
-from learned import file_of, shifts
 from safetensors.torch import load_file, save_file
 from server_nodes.load_small_model import COSMOS, HIDREAM, small_adapter
 
+from support.learned import file_of, shifts
 from tools.small_models import DIFFUSION_MODEL, PROJECTION, TEXT_BLIND, TEXT_ENCODER, VAE, WEIGHTS
 
 OPERATIONS = comfy.ops.disable_weight_init
@@ -81,7 +81,7 @@ def write_small_checkpoints(folder):
 
 def write_server_nodes(path):
     """Writes a ComfyUI extra_model_paths.yaml (JSON is YAML) by which a server finds the nodes in server_nodes."""
-    path.write_text(json.dumps({"tests": {"custom_nodes": str(Path(__file__).parent / "server_nodes")}}), encoding="utf-8")
+    path.write_text(json.dumps({"tests": {"custom_nodes": str(Path(__file__).parent.parent / "server_nodes")}}), encoding="utf-8")
 
 
 def with_small_checkpoints(prompt):

@@ -12,8 +12,9 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from multiprocessing import active_children, connection, get_context, parent_process
 
-from .effect_run import draw_job
-from .in_process import load_host
+from benchmarks.in_process import load_host
+
+from .run import draw_job
 
 
 @contextmanager
@@ -32,7 +33,7 @@ def painters(files, settings, workers: int):
 
 
 def _draw_here(files, settings, tasks: list) -> Iterator[dict]:
-    from .effect_studio import Studio
+    from .studio import Studio
 
     studio = Studio(files, settings) if tasks else None
     for task in tasks:
@@ -47,7 +48,7 @@ def _start(files, settings) -> None:
     load_host()
     import torch
 
-    from .effect_studio import Studio
+    from .studio import Studio
 
     torch.set_num_threads(1)
     with torch.inference_mode():

@@ -7,11 +7,11 @@ from tools.small_world.checkers import Expectation
 from tools.small_world.dataset import HELD_OUT
 from tools.small_world.scenes import sample_scene
 
-from .effect_conditions import PLAIN, Condition
-from .effect_prompts import APART, LAYOUTS, PROMPTS, Prompt, _layout
-from .effect_report import DIGITS, _signed, markdown
-from .effect_results import Results
-from .effect_run import Job
+from .conditions import PLAIN, Condition
+from .prompts import APART, LAYOUTS, PROMPTS, Prompt, _layout
+from .report import DIGITS, _signed, markdown
+from .results import Results
+from .run import Job
 
 SCALES = (1.2, 1.5, 2.0, 3.0)
 COUNT = 32  # prompts in each set by default

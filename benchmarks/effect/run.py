@@ -14,13 +14,13 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 from tqdm import tqdm
 
+from benchmarks.in_process import PACK
 from tools.host import write_whole
 from tools.small_world.checkers import read_picture, score
 
-from .effect_conditions import PLAIN, Condition, of_set
-from .effect_prompts import PROMPTS, Prompt, prompt_set
-from .effect_settings import Settings
-from .in_process import PACK
+from .conditions import PLAIN, Condition, of_set
+from .prompts import PROMPTS, Prompt, prompt_set
+from .settings import Settings
 
 PERCENT = ("count", "color", "shape", "exact", "position", "detail", "sharpness", "ground")  # scores told in percent; the others in 8-bit steps
 CODE = ("model_patches/*.py", "model_patches/families/*.py", "pooled_proj/*.py", "nodes/presets.json", "tools/small_world/checkers.py")

@@ -11,9 +11,9 @@ import torch
 from comfy.ldm.flux.controlnet import ControlNetFlux
 from comfy.ldm.flux.layers import timestep_embedding
 from comfy.ldm.flux.model import Flux
-from learned import Learned
 
 from benchmarks.in_process import node
+from support.learned import Learned
 
 HIDDEN, POOLED, CONTEXT = 128, 32, 16
 

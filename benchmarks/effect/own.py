@@ -13,17 +13,17 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from benchmarks.in_process import of_pack
 from model_patches.text_files import read_text
 from tools.host import write_whole
 from tools.sheet import sheet
 
-from .effect_conditions import Condition
-from .effect_report import markdown
-from .effect_run import pause, read_strip, save_png, strip_key, write_strip
-from .effect_settings import Files
-from .effect_statistics import difference, mean
-from .effect_studio import Studio
-from .in_process import of_pack
+from .conditions import Condition
+from .report import markdown
+from .run import pause, read_strip, save_png, strip_key, write_strip
+from .settings import Files
+from .statistics import difference, mean
+from .studio import Studio
 
 GRID_WIDTH = 2400  # pixels; larger pictures are made smaller in a grid
 

@@ -9,7 +9,7 @@ import struct
 import time
 from collections import Counter
 
-from harmful import SECONDS, archive_of, compressed, headed, records_of
+from support.harmful import SECONDS, archive_of, compressed, headed, records_of
 
 NUMBERS = [0, 1, 2, 3, 7, 16, 40, 64, 255, 256, 65535, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**53, 2**63 - 1, 2**63, 2**64 - 1, -1]
 LONGEST = 4_000_000  # bytes of a mutated file

@@ -1,10 +1,10 @@
 """effect.py --projection: the distilled projection on the small world's text-blind model."""
 
-from .effect_conditions import IN_WORDS, PLAIN, SHARPNESS, Condition, complexity
-from .effect_prompts import PROMPTS, prompt_set
-from .effect_report import SCORE, _gain, _mean, markdown
-from .effect_results import Results
-from .effect_run import Job
+from .conditions import IN_WORDS, PLAIN, SHARPNESS, Condition, complexity
+from .prompts import PROMPTS, prompt_set
+from .report import SCORE, _gain, _mean, markdown
+from .results import Results
+from .run import Job
 
 POOLED = Condition(preset="complexity", base=True)  # w 0: the prompt's pooled text, and no direction
 WEIGHTS = (1.0, 2.0, 3.0, 6.0)

@@ -8,9 +8,9 @@ from PIL import Image
 
 from tools.sheet import sheet
 
-from .effect_conditions import IN_WORDS, NORM_KEPT_WEIGHTS, PLAIN, SHARPNESS, START_LAYERS, WEIGHTS, Condition, complexity
-from .effect_results import Results
-from .effect_run import Job, read_strip, save_png
+from .conditions import IN_WORDS, NORM_KEPT_WEIGHTS, PLAIN, SHARPNESS, START_LAYERS, WEIGHTS, Condition, complexity
+from .results import Results
+from .run import Job, read_strip, save_png
 
 matplotlib.use("Agg")
 from matplotlib import pyplot

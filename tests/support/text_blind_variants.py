@@ -5,7 +5,15 @@ from dataclasses import dataclass, replace
 import comfy.sample
 import comfy.samplers
 import torch
-from blind_families import (
+from comfy.ldm.flux.model import Flux
+from comfy.ldm.hunyuan_video.model import HunyuanVideo
+from comfy.ldm.lightricks.model import LTXVModel
+from comfy.ldm.lightricks.symmetric_patchifier import SymmetricPatchifier, latent_to_pixel_coords
+from comfy.ldm.wan.model import CameraWanModel, HumoWanModel, SCAILWanModel, WanModel
+from comfy.ldm.wan.model_animate import AnimateWanModel
+
+from support.families.small import drawing
+from support.text_blind_families import (
     CHROMA,
     COSMOS1,
     FLUX2,
@@ -22,13 +30,6 @@ from blind_families import (
     built,
     config_of,
 )
-from comfy.ldm.flux.model import Flux
-from comfy.ldm.hunyuan_video.model import HunyuanVideo
-from comfy.ldm.lightricks.model import LTXVModel
-from comfy.ldm.lightricks.symmetric_patchifier import SymmetricPatchifier, latent_to_pixel_coords
-from comfy.ldm.wan.model import CameraWanModel, HumoWanModel, SCAILWanModel, WanModel
-from comfy.ldm.wan.model_animate import AnimateWanModel
-from families.small import drawing
 
 
 @dataclass(frozen=True)

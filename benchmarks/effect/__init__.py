@@ -1,0 +1,1 @@
+"""What guidance does to pictures, measured: conditions, prompts, drawing, scoring, statistics and reports."""

@@ -1,0 +1,1 @@
+"""Small models, files and equations that tests share."""
