@@ -171,14 +171,24 @@ def report(done: list[dict], options) -> str:
         return f"{values.mean():.1f} ({estimate.mean:+.1f}, {estimate.low:+.1f} to {estimate.high:+.1f})"
 
     lines = [
-        "# Settings that choose themselves", "",
+        "# Settings that choose themselves",
+        "",
         f"By `python3 benchmarks/choice.py`: {len(done)} prompts of the small world, {options.seeds} seeds, {options.steps} steps. Chosen by the "
         "pictures of one half of the seeds, judged on the other half. In brackets the change from the fixed setting, paired, with 95 % "
-        "intervals over prompts.", "",
-        "| setting | detail | what is asked for, % | exactly as asked, % |", "| --- | --- | --- | --- |",
-        *(f"| {name} | {' | '.join(told(made[score], fixed[score]) for score in ('detail', 'kept', 'exact'))} |" for name, made in ways.items()),
-        "", "## How many settings to try", "",
-        f"The same choice among some of the {len(GRID)} settings, drawn {DRAWS} times.", "", "| tried | detail | what is asked for, % |",
+        "intervals over prompts.",
+        "",
+        "| setting | detail | what is asked for, % | exactly as asked, % |",
+        "| --- | --- | --- | --- |",
+        *(
+            f"| {name} | {' | '.join(told(made[score], fixed[score]) for score in ('detail', 'kept', 'exact'))} |"
+            for name, made in ways.items()
+        ),
+        "",
+        "## How many settings to try",
+        "",
+        f"The same choice among some of the {len(GRID)} settings, drawn {DRAWS} times.",
+        "",
+        "| tried | detail | what is asked for, % |",
         "| --- | --- | --- |",
     ]
     draw = np.random.default_rng(0)
@@ -187,7 +197,9 @@ def report(done: list[dict], options) -> str:
             judged(done, lambda scores, seeds, tried=draw.choice(every, count, replace=False).tolist(): chosen(scores, seeds, tried))
             for _ in range(DRAWS if count < len(GRID) else 1)
         ]
-        lines.append(f"| {count} | {np.mean([each['detail'].mean() for each in made]):.1f} | {np.mean([each['kept'].mean() for each in made]):.1f} |")
+        lines.append(
+            f"| {count} | {np.mean([each['detail'].mean() for each in made]):.1f} | {np.mean([each['kept'].mean() for each in made]):.1f} |"
+        )
     return "\n".join(lines) + "\n"
 
 

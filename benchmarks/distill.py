@@ -55,8 +55,14 @@ def wan(width: int, blocks: int, dtype):
     from safetensors.torch import save_file
 
     model = WanModel(
-        model_type="t2v", dim=width, ffn_dim=round(width * 35 / 6), num_heads=width // 128, num_layers=blocks, text_dim=TEXT_WIDTH,
-        dtype=dtype, operations=comfy.ops.disable_weight_init,
+        model_type="t2v",
+        dim=width,
+        ffn_dim=round(width * 35 / 6),
+        num_heads=width // 128,
+        num_layers=blocks,
+        text_dim=TEXT_WIDTH,
+        dtype=dtype,
+        operations=comfy.ops.disable_weight_init,
     )
     state = {name: (torch.randn(tensor.shape) / tensor[0].numel() ** 0.5).to(dtype) for name, tensor in model.state_dict().items()}
     path = Path(FOLDER.name) / "wan.safetensors"
@@ -121,8 +127,19 @@ def measure(options) -> dict:
 
     def training(cache):
         settings = distillation.ProjectionSettings(
-            steps=10**6, batch_size=options.batch_size, learning_rate=1e-4, width=options.size, height=options.size, seed=0, pooling="clip",
-            injection="time embedding", checkpointing=options.checkpointing, data="noise", samples_per_prompt=1, pairs=1, cache=cache,
+            steps=10**6,
+            batch_size=options.batch_size,
+            learning_rate=1e-4,
+            width=options.size,
+            height=options.size,
+            seed=0,
+            pooling="clip",
+            injection="time embedding",
+            checkpointing=options.checkpointing,
+            data="noise",
+            samples_per_prompt=1,
+            pairs=1,
+            cache=cache,
         )
         made = distillation.Distillation(model, RandomText(), [f"prompt {number}" for number in range(PROMPTS)], settings)
         made.prepare()
@@ -150,8 +167,12 @@ def measure(options) -> dict:
     ratios = sorted(slow / fast for slow, fast in zip(seconds["plain"], seconds["ours"], strict=True))
     return {
         "date": date.today().isoformat(),
-        "hardware": comfy.model_management.get_torch_device_name(device) if has_gpu() else f"{os.cpu_count()} CPU cores ({platform.machine()})",
-        "torch": torch.__version__, "dtype": str(dtype), **vars(options),
+        "hardware": comfy.model_management.get_torch_device_name(device)
+        if has_gpu()
+        else f"{os.cpu_count()} CPU cores ({platform.machine()})",
+        "torch": torch.__version__,
+        "dtype": str(dtype),
+        **vars(options),
         "rows per second": {name: round(options.batch_size / median[name], 3) for name in seconds},
         "peak MiB": {name: round(max(values)) for name, values in peaks.items()},
         "speed-up": {"median": round(statistics.median(ratios), 3), "lowest": round(ratios[0], 3), "highest": round(ratios[-1], 3)},
@@ -183,8 +204,17 @@ def measure_step(options) -> dict:
     if options.step == "direction":
         pack = nodes.NODE_CLASS_MAPPINGS["DistillPooledProjection"].__module__.rpartition(".nodes.")[0]
         settings = importlib.import_module(f"{pack}.training.settings").Settings(
-            steps=STEPS, batch_size=options.batch_size, learning_rate=5e-3, width=options.size, height=options.size, seed=0,
-            checkpointing=options.checkpointing, data="noise", samples_per_prompt=1, pairs=1, precision=precision,
+            steps=STEPS,
+            batch_size=options.batch_size,
+            learning_rate=5e-3,
+            width=options.size,
+            height=options.size,
+            seed=0,
+            checkpointing=options.checkpointing,
+            data="noise",
+            samples_per_prompt=1,
+            pairs=1,
+            precision=precision,
         )
         prompts = [f"prompt {number}" for number in range(PROMPTS)]
         course = importlib.import_module(f"{pack}.training.direction").DirectionTraining
@@ -200,9 +230,23 @@ def measure_step(options) -> dict:
         latents = {"samples": torch.zeros(options.batch_size, 16, 1, options.size // 8, options.size // 8)}
         positive = RandomText().encode_from_tokens_scheduled("prompt")
         settings = dict(
-            batch_size=options.batch_size, steps=STEPS, grad_accumulation_steps=1, learning_rate=1e-4, rank=options.rank, optimizer="AdamW",
-            loss_function="MSE", seed=0, training_dtype=precision, lora_dtype=precision, quantized_backward=False, algorithm="LoRA",
-            gradient_checkpointing=options.checkpointing, checkpoint_depth=1, offloading=False, existing_lora="[None]", bucket_mode=False,
+            batch_size=options.batch_size,
+            steps=STEPS,
+            grad_accumulation_steps=1,
+            learning_rate=1e-4,
+            rank=options.rank,
+            optimizer="AdamW",
+            loss_function="MSE",
+            seed=0,
+            training_dtype=precision,
+            lora_dtype=precision,
+            quantized_backward=False,
+            algorithm="LoRA",
+            gradient_checkpointing=options.checkpointing,
+            checkpoint_depth=1,
+            offloading=False,
+            existing_lora="[None]",
+            bucket_mode=False,
             bypass_mode=options.weights == "fp8",  # the host's way for weights that cannot be added to
         )
         # The node trains a copy of the model: on a CPU both stay in memory, on a GPU the first one leaves it.
@@ -213,9 +257,11 @@ def measure_step(options) -> dict:
     return {
         "date": date.today().isoformat(),
         "hardware": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores ({platform.machine()})",
-        "torch": torch.__version__, "precision": precision,
+        "torch": torch.__version__,
+        "precision": precision,
         **{name: getattr(options, name) for name in ("width", "blocks", "size", "batch_size", "checkpointing", "weights", "rank")},
-        "weights MiB": round(weights), "peak MiB": round(memory.peak() - before - copied),
+        "weights MiB": round(weights),
+        "peak MiB": round(memory.peak() - before - copied),
     }
 
 

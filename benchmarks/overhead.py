@@ -120,7 +120,8 @@ def growth(repeats):
                     results[f"{depth} layers, batch {batch}, {weights} distinct weights"] = {"added_ms": added, "outside_ms": outside}
                     print(
                         f"  {depth:3} layers, batch {batch}, {weights:3} distinct weights: + {added:.3f} ms, "
-                        f"of a guided step outside the model: {outside:.3f} ms", flush=True,
+                        f"of a guided step outside the model: {outside:.3f} ms",
+                        flush=True,
                     )
     return results
 
@@ -157,7 +158,9 @@ def telling(repeats):
             pairs.append((one - other if number % 2 else other - one) * 1000 / steps)
         whole = statistics.median(seconds(untold) for _ in range(5)) * 1000 / steps
     low, middle, high = statistics.quantiles(pairs, n=4)
-    print(f"a guided step takes {whole:.2f} ms; telling adds {middle:+.4f} ms to it (quartiles {low:+.4f} to {high:+.4f}, {len(pairs)} pairs)")
+    print(
+        f"a guided step takes {whole:.2f} ms; telling adds {middle:+.4f} ms to it (quartiles {low:+.4f} to {high:+.4f}, {len(pairs)} pairs)"
+    )
     return {"step_ms": whole, "added_ms": pairs}
 
 
@@ -213,11 +216,26 @@ def flux_model(double, single, latent_size, text_tokens, dtype, hidden=3072, bat
     import comfy.supported_models
     import torch
 
-    config = comfy.supported_models.FluxSchnell(dict(
-        image_model="flux", in_channels=16, out_channels=16, vec_in_dim=768, context_in_dim=4096, hidden_size=hidden, mlp_ratio=4.0,
-        num_heads=hidden // 128, depth=double, depth_single_blocks=single, axes_dim=[16, 56, 56], theta=10000, patch_size=2, qkv_bias=True,
-        guidance_embed=False, txt_ids_dims=[],
-    ))
+    config = comfy.supported_models.FluxSchnell(
+        dict(
+            image_model="flux",
+            in_channels=16,
+            out_channels=16,
+            vec_in_dim=768,
+            context_in_dim=4096,
+            hidden_size=hidden,
+            mlp_ratio=4.0,
+            num_heads=hidden // 128,
+            depth=double,
+            depth_single_blocks=single,
+            axes_dim=[16, 56, 56],
+            theta=10000,
+            patch_size=2,
+            qkv_bias=True,
+            guidance_embed=False,
+            txt_ids_dims=[],
+        )
+    )
     config.set_inference_dtype(dtype, None)
     device = comfy.model_management.get_torch_device()
     model = config.get_model({}, device=device)
@@ -225,8 +243,10 @@ def flux_model(double, single, latent_size, text_tokens, dtype, hidden=3072, bat
         parameter.normal_(0, 0.02)
     patcher = comfy.model_patcher.ModelPatcher(model, device, device)
     inputs = dict(
-        x=torch.randn(batch, 16, latent_size, latent_size, device=device), t=torch.full((batch,), 0.7, device=device),
-        c_crossattn=torch.randn(batch, text_tokens, 4096, device=device), y=torch.randn(batch, 768, device=device),
+        x=torch.randn(batch, 16, latent_size, latent_size, device=device),
+        t=torch.full((batch,), 0.7, device=device),
+        c_crossattn=torch.randn(batch, text_tokens, 4096, device=device),
+        y=torch.randn(batch, 768, device=device),
     )
     return patcher, inputs
 
@@ -296,10 +316,17 @@ def compare(model, inputs, repeats):
     """Guided, with the norm kept, and the paper's way, against the unguided model."""
     print("compiled" if "torch_compile_kwargs" in model.model_options else "eager")
     start = from_layer(min(5, len(model.model.diffusion_model.double_blocks)))
-    return timed_rounds({
-        "unguided": model, "guided": guided(model, schedule=start),
-        "guided, norm kept": guided(model, schedule=start, keep_norm=True), "paper's way": papers_way(model), "unguided again": model,
-    }, inputs, repeats)
+    return timed_rounds(
+        {
+            "unguided": model,
+            "guided": guided(model, schedule=start),
+            "guided, norm kept": guided(model, schedule=start, keep_norm=True),
+            "paper's way": papers_way(model),
+            "unguided again": model,
+        },
+        inputs,
+        repeats,
+    )
 
 
 def timed_rounds(variants, inputs, repeats):
@@ -309,7 +336,7 @@ def timed_rounds(variants, inputs, repeats):
     rounds = {name: [] for name in variants}
     for i in range(repeats):
         # Turned round each time, so that no variant always follows the same one.
-        for name in (list(variants)[i % len(variants):] + list(variants)[:i % len(variants)]):
+        for name in list(variants)[i % len(variants) :] + list(variants)[: i % len(variants)]:
             rounds[name].append(timed(variants[name], inputs))
     plain = [(a + b) / 2 for a, b in zip(rounds["unguided"], rounds["unguided again"])]
     ratios = {name: [a / b for a, b in zip(rounds[name], plain)] for name in variants}
@@ -366,8 +393,11 @@ def dynamo(model, inputs):
         "unguided": count(model),
         "and guided": count(guided(model, schedule=from_layer(1))),
         "after w, start layer, direction, on and off": count(
-            guided(model, w=-1.0, schedule=from_layer(1)), guided(model, schedule=from_layer(2)), model,
-            guided(model, schedule=from_layer(0), seed=7), model,
+            guided(model, w=-1.0, schedule=from_layer(1)),
+            guided(model, schedule=from_layer(2)),
+            model,
+            guided(model, schedule=from_layer(0), seed=7),
+            model,
         ),
     }
     for name, row in results.items():

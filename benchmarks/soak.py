@@ -71,7 +71,7 @@ def soak(client, prompts, seed, plain=False):
             if number % 100 == 0:
                 print(f"{number} prompts, {time.monotonic() - started:.0f} s: {told(measured[-1][1])}", flush=True)
     print(", ".join(f"{count} {how}" for how, count in sorted(ended.items())) + f"; {len(problems)} not as it should be")
-    settled = measured[len(measured) // 5:]
+    settled = measured[len(measured) // 5 :]
     print(f"after {settled[0][0]} prompts: {told(settled[0][1])}\nafter {settled[-1][0]} prompts: {told(settled[-1][1])}")
     if len(settled) > 1:
         growth = statistics.linear_regression(*zip(*((number, memory) for number, (memory, _, _) in settled))).slope * 100
@@ -158,7 +158,8 @@ def server_process(client):
 
     port = urlsplit(client.url).port
     return next(
-        process for process in psutil.Process().children(recursive=True)
+        process
+        for process in psutil.Process().children(recursive=True)
         if any(each.status == psutil.CONN_LISTEN and each.laddr.port == port for each in process.net_connections("inet"))
     )
 

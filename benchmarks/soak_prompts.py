@@ -22,8 +22,17 @@ def graph(patch, seed, text="two red circles", steps=STEPS, text_blind=False):
         "latent": node("EmptySD3LatentImage", width=SIZE, height=SIZE, batch_size=1),
         "patched": patch,
         "sample": node(
-            "KSampler", seed=seed, steps=steps, cfg=CFG, sampler_name="euler", scheduler="simple", denoise=1.0, model=["patched", 0],
-            positive=["prompt", 0], negative=["empty", 0], latent_image=["latent", 0],
+            "KSampler",
+            seed=seed,
+            steps=steps,
+            cfg=CFG,
+            sampler_name="euler",
+            scheduler="simple",
+            denoise=1.0,
+            model=["patched", 0],
+            positive=["prompt", 0],
+            negative=["empty", 0],
+            latent_image=["latent", 0],
         ),
         "decode": node("VAEDecode", samples=["sample", 0], vae=["vae", 0]),
         "save": node("SaveImage", images=["decode", 0], filename_prefix="soak"),
@@ -42,9 +51,20 @@ def without_our_nodes(prompt):
 
 def refused_by_the_host(plain):
     """A prompt without our nodes that a node of the host's refuses when it runs, and a pattern of that."""
-    broken = node("RegexReplace", string="two red circles", regex_pattern="(", replace="", case_insensitive=False, multiline=False,
-                  dotall=False, count=0)
-    return plain | {"broken": broken, "prompt": node("CLIPTextEncode", clip=["clip", 0], text=["broken", 0])}, r"RegexReplace \(.*unterminated"
+    broken = node(
+        "RegexReplace",
+        string="two red circles",
+        regex_pattern="(",
+        replace="",
+        case_insensitive=False,
+        multiline=False,
+        dotall=False,
+        count=0,
+    )
+    return plain | {
+        "broken": broken,
+        "prompt": node("CLIPTextEncode", clip=["clip", 0], text=["broken", 0]),
+    }, r"RegexReplace \(.*unterminated"
 
 
 def guidance(class_type="ApplyModulationGuidance", **inputs):
@@ -75,8 +95,10 @@ def a_prompt(draw, steps=STEPS):
             scale["inputs"].update(clip=["clip", 0], prompt=text)
         return graph(scale, seed, text, steps)
     inputs = {
-        "start_percent": draw.choice([0.0, 0.0, 0.3]), "end_percent": draw.choice([1.0, 1.0, 0.7]),
-        "cfg_rows": draw.choice(["auto", "both", "cond", "opposed"]), "keep_norm": draw.random() < 0.3,
+        "start_percent": draw.choice([0.0, 0.0, 0.3]),
+        "end_percent": draw.choice([1.0, 1.0, 0.7]),
+        "cfg_rows": draw.choice(["auto", "both", "cond", "opposed"]),
+        "keep_norm": draw.random() < 0.3,
     }
     others = {"direction": encoded(draw.choice(WORDS[:4]), draw.choice(WORDS))}
     if draw.random() < 0.3:
@@ -106,12 +128,24 @@ def combined(weights):
 
 def a_schedule(draw):
     final_layer, start = draw.choice([0.0, 1.0]), draw.randrange(5)
-    return draw.choice([
-        node("GuidanceLayerSchedule", start_layer=start, end_layer=-1, taper_layers=draw.randrange(3), taper_scale=0.25, final_layer=final_layer),
-        node("GuidanceLayerScheduleText", layers=f"{start}-6: {draw.uniform(-1, 1):.2f}", final_layer=final_layer),
-        node("GuidanceLayerScheduleCurve", curve={"points": [[0, draw.random()], [1, draw.random()]], "interpolation": "linear"},
-             final_layer=final_layer),
-    ])
+    return draw.choice(
+        [
+            node(
+                "GuidanceLayerSchedule",
+                start_layer=start,
+                end_layer=-1,
+                taper_layers=draw.randrange(3),
+                taper_scale=0.25,
+                final_layer=final_layer,
+            ),
+            node("GuidanceLayerScheduleText", layers=f"{start}-6: {draw.uniform(-1, 1):.2f}", final_layer=final_layer),
+            node(
+                "GuidanceLayerScheduleCurve",
+                curve={"points": [[0, draw.random()], [1, draw.random()]], "interpolation": "linear"},
+                final_layer=final_layer,
+            ),
+        ]
+    )
 
 
 def a_long_prompt(draw):
@@ -124,14 +158,20 @@ def a_bad_prompt(draw):
     apply, others = guidance(w=3.0), {"direction": encoded()}
     scheduled = guidance(w=3.0, schedule=["schedule", 0])
     swept = guidance("SweepModulationGuidance", w_values="0, x", start_layers="0")
-    prompt, words = draw.choice([
-        (graph(scheduled, seed) | {"schedule": node("GuidanceLayerScheduleText", layers="0-4: 1, 5-x: 1", final_layer=0.0)},
-         r"GuidanceLayerScheduleText \(.*5-x"),
-        (graph(scheduled, seed) | {"schedule": node("GuidanceLayerScheduleText", layers=f"0-{far}: 1", final_layer=0.0)},
-         rf"(?s)ApplyModulationGuidance \(.*\b{far}\b"),
-        (graph(swept, seed), r"SweepModulationGuidance \(.*'x' in w_values"),
-        (graph(apply, seed, text_blind=True), r"(?s)ApplyModulationGuidance \(.*projection"),
-        (graph(guidance(w=3.0, start_percent=0.9, end_percent=0.1), seed), r"(?s)ApplyModulationGuidance \(.*past end_percent"),
-        (graph(guidance(w=3.0, direction=["combined", 0]), seed) | combined("1, 2, 3"), r"CombineGuidanceDirections \(.*3 weights"),
-    ])
+    prompt, words = draw.choice(
+        [
+            (
+                graph(scheduled, seed) | {"schedule": node("GuidanceLayerScheduleText", layers="0-4: 1, 5-x: 1", final_layer=0.0)},
+                r"GuidanceLayerScheduleText \(.*5-x",
+            ),
+            (
+                graph(scheduled, seed) | {"schedule": node("GuidanceLayerScheduleText", layers=f"0-{far}: 1", final_layer=0.0)},
+                rf"(?s)ApplyModulationGuidance \(.*\b{far}\b",
+            ),
+            (graph(swept, seed), r"SweepModulationGuidance \(.*'x' in w_values"),
+            (graph(apply, seed, text_blind=True), r"(?s)ApplyModulationGuidance \(.*projection"),
+            (graph(guidance(w=3.0, start_percent=0.9, end_percent=0.1), seed), r"(?s)ApplyModulationGuidance \(.*past end_percent"),
+            (graph(guidance(w=3.0, direction=["combined", 0]), seed) | combined("1, 2, 3"), r"CombineGuidanceDirections \(.*3 weights"),
+        ]
+    )
     return prompt | others, words

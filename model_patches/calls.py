@@ -98,7 +98,7 @@ class CallPatch:
 
     def _call(self, executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **kwargs):  # noqa: B006
         """APPLY_MODEL wrapper."""
-        after = executor.wrappers[executor.idx + 1:]
+        after = executor.wrappers[executor.idx + 1 :]
         if not all(isinstance(getattr(wrapper, "__self__", None), CallPatch) for wrapper in after):
             # Ours come last, where rows, times and blocks are as the model gets them.
             inside = type(executor).new_class_executor(executor.original, executor.class_obj, [*after, self._call])
@@ -144,6 +144,8 @@ class CallPatch:
             return run()
         base_model = getattr(apply_model, "__self__", model)  # another device's where the host spreads the model
         host = HostModel.called(base_model)
-        edits = [edit for edit in self._edits(host, base_model, args["input"], args["timestep"], context, conds, options, {}) if edit.around]
+        edits = [
+            edit for edit in self._edits(host, base_model, args["input"], args["timestep"], context, conds, options, {}) if edit.around
+        ]
         # Without taking turns: it may call the model from threads. Each such call has edits of its own in place of these.
         return run_edited(host.diffusion_model, edits, run, Watch(), self.key)

@@ -72,9 +72,11 @@ def _send_along(key, option, executor, model, noise_shape, conds, model_options=
         for name, side in conds.items():
             numbers = _Numbers({0: _CONDITIONAL.get(name)}, noise_shape[0])
             group = comfy.hooks.HookGroup()
-            group.add(comfy.hooks.TransformerOptionsHook(
-                {"wrappers": wrappers, key: model.model_options["transformer_options"][key], option: numbers}
-            ))
+            group.add(
+                comfy.hooks.TransformerOptionsHook(
+                    {"wrappers": wrappers, key: model.model_options["transformer_options"][key], option: numbers}
+                )
+            )
             for cond in side:
                 cond["hooks"] = group if cond.get("hooks") is None else cond["hooks"].clone_and_combine(group)
     return executor(model, noise_shape, conds, model_options=model_options, **kwargs)

@@ -39,7 +39,7 @@ class PromptTokens:
 
     def stand_at(self, position: int, row: Tensor) -> bool:
         """Whether the tokens of `row`, (L', C), are this prompt's from `position` on, and not all zeros."""
-        part = row[position:position + len(self.given)]
+        part = row[position : position + len(self.given)]
         # The first token alone tells most places.
         return part.shape == self.given.shape and _same(part[:1], self.given[:1]) and _same(part, self.given) and bool(part.any())
 

@@ -56,13 +56,20 @@ def save(direction: GuidanceDirection, path: str | os.PathLike, replace: bool = 
         "format": FORMAT,
         "format_version": VERSION,
         "kind": " and ".join(kind for kind, terms in kinds.items() if terms),
-        _LEARNED: json.dumps([
-            {
-                "family": one.family, "layers": len(one.shifts), "width": one.shifts.shape[1], "positive": one.positive,
-                "negative": one.negative, "weight": one.weight, "record": one.record,
-            }
-            for one in direction.learned
-        ]),
+        _LEARNED: json.dumps(
+            [
+                {
+                    "family": one.family,
+                    "layers": len(one.shifts),
+                    "width": one.shifts.shape[1],
+                    "positive": one.positive,
+                    "negative": one.negative,
+                    "weight": one.weight,
+                    "record": one.record,
+                }
+                for one in direction.learned
+            ]
+        ),
         _ENCODED: json.dumps([{"weight": pair.weight} for pair in direction.pairs]),
     }
     tensor_files.write(path, tensors, metadata, replace)

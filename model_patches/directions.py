@@ -68,7 +68,9 @@ class GuidanceDirection:
 def combine(directions: list[GuidanceDirection], weights: list[float]) -> GuidanceDirection:
     """The weighted sum of directions, as one direction."""
     weighted = [*zip(directions, weights, strict=True)]
-    return GuidanceDirection(*(
-        tuple(replace(term, weight=weight * term.weight) for direction, weight in weighted for term in getattr(direction, terms))
-        for terms in ("pairs", "learned")
-    ))
+    return GuidanceDirection(
+        *(
+            tuple(replace(term, weight=weight * term.weight) for direction, weight in weighted for term in getattr(direction, terms))
+            for terms in ("pairs", "learned")
+        )
+    )

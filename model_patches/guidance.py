@@ -180,9 +180,7 @@ def check_percents(start_percent: float, end_percent: float) -> None:
         if not 0 <= value <= 1:
             raise ValueError(f"{name} is {value}; it must lie between 0 (start of sampling) and 1 (end).")
     if start_percent > end_percent:
-        raise ValueError(
-            f"start_percent {start_percent} is past end_percent {end_percent}; lower start_percent or raise end_percent."
-        )
+        raise ValueError(f"start_percent {start_percent} is past end_percent {end_percent}; lower start_percent or raise end_percent.")
 
 
 def _text_path(family: Family, diffusion_model: nn.Module, projection, reads: bool) -> TextPath:
@@ -252,7 +250,8 @@ def _edits(guidances: tuple[Guidance, ...], host: HostModel, call: Call, conditi
 def _acts_at_the_head(guidances: tuple[Guidance, ...]) -> bool:
     return any(
         weights[-1] != 0 or (guidance.text.base_texts and guidance.text.takes_base(weights[-1]))
-        for guidance in guidances for weights in [guidance.layer_weights]
+        for guidance in guidances
+        for weights in [guidance.layer_weights]
     )
 
 
@@ -359,7 +358,9 @@ class _Terms:
         """Whether every row of the batch is known to take the same."""
         guidance = self.guidance
         return (
-            self.base is None and guidance.cfg_rows == "both" and (self.delta is None or guidance.text.same_for_rows)
+            self.base is None
+            and guidance.cfg_rows == "both"
+            and (self.delta is None or guidance.text.same_for_rows)
             and all(prompt.count == 1 for prompt in guidance.direction.prompts)
         )
 
@@ -382,7 +383,7 @@ class _Terms:
     @cached_property
     def _scaled(self) -> Tensor:
         """All layers at once, (L, R, D) or (L, R, T, D): a few kernels instead of a few for each layer."""
-        weights = self.guidance.layer_weights[:len(self.scales)]
+        weights = self.guidance.layer_weights[: len(self.scales)]
         shifts = {weight: self._unscaled(weight) for weight in set(weights)}
         shifts = torch.stack([shifts[weight] for weight in weights])
         return shifts * self.scales.reshape(len(weights), *[1] * (shifts.ndim - 2), -1)
@@ -401,9 +402,7 @@ class _Terms:
         return sum(terms[1:], terms[0])
 
 
-def _terms(
-    guidances: list[Guidance], place: str, diffusion_model: nn.Module, call: Call, conditional: list[bool | None]
-) -> list[_Terms]:
+def _terms(guidances: list[Guidance], place: str, diffusion_model: nn.Module, call: Call, conditional: list[bool | None]) -> list[_Terms]:
     """Of each guidance; what one source makes, a projection that several share, is made in one go."""
     acting = [guidance.acts_at(call, conditional) for guidance in guidances]
     paths: dict[Hashable, TextPath] = {}
@@ -421,7 +420,11 @@ def _terms(
 
 
 def _terms_of(
-    guidance: Guidance, place: str, of_text: dict[EncodedPrompt | str, Tensor], call: Call, conditional: list[bool | None],
+    guidance: Guidance,
+    place: str,
+    of_text: dict[EncodedPrompt | str, Tensor],
+    call: Call,
+    conditional: list[bool | None],
     acts: bool = True,
 ) -> _Terms:
     """of_text: what its texts contribute there, none if they do at another place. acts: whether its direction does."""

@@ -123,7 +123,12 @@ def _run_as(classes: dict[nn.Module, type], edits: dict[nn.Module, tuple], run):
     )
     undo = chain(
         map(object.__setattr__, modules, repeat("__class__"), [*map(type, modules)]),
-        map(dict.__setitem__, [module.__dict__ for module in edited_before], repeat(_EDITS), [module.__dict__[_EDITS] for module in edited_before]),
+        map(
+            dict.__setitem__,
+            [module.__dict__ for module in edited_before],
+            repeat(_EDITS),
+            [module.__dict__[_EDITS] for module in edited_before],
+        ),
         map(dict.pop, [module.__dict__ for module in new], repeat(_EDITS), repeat(None)),
     )
     try:
@@ -185,4 +190,4 @@ def _edited_call(self, *args, **kwargs):
 
 
 def _with(values: tuple, position: int, function, tensors, made) -> tuple:
-    return (*values[:position], function(values[position], *tensors, made), *values[position + 1:])
+    return (*values[:position], function(values[position], *tensors, made), *values[position + 1 :])

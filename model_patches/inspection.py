@@ -201,8 +201,15 @@ def _inputs(prompt: EncodedPrompt, family: Family, base_model, latent: Tensor) -
         blank = family.blank_prompt(diffusion_model)
         tokens, extras = blank.tokens, extras | dict(blank.extras)
     [made] = comfy.samplers.encode_model_conds(
-        base_model.extra_conds, comfy.sampler_helpers.convert_cond([[tokens, extras]]), latent, latent.device, "positive",
-        latent_image=latent, denoise_mask=None, seed=0, latent_shapes=[latent.shape],
+        base_model.extra_conds,
+        comfy.sampler_helpers.convert_cond([[tokens, extras]]),
+        latent,
+        latent.device,
+        "positive",
+        latent_image=latent,
+        denoise_mask=None,
+        seed=0,
+        latent_shapes=[latent.shape],
     )
     return {name: cond.process_cond(batch_size=len(latent), area=None).concat([]) for name, cond in made["model_conds"].items()}
 
@@ -234,10 +241,15 @@ def _pooled_cosines(directions: list[GuidanceDirection]) -> list[list[float]] | 
         return None
     if len({prompt.pooled.shape[-1] for prompt in prompts}) > 1:
         return None
-    return _cosines([
-        sum(pair.weight * (pair.positive.pooled.float().mean(dim=0) - pair.negative.pooled.float().mean(dim=0)) for pair in direction.pairs)
-        for direction in directions
-    ])
+    return _cosines(
+        [
+            sum(
+                pair.weight * (pair.positive.pooled.float().mean(dim=0) - pair.negative.pooled.float().mean(dim=0))
+                for pair in direction.pairs
+            )
+            for direction in directions
+        ]
+    )
 
 
 def _on_pairs(labels: list[str], cosines: list[list[float]]):

@@ -53,8 +53,7 @@ class RangeSchedule:
         end = depth - 1 if self.end_layer == -1 else self.end_layer
         taper_from = end - self.taper_layers + 1
         return tuple(
-            0.0 if not self.start_layer <= layer <= end else self.taper_scale if layer >= taper_from else 1.0
-            for layer in range(depth)
+            0.0 if not self.start_layer <= layer <= end else self.taper_scale if layer >= taper_from else 1.0 for layer in range(depth)
         )
 
 
@@ -89,7 +88,7 @@ class TextSchedule:
         _check_depth(max(last for _, last, _ in self.ranges), depth)
         weights = [0.0] * depth
         for first, last, weight in self.ranges:
-            weights[first:last + 1] = [weight] * (last + 1 - first)
+            weights[first : last + 1] = [weight] * (last + 1 - first)
         return tuple(weights)
 
 

@@ -111,7 +111,9 @@ def _lost(knob: str, tally, sampling) -> str | None:
     if not sampling.lost:
         return None
     acted = f"Lower {knob}; if it is so without this node too, the cause is another."
-    return f"What was sampled is NaN or infinite, and the picture is lost. {acted if tally.steps else 'The cause is another than this node.'}"
+    return (
+        f"What was sampled is NaN or infinite, and the picture is lost. {acted if tally.steps else 'The cause is another than this node.'}"
+    )
 
 
 def _nothing(done: str, why: str | None, sampling) -> str | None:

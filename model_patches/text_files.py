@@ -8,7 +8,10 @@ LARGEST = 100_000_000  # bytes
 
 # UTF-32 first: its mark begins with that of UTF-16.
 _MARKS = {
-    codecs.BOM_UTF32_LE: "UTF-32-LE", codecs.BOM_UTF32_BE: "UTF-32-BE", codecs.BOM_UTF8: "UTF-8", codecs.BOM_UTF16_LE: "UTF-16-LE",
+    codecs.BOM_UTF32_LE: "UTF-32-LE",
+    codecs.BOM_UTF32_BE: "UTF-32-BE",
+    codecs.BOM_UTF8: "UTF-8",
+    codecs.BOM_UTF16_LE: "UTF-16-LE",
     codecs.BOM_UTF16_BE: "UTF-16-BE",
 }
 
@@ -28,11 +31,11 @@ def read_text(path: str | os.PathLike, told: str, largest: int = LARGEST) -> str
     if len(data) > largest:
         raise ValueError(f"{told} is larger than {largest} bytes, and no text is expected to be. Choose another file.")
     mark = next((mark for mark in _MARKS if data.startswith(mark)), b"")
-    codec, data = _MARKS.get(mark, "UTF-8"), data[len(mark):]
+    codec, data = _MARKS.get(mark, "UTF-8"), data[len(mark) :]
     try:
         text = data.decode(codec)
     except UnicodeDecodeError as error:
-        line = _line_after(data[:error.start].decode(codec))
+        line = _line_after(data[: error.start].decode(codec))
         raise ValueError(f"{told} is no {codec} text: line {line} holds the byte 0x{data[error.start]:02X}. {_SAVE}.") from None
     before, nul, _ = text.partition("\0")
     if nul:

@@ -113,9 +113,7 @@ def scale_variance(
     if schedule is None:
         layer_weights = (1.0,) * joint + (0.0,) * (depth - joint)
     elif schedule.final_layer:
-        raise ValueError(
-            f"Layer schedule: final_layer is {schedule.final_layer}, but no text tokens reach the output head. Set it to 0."
-        )
+        raise ValueError(f"Layer schedule: final_layer is {schedule.final_layer}, but no text tokens reach the output head. Set it to 0.")
     else:
         layer_weights = schedule.resolve(depth)
     tokens = WhichTokens(every_token, counted=bool(prompts))
@@ -151,9 +149,7 @@ def largest_alpha(scalings: Sequence[Scaling]) -> tuple[int, float]:
     products: list[tuple[int, float]] = []
     for percent in (*edges, *((one + next) / 2 for one, next in pairwise(edges))):
         acting = [scaling for scaling in scalings if scaling.start_percent <= percent <= scaling.end_percent]
-        products += (
-            (layer, math.prod(abs(scaling.alpha(layer)) for scaling in acting)) for layer in range(len(scalings[0].layer_weights))
-        )
+        products += ((layer, math.prod(abs(scaling.alpha(layer)) for scaling in acting)) for layer in range(len(scalings[0].layer_weights)))
     return max(products, key=itemgetter(1))
 
 
@@ -204,7 +200,8 @@ def _edits(scalings: Sequence[Scaling], host: HostModel, call: Call, conditional
     Blocks that are not scaled get alpha 1, so that another schedule is other numbers for torch.compile and not another graph.
     """
     scalings = [
-        scaling for scaling in scalings
+        scaling
+        for scaling in scalings
         if scaling.scale != 1 and any(scaling.layer_weights) and in_window(call, scaling.start_percent, scaling.end_percent)
     ]
     if not scalings:

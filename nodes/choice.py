@@ -27,28 +27,39 @@ class ChooseGuidance(io.ComfyNode):
             search_aliases=["modulation guidance", "choose w", "auto guidance", "best setting", "tune guidance", "automatic w"],
             is_input_list=True,
             inputs=[
-                io.Image.Input("images", tooltip="The images of a sweep, from VAE Decode. One of them has to be plain: put 0 among its w_values."),
+                io.Image.Input(
+                    "images", tooltip="The images of a sweep, from VAE Decode. One of them has to be plain: put 0 among its w_values."
+                ),
                 io.String.Input("labels", force_input=True, tooltip="One label for each, from Sweep Modulation Guidance."),
                 io.Float.Input(
-                    "wanted", force_input=True,
+                    "wanted",
+                    force_input=True,
                     tooltip="Scores of what guidance should raise, from Score Pictures: PickScore, beauty, or how well the words of what is wanted fit.",
                 ),
                 io.Float.Input(
-                    "kept", force_input=True,
+                    "kept",
+                    force_input=True,
                     tooltip="Scores of what guidance should not lower, from Score Pictures: how well your prompt is followed.",
                 ),
                 io.Float.Input(
-                    "tolerance", default=TOLERANCE, min=0.0, max=1.0, step=0.005,
+                    "tolerance",
+                    default=TOLERANCE,
+                    min=0.0,
+                    max=1.0,
+                    step=0.005,
                     tooltip="The share of kept that may be lost against the plain image: 0.02 is 2%. More allows stronger guidance.",
                 ),
             ],
             outputs=[
                 io.Image.Output("image", display_name="image", tooltip="The image of the chosen setting."),
                 io.String.Output("label", display_name="label", tooltip="The chosen setting, as the sweep calls it."),
-                io.Float.Output("w", display_name="w", tooltip="For the w of Apply Modulation Guidance; 0 where the plain image was chosen."),
+                io.Float.Output(
+                    "w", display_name="w", tooltip="For the w of Apply Modulation Guidance; 0 where the plain image was chosen."
+                ),
                 io.Int.Output("start_layer", display_name="start_layer", tooltip="For the start_layer of Layer Schedule."),
                 io.Image.Output(
-                    "diagram", display_name="diagram",
+                    "diagram",
+                    display_name="diagram",
                     tooltip="Every setting, wanted against kept, the plain and the chosen one marked, with a table and the reason.",
                 ),
             ],

@@ -23,7 +23,16 @@ def choice_picture(choice: Choice, tolerance: float) -> Image.Image:
     legend = _legend(choice, tolerance)
     table = (len(rows) + 1) * round(1.3 * line_height(SMALL))
     height = (
-        3 * MARGIN + 48 + len(words) * line_height(TEXT) + MARGIN + PLOT + FOOT + MARGIN // 2 + len(legend) * line_height(SMALL) + MARGIN + table
+        3 * MARGIN
+        + 48
+        + len(words) * line_height(TEXT)
+        + MARGIN
+        + PLOT
+        + FOOT
+        + MARGIN // 2
+        + len(legend) * line_height(SMALL)
+        + MARGIN
+        + table
     )
     picture = Image.new("RGB", (WIDTH, height), PAPER)
     draw = ImageDraw.Draw(picture)
@@ -106,7 +115,12 @@ def _short(one: Scored) -> str:
 def _name(draw, text: str, at, frame, taken: list) -> None:
     width, height = SMALL.getlength(text), line_height(SMALL)
     x, y = at
-    for left, upper in ((x + 22, y - height / 2), (x - 22 - width, y - height / 2), (x - width / 2, y - 20 - height), (x - width / 2, y + 20)):
+    for left, upper in (
+        (x + 22, y - height / 2),
+        (x - 22 - width, y - height / 2),
+        (x - width / 2, y - 20 - height),
+        (x - width / 2, y + 20),
+    ):
         box = (left, upper, left + width, upper + height)
         inside = frame[0] <= box[0] and box[2] <= frame[2] and frame[1] <= box[1] and box[3] <= frame[3]
         if inside and not any(box[0] < other[2] and other[0] < box[2] and box[1] < other[3] and other[1] < box[3] for other in taken):
@@ -143,7 +157,9 @@ def _step(least: float) -> float:
 def _legend(choice: Choice, tolerance: float) -> list[list[tuple]]:
     """[[(left, text, how its mark is drawn)]], as many in a row as fit."""
     entries = [
-        (choice.plain.setting.label, _diamond), ("chosen", _ring), *((f"start layer {start}", mark) for start, mark in [*_marks(choice).items()][:24]),
+        (choice.plain.setting.label, _diamond),
+        ("chosen", _ring),
+        *((f"start layer {start}", mark) for start, mark in [*_marks(choice).items()][:24]),
         (f"loses more than {100 * tolerance:g} %", lambda draw, x, y: draw.rectangle((x - 10, y - 10, x + 10, y + 10), LOST, ALARM)),
     ]
     rows, left = [[]], MARGIN
@@ -166,10 +182,16 @@ def _rows(choice: Choice) -> list[tuple[str, ...]]:
     rows = []
     for one in first:
         compared = one.counts and one is not plain
-        rows.append((
-            shortened(one.setting.label, 24), shown(one.wanted), change(one.wanted, plain.wanted) if compared else "", shown(one.kept),
-            change(one.kept, plain.kept) if compared else "", _remark(choice, one),
-        ))
+        rows.append(
+            (
+                shortened(one.setting.label, 24),
+                shown(one.wanted),
+                change(one.wanted, plain.wanted) if compared else "",
+                shown(one.kept),
+                change(one.kept, plain.kept) if compared else "",
+                _remark(choice, one),
+            )
+        )
     if len(ordered) > len(first):
         rows.append((f"and {len(ordered) - len(first)} more", "", "", "", "", ""))
     return rows

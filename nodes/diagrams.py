@@ -23,8 +23,13 @@ def inspection_picture(inspection: Inspection, labels: list[str], w: float) -> I
     chart_height = 460
     legend = _legend_rows(labels)
     height = (
-        MARGIN + 48 + compared + (2 * line_height(TEXT) + chart_height + MARGIN) + len(legend) * line_height(SMALL)
-        + len(warnings) * line_height(TEXT) + MARGIN
+        MARGIN
+        + 48
+        + compared
+        + (2 * line_height(TEXT) + chart_height + MARGIN)
+        + len(legend) * line_height(SMALL)
+        + len(warnings) * line_height(TEXT)
+        + MARGIN
     )
     picture = Image.new("RGB", (WIDTH, height), PAPER)
     draw = ImageDraw.Draw(picture)
@@ -76,7 +81,9 @@ def _matrix(draw, matrix, labels, left, top, side):
     names = side // 4
     cell = (side - names) / len(labels)
     for i, label in enumerate(labels):
-        draw.text((left + names - 8, top + names + (i + 0.5) * cell), label, INK, fitted(label, min(22, cell * 0.8), names - 8), anchor="rm")
+        draw.text(
+            (left + names - 8, top + names + (i + 0.5) * cell), label, INK, fitted(label, min(22, cell * 0.8), names - 8), anchor="rm"
+        )
         _upright(draw, (left + names + (i + 0.5) * cell, top + names - 8), label, min(22, cell * 0.8), names - 8)
         for j, cosine in enumerate(matrix[i]):
             x, y = left + names + j * cell, top + names + i * cell

@@ -27,41 +27,59 @@ class DistillGuidanceDirection(io.ComfyNode):
             search_aliases=["modulation guidance", "train direction", "learn direction", "distillation", "slider", "concept slider"],
             inputs=[
                 io.Model.Input(
-                    "model", lazy=True,
+                    "model",
+                    lazy=True,
                     tooltip="The model to learn on, from its loader or with LoRAs. Connect it from before TorchCompileModel.",
                 ),
                 io.Clip.Input("clip", lazy=True, tooltip="The text encoder of the model itself."),
                 io.String.Input(
-                    "prompts", multiline=True, default="",
+                    "prompts",
+                    multiline=True,
+                    default="",
                     tooltip="What the images show: one prompt per line, like those you use, a hundred if you can; without the words to be "
                     "learned. Of 8 or more, some are set aside to measure what w 1 means. To read a file, use prompts_file.",
                 ),
                 io.String.Input(
-                    "positive", multiline=True, default="",
-                    tooltip="The words to be learned, e.g. highly detailed. w 1 stands for them.",
+                    "positive", multiline=True, default="", tooltip="The words to be learned, e.g. highly detailed. w 1 stands for them."
                 ),
                 io.String.Input(
-                    "negative", multiline=True, default="",
+                    "negative",
+                    multiline=True,
+                    default="",
                     tooltip="Their opposite, e.g. very simple, no details at all; a negative w stands for it. One of the two may be empty: "
                     "then the other is learned against the prompt alone.",
                 ),
                 io.Int.Input(
-                    "steps", default=400, min=0, max=1000000,
+                    "steps",
+                    default=400,
+                    min=0,
+                    max=1000000,
                     tooltip="Training steps. 0: an untrained direction without effect (or the connected one, unchanged).",
                 ),
                 io.Int.Input(
-                    "batch_size", default=4, min=1, max=4096,
+                    "batch_size",
+                    default=4,
+                    min=1,
+                    max=4096,
                     tooltip="Images per step. As many as fit in memory; if few fit, raise accumulation.",
                 ),
                 io.Float.Input(
-                    "learning_rate", default=5e-3, min=1e-8, max=LARGEST_RATE, step=1e-8,
+                    "learning_rate",
+                    default=5e-3,
+                    min=1e-8,
+                    max=LARGEST_RATE,
+                    step=1e-8,
                     tooltip="The highest learning rate: it warms up over the first 2% of the steps, then falls to a tenth along a cosine. "
                     "A direction needs a far higher one than a network or a LoRA.",
                 ),
                 io.Int.Input("width", default=1024, min=16, max=16384, step=8, tooltip="Width of the training images, in pixels."),
                 io.Int.Input("height", default=1024, min=16, max=16384, step=8, tooltip="Height of the training images, in pixels."),
                 io.Int.Input(
-                    "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True,
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
                     tooltip="The same seed gives the same direction.",
                 ),
                 Direction.Input("direction", optional=True, tooltip="A learned direction to continue training, of the same model."),

@@ -29,10 +29,11 @@ class LoadGuidanceDirection(io.ComfyNode):
             search_aliases=["modulation guidance", "learned direction", "trained direction", "import direction"],
             inputs=[
                 io.Combo.Input(
-                    "direction_name", options=folder_paths.get_filename_list(FOLDER),
+                    "direction_name",
+                    options=folder_paths.get_filename_list(FOLDER),
                     tooltip=f"A file in models/{FOLDER}, or in {FOLDER} of the output folder. A learned direction fits models of the family, depth "
                     "and width that it was learned on. Press R (refresh) after adding a file.",
-                ),
+                )
             ],
             outputs=[Direction.Output("direction", tooltip="For every input that takes a direction.")],
         )
@@ -67,7 +68,8 @@ class SaveGuidanceDirection(io.ComfyNode):
             inputs=[
                 Direction.Input("direction", tooltip="The direction to save."),
                 io.String.Input(
-                    "filename_prefix", default=f"{FOLDER}/direction",
+                    "filename_prefix",
+                    default=f"{FOLDER}/direction",
                     tooltip="File name, with a subfolder of the output folder in front if you like (my_folder/name). A number is added.",
                 ),
             ],

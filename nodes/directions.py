@@ -25,7 +25,14 @@ class EncodeGuidanceDirection(io.ComfyNode):
             category=CATEGORY,
             description="Turns two short prompts, what you want (positive) and what you do not want (negative), into a direction for Apply "
             "Modulation Guidance. They only steer the modulation of the model; your own prompt still goes through attention, unchanged.",
-            search_aliases=["modulation guidance", "guidance prompt", "encode prompt", "positive negative direction", "quality direction", "clip direction"],
+            search_aliases=[
+                "modulation guidance",
+                "guidance prompt",
+                "encode prompt",
+                "positive negative direction",
+                "quality direction",
+                "clip direction",
+            ],
             inputs=[
                 io.Clip.Input(
                     "clip",
@@ -33,11 +40,17 @@ class EncodeGuidanceDirection(io.ComfyNode):
                     "the CLIP + scales kind: CLIP-L alone, by Load CLIP (CLIPLoader).",
                 ),
                 io.String.Input(
-                    "positive", multiline=True, dynamic_prompts=True, default="Ultra-detailed, photorealistic, cinematic",
+                    "positive",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    default="Ultra-detailed, photorealistic, cinematic",
                     tooltip="What you want (p+). A few words are enough.",
                 ),
                 io.String.Input(
-                    "negative", multiline=True, dynamic_prompts=True, default="Low-res, flat, cartoonish",
+                    "negative",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    default="Low-res, flat, cartoonish",
                     tooltip="What you do not want (p-). Best is the opposite of the positive, worded the same way.",
                 ),
             ],
@@ -72,10 +85,12 @@ class GuidanceDirectionFromConditioning(io.ComfyNode):
     @override
     def execute(cls, positive, negative) -> io.NodeOutput:
         check_sockets(cls, positive=positive, negative=negative)
-        pair = PromptPair(*(
-            from_conditioning(conditioning, f"Guidance Direction from Conditioning: {side}")
-            for side, conditioning in (("positive", positive), ("negative", negative))
-        ))
+        pair = PromptPair(
+            *(
+                from_conditioning(conditioning, f"Guidance Direction from Conditioning: {side}")
+                for side, conditioning in (("positive", positive), ("negative", negative))
+            )
+        )
         return io.NodeOutput(GuidanceDirection((pair,)))
 
 
@@ -94,11 +109,13 @@ class CombineGuidanceDirections(io.ComfyNode):
             search_aliases=["modulation guidance", "mix directions", "sum directions", "merge directions"],
             inputs=[
                 io.Autogrow.Input(
-                    "directions", template=directions,
+                    "directions",
+                    template=directions,
                     tooltip="The directions to add up, encoded or learned; a new input appears as you connect one.",
                 ),
                 io.String.Input(
-                    "weights", default="",
+                    "weights",
+                    default="",
                     tooltip="One number per direction, in order, separated by commas, e.g. 1, 0.5. A negative weight reverses its "
                     "direction. Empty: 1 each.",
                 ),
@@ -133,12 +150,21 @@ class GuidancePreset(io.ComfyNode):
             "Guidance Direction, w and schedule to Apply Modulation Guidance. Your own presets go into "
             f"{USER_FILE} in ComfyUI's user folder.",
             search_aliases=[
-                "modulation guidance", "direction preset", "quality preset", "detail", "realism", "aesthetics", "hands", "counting", "booru quality",
+                "modulation guidance",
+                "direction preset",
+                "quality preset",
+                "detail",
+                "realism",
+                "aesthetics",
+                "hands",
+                "counting",
+                "booru quality",
             ],
             inputs=[
                 io.Combo.Input("preset", options=list(known), tooltip=f"What to improve, and where it comes from.\n{sources}"),
                 io.String.Input(
-                    "subject", default="",
+                    "subject",
+                    default="",
                     tooltip="What the preset is about. counting: number and things (three apples). color: a purple apple. position: a dog "
                     "to the right of a bench. hands: whose hands (A boy), optional. The other presets ignore it.",
                 ),
@@ -148,8 +174,7 @@ class GuidancePreset(io.ComfyNode):
                 io.String.Output("negative", tooltip="What you do not want (p-)."),
                 io.Float.Output("w", tooltip="Suggested guidance scale, for the w input."),
                 io.Int.Output(
-                    "start_layer",
-                    tooltip="Suggested first guided layer, for a model with as many layers as the one named in the preset.",
+                    "start_layer", tooltip="Suggested first guided layer, for a model with as many layers as the one named in the preset."
                 ),
                 Schedule.Output(
                     "schedule",

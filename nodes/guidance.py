@@ -19,37 +19,57 @@ def settings_inputs(schedule: str) -> list[io.Input]:
     """The inputs of guidance beside its direction, scale and start layer; schedule: that input's tooltip."""
     return [
         io.Float.Input(
-            "start_percent", default=0.0, min=0.0, max=1.0, step=0.001, advanced=True,
+            "start_percent",
+            default=0.0,
+            min=0.0,
+            max=1.0,
+            step=0.001,
+            advanced=True,
             tooltip="When guidance begins: 0 is the start of sampling, 1 its end.",
         ),
         io.Float.Input(
-            "end_percent", default=1.0, min=0.0, max=1.0, step=0.001, advanced=True,
+            "end_percent",
+            default=1.0,
+            min=0.0,
+            max=1.0,
+            step=0.001,
+            advanced=True,
             tooltip="When guidance ends: 0 is the start of sampling, 1 its end.",
         ),
         io.Combo.Input(
-            "cfg_rows", options=["auto", *CFG_ROWS], default="auto", advanced=True,
+            "cfg_rows",
+            options=["auto", *CFG_ROWS],
+            default="auto",
+            advanced=True,
             tooltip="Which side of CFG is guided. auto: as in the paper's code for this model; both: positive and negative; cond: positive "
             "only; opposed: positive with w, negative with -w.",
         ),
         io.Boolean.Input(
-            "keep_norm", default=False, advanced=True,
+            "keep_norm",
+            default=False,
+            advanced=True,
             tooltip="Keeps the modulation vector at its unguided length. Steadier at high w, but follows your prompt a little less.",
         ),
         Schedule.Input("schedule", optional=True, tooltip=schedule),
         Projection.Input(
-            "projection", optional=True,
+            "projection",
+            optional=True,
             tooltip="For models that get no text in their modulation (Anima, Cosmos, Wan, Qwen-Image ...), which need one for encoded "
             "directions; refused by all others. From Load Pooled Projection or Distill Pooled Projection. A learned direction needs none; "
             "with one, both add up.",
         ),
         io.Conditioning.Input(
-            "base_positive", optional=True, advanced=True,
+            "base_positive",
+            optional=True,
+            advanced=True,
             tooltip="Only for projections with pooling clip (published as CLIP + scales): your positive prompt, encoded with the text "
             "encoder of the projection, e.g. CLIP-L by Load CLIP (CLIPLoader) with any type but hidream. Not connected: the positive side "
             "gets the direction alone. Projections with pooling max or mean ignore it.",
         ),
         io.Conditioning.Input(
-            "base_negative", optional=True, advanced=True,
+            "base_negative",
+            optional=True,
+            advanced=True,
             tooltip="The same for the negative side: your negative prompt, or an empty one, encoded the same way.",
         ),
     ]
@@ -67,14 +87,25 @@ class ApplyModulationGuidance(io.ComfyNode):
             "shifting its modulation: y + w (y(p+) - y(p-)), layer by layer. As fast as without it, works with and without CFG; several in "
             "a row add up.",
             search_aliases=[
-                "modulation guidance", "guidance", "mod guidance", "detail", "more detail", "quality guidance", "adaln guidance", "clip guidance",
+                "modulation guidance",
+                "guidance",
+                "mod guidance",
+                "detail",
+                "more detail",
+                "quality guidance",
+                "adaln guidance",
+                "clip guidance",
             ],
             has_intermediate_output=True,  # the depth reaches an editor opened after the run, too
             inputs=[
                 io.Model.Input("model", lazy=True, tooltip="The diffusion transformer to guide."),
                 Direction.Input("direction", lazy=True, tooltip=DIRECTION),
                 io.Float.Input(
-                    "w", default=3.0, min=-LARGEST_W, max=LARGEST_W, step=0.1,
+                    "w",
+                    default=3.0,
+                    min=-LARGEST_W,
+                    max=LARGEST_W,
+                    step=0.1,
                     tooltip="Guidance scale: how far to go. 0: no guidance (a projection may still add your prompt). 3: the paper's value "
                     "for FLUX; 1: as strong as its words, for a learned direction. Negative: the opposite way. Too much "
                     "burns the image or makes it ignore your prompt.",
@@ -97,11 +128,26 @@ class ApplyModulationGuidance(io.ComfyNode):
     @classmethod
     @override
     def execute(
-        cls, model, direction, w, start_percent, end_percent, cfg_rows, keep_norm, schedule=None, projection=None, base_positive=None,
+        cls,
+        model,
+        direction,
+        w,
+        start_percent,
+        end_percent,
+        cfg_rows,
+        keep_norm,
+        schedule=None,
+        projection=None,
+        base_positive=None,
         base_negative=None,
     ) -> io.NodeOutput:
         check_sockets(
-            cls, model=model, direction=direction, schedule=schedule, projection=projection, base_positive=base_positive,
+            cls,
+            model=model,
+            direction=direction,
+            schedule=schedule,
+            projection=projection,
+            base_positive=base_positive,
             base_negative=base_negative,
         )
         projection = with_base(projection, base_positive, base_negative)

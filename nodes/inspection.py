@@ -31,30 +31,42 @@ class InspectGuidance(io.ComfyNode):
             search_aliases=["modulation guidance", "compare directions", "cosine similarity", "guidance strength", "debug guidance"],
             inputs=[
                 io.Model.Input("model", tooltip="The diffusion transformer to guide."),
-                io.Autogrow.Input("directions", template=directions, tooltip="The directions to compare, encoded or learned; a new input appears as you connect one."),
+                io.Autogrow.Input(
+                    "directions",
+                    template=directions,
+                    tooltip="The directions to compare, encoded or learned; a new input appears as you connect one.",
+                ),
                 io.String.Input(
-                    "labels", default="",
+                    "labels",
+                    default="",
                     tooltip="A name for each direction, in order, separated by commas. Empty: the names of the inputs, direction0, "
                     "direction1 ...",
                 ),
                 io.Float.Input(
-                    "w", default=3.0, min=-LARGEST_W, max=LARGEST_W, step=0.1,
+                    "w",
+                    default=3.0,
+                    min=-LARGEST_W,
+                    max=LARGEST_W,
+                    step=0.1,
                     tooltip="The guidance scale to test. The strength grows in proportion to it.",
                 ),
                 Schedule.Input("schedule", optional=True, tooltip="How strongly each layer is guided, as in Apply Modulation Guidance."),
                 Projection.Input(
-                    "projection", optional=True,
+                    "projection",
+                    optional=True,
                     tooltip="For models that get no text in their modulation, which need one for encoded directions; a learned one needs none.",
                 ),
             ],
             outputs=[
                 io.Image.Output(
-                    "image", display_name="image",
+                    "image",
+                    display_name="image",
                     tooltip="How similar the directions are (cosine: 1 same, -1 opposite), by the pooled output of the text encoder and by "
                     "the shift of the modulation y; and how long w times the shift is, relative to y, at each layer.",
                 ),
                 io.String.Output(
-                    "report", display_name="report",
+                    "report",
+                    display_name="report",
                     tooltip="The same numbers as JSON, with warnings: directions that are the same, cancel each other or do nothing, and a "
                     "strength that is likely to burn the image.",
                 ),
@@ -91,16 +103,16 @@ def _report(inspection: Inspection, labels: list[str], w: float) -> str:
             return [rounded(part) for part in value]
         return None if math.isnan(value) else round(value, 6)
 
-    return json.dumps({
-        "family": inspection.family,
-        "layers": inspection.depth,
-        "w": w,
-        "labels": labels,
-        "sigmas": rounded(inspection.sigmas),
-        "cosines": {
-            "pooled": inspection.pooled and rounded(inspection.pooled),
-            "modulation": rounded(inspection.modulation),
+    return json.dumps(
+        {
+            "family": inspection.family,
+            "layers": inspection.depth,
+            "w": w,
+            "labels": labels,
+            "sigmas": rounded(inspection.sigmas),
+            "cosines": {"pooled": inspection.pooled and rounded(inspection.pooled), "modulation": rounded(inspection.modulation)},
+            "strength": [{"layers": rounded(layers[:-1]), "head": rounded(layers[-1])} for layers in inspection.strengths],
+            "warnings": list(inspection.warnings),
         },
-        "strength": [{"layers": rounded(layers[:-1]), "head": rounded(layers[-1])} for layers in inspection.strengths],
-        "warnings": list(inspection.warnings),
-    }, indent=2)
+        indent=2,
+    )

@@ -48,7 +48,9 @@ def _numbers(node: str, label: str) -> tuple[float, int]:
             return w, int(start or 0)
     except ValueError:
         pass
-    raise ValueError(f"{node}: the label {quoted(label)} names no setting. Connect the labels of Sweep Modulation Guidance: plain, or w 3, start 5.")
+    raise ValueError(
+        f"{node}: the label {quoted(label)} names no setting. Connect the labels of Sweep Modulation Guidance: plain, or w 3, start 5."
+    )
 
 
 def paired(node: str, images: list, labels: list[str]) -> list[tuple[Tensor, str]]:

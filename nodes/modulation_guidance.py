@@ -34,46 +34,83 @@ class ModulationGuidance(io.ComfyNode):
             "LoRAs) and the sampler. It uses the layers and the guidance scale that are known for your model. As fast as without it. The "
             "same as Encode Guidance Direction and Apply Modulation Guidance, in one node.",
             search_aliases=[
-                "guidance", "mod guidance", "detail", "details", "more detail", "add detail", "detailer", "sharpness", "sharpen", "quality",
-                "flux quality", "better quality", "image quality", "anima", "anima mod guidance", "flux", "sd3", "aesthetics", "realism",
-                "hands", "fix hands", "booru quality",
+                "guidance",
+                "mod guidance",
+                "detail",
+                "details",
+                "more detail",
+                "add detail",
+                "detailer",
+                "sharpness",
+                "sharpen",
+                "quality",
+                "flux quality",
+                "better quality",
+                "image quality",
+                "anima",
+                "anima mod guidance",
+                "flux",
+                "sd3",
+                "aesthetics",
+                "realism",
+                "hands",
+                "fix hands",
+                "booru quality",
             ],
             has_intermediate_output=True,
             inputs=[
                 io.Model.Input(
-                    "model", lazy=True,
+                    "model",
+                    lazy=True,
                     tooltip="The diffusion transformer to guide: FLUX.1, SD3.5, HiDream, HunyuanVideo; Anima and others with a projection.",
                 ),
                 io.Clip.Input(
-                    "clip", lazy=True,
+                    "clip",
+                    lazy=True,
                     tooltip="The text encoder of the model itself, e.g. Load CLIP (Dual) with type flux for FLUX.1. For a projection of "
                     "the CLIP + scales kind: CLIP-L alone, by Load CLIP (CLIPLoader).",
                 ),
                 io.Combo.Input(
-                    "preset", options=[*known, CUSTOM], default=next(iter(known)), extra_dict={"words": words},
+                    "preset",
+                    options=[*known, CUSTOM],
+                    default=next(iter(known)),
+                    extra_dict={"words": words},
                     tooltip=f"What to improve. Its words are shown below in gray. {CUSTOM}: your own words, in both boxes.",
                 ),
                 io.Float.Input(
-                    "strength", default=1.0, min=-_LARGEST_STRENGTH, max=_LARGEST_STRENGTH, step=0.05,
+                    "strength",
+                    default=1.0,
+                    min=-_LARGEST_STRENGTH,
+                    max=_LARGEST_STRENGTH,
+                    step=0.05,
                     tooltip="How far to go. 1 suits every model: it multiplies the guidance scale w that is known for your model (FLUX.1 "
                     "3, SD3.5 2). 0: no guidance (a projection may still add your prompt). Negative: the opposite way. Too much burns the "
                     "image.",
                 ),
                 io.String.Input(
-                    "subject", default="",
+                    "subject",
+                    default="",
                     tooltip="What the preset is about. counting: number and things (three apples). color: a purple apple. position: a dog "
                     "to the right of a bench. hands: whose hands (A boy), optional. The other presets ignore it.",
                 ),
                 io.String.Input(
-                    "positive", multiline=True, dynamic_prompts=True, default="",
+                    "positive",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    default="",
                     tooltip="What you want. Empty: the words of the preset, shown in gray.",
                 ),
                 io.String.Input(
-                    "negative", multiline=True, dynamic_prompts=True, default="",
+                    "negative",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    default="",
                     tooltip="What you do not want. Empty: the words of the preset, shown in gray.",
                 ),
                 Projection.Input(
-                    "projection", optional=True, lazy=True,
+                    "projection",
+                    optional=True,
+                    lazy=True,
                     tooltip="Needed by models that get no text in their modulation (Anima, Cosmos, Wan, Qwen-Image ...), refused by all others. "
                     "From Load Pooled Projection or Distill Pooled Projection.",
                 ),
@@ -118,10 +155,7 @@ def _words(preset: str, subject: str, positive: str, negative: str) -> tuple[str
                 )
         return positive, negative
     settings = _settings_of(preset)
-    return (
-        positive if positive.strip() else positive_of(preset, subject, NAME),
-        negative if negative.strip() else settings["negative"],
-    )
+    return (positive if positive.strip() else positive_of(preset, subject, NAME), negative if negative.strip() else settings["negative"])
 
 
 def _settings_of(preset: str) -> dict:

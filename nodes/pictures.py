@@ -57,9 +57,7 @@ def grid(pictures: list[Image.Image], labels: list[str], title: str = "") -> Ima
     factor = _factor(largest, len(columns), len(rows))
     pictures = [picture.resize(tuple(max(round(side * factor), 1) for side in picture.size), Image.LANCZOS) for picture in pictures]
     width = max(round(largest[0] * factor), min(SMALLEST_CELL, LARGEST_SIDE // len(columns)), 1)
-    cells = {
-        place: (picture, caption) for picture, caption, its in zip(pictures, captions, places, strict=True) for place in its
-    }
+    cells = {place: (picture, caption) for picture, caption, its in zip(pictures, captions, places, strict=True) for place in its}
     drawn = _table(cells, (width, max(round(largest[1] * factor), 1)), columns, rows, title)
     if max(drawn.size) > LARGEST_SIDE:
         drawn.thumbnail((LARGEST_SIDE, LARGEST_SIDE), Image.LANCZOS)
@@ -144,7 +142,7 @@ def wrapped(text: str, letters, width: float, most: int = 6) -> list[str]:
     """Lines no wider than `width`, cut between words or, in longer ones, anywhere; past `most` lines, dots."""
     lines = list(itertools.islice(_lines(text, letters, width), most + 1))
     if len(lines) > most:
-        lines = [*lines[:most - 1], lines[most - 1].rstrip(".") + " ..."]
+        lines = [*lines[: most - 1], lines[most - 1].rstrip(".") + " ..."]
     return lines
 
 

@@ -29,16 +29,24 @@ class LoadPooledProjection(io.ComfyNode):
             description="Loads a projection: a small network that brings the prompt into the modulation of a model that gets no text there "
             "(Anima, Cosmos, Wan, Qwen-Image ...), so that the model can be guided. Reads published files and those of Save Pooled "
             "Projection.",
-            search_aliases=["modulation guidance", "pooled text projection", "text blind", "anima", "anima mod guidance", "cosmos clip projection"],
+            search_aliases=[
+                "modulation guidance",
+                "pooled text projection",
+                "text blind",
+                "anima",
+                "anima mod guidance",
+                "cosmos clip projection",
+            ],
             inputs=[
                 io.Combo.Input(
-                    "projection_name", options=folder_paths.get_filename_list(FOLDER),
+                    "projection_name",
+                    options=folder_paths.get_filename_list(FOLDER),
                     tooltip=f"A file in models/{FOLDER} or in {FOLDER} of the output folder, or where other packs put theirs (models/"
                     f"{', '.join(PEERS)}), made for exactly the model you use. Press R (refresh) after adding a file.",
-                ),
+                )
             ],
             outputs=[
-                Projection.Output("projection", tooltip="For the projection input of Modulation Guidance and Apply Modulation Guidance."),
+                Projection.Output("projection", tooltip="For the projection input of Modulation Guidance and Apply Modulation Guidance.")
             ],
         )
 
@@ -72,7 +80,8 @@ class SavePooledProjection(io.ComfyNode):
             inputs=[
                 Projection.Input("projection", tooltip="The projection to save."),
                 io.String.Input(
-                    "filename_prefix", default=f"{FOLDER}/projection",
+                    "filename_prefix",
+                    default=f"{FOLDER}/projection",
                     tooltip="File name, with a subfolder of the output folder in front if you like (my_folder/name). A number is added.",
                 ),
             ],
@@ -105,7 +114,9 @@ def with_base(projection, positive, negative):
             "Apply Modulation Guidance: base_positive and base_negative feed a projection, and none is connected. "
             "Connect one (Load Pooled Projection), or disconnect them."
         )
-    return projection.with_base(*(
-        None if conditioning is None else from_conditioning(conditioning, f"Apply Modulation Guidance: {side}")
-        for side, conditioning in (("base_positive", positive), ("base_negative", negative))
-    ))
+    return projection.with_base(
+        *(
+            None if conditioning is None else from_conditioning(conditioning, f"Apply Modulation Guidance: {side}")
+            for side, conditioning in (("base_positive", positive), ("base_negative", negative))
+        )
+    )

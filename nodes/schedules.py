@@ -18,7 +18,12 @@ ALIASES = ["modulation guidance", "layer schedule", "block weights", "dynamic gu
 
 def _final_layer():
     return io.Float.Input(
-        "final_layer", default=0.0, min=-10.0, max=10.0, step=0.05, advanced=True,
+        "final_layer",
+        default=0.0,
+        min=-10.0,
+        max=10.0,
+        step=0.05,
+        advanced=True,
         tooltip="Weight for the final output layer, after the last block. 0: not guided, as in the paper's code for every model but "
         "HiDream (set 1 there). Guiding it changes colors and contrast directly. Keep 0 with learned directions, with adaln lora "
         "projections and in Scale Text Variance.",
@@ -48,16 +53,34 @@ class GuidanceLayerSchedule(io.ComfyNode):
             has_intermediate_output=True,
             inputs=[
                 io.Int.Input(
-                    "start_layer", default=5, min=0, max=LAST_LAYER,
+                    "start_layer",
+                    default=5,
+                    min=0,
+                    max=LAST_LAYER,
                     tooltip="The first guided layer. 0 guides all layers: stronger, but the image follows your prompt less.",
                 ),
-                io.Int.Input("end_layer", default=-1, min=-1, max=LAST_LAYER, tooltip="The last guided layer (included). -1: the last layer of the model."),
                 io.Int.Input(
-                    "taper_layers", default=0, min=0, max=LAST_LAYER, advanced=True,
+                    "end_layer",
+                    default=-1,
+                    min=-1,
+                    max=LAST_LAYER,
+                    tooltip="The last guided layer (included). -1: the last layer of the model.",
+                ),
+                io.Int.Input(
+                    "taper_layers",
+                    default=0,
+                    min=0,
+                    max=LAST_LAYER,
+                    advanced=True,
                     tooltip="How many of the last guided layers get taper_scale instead of 1. Helps against burnt contrast.",
                 ),
                 io.Float.Input(
-                    "taper_scale", default=0.25, min=-10.0, max=10.0, step=0.05, advanced=True,
+                    "taper_scale",
+                    default=0.25,
+                    min=-10.0,
+                    max=10.0,
+                    step=0.05,
+                    advanced=True,
                     tooltip="The weight of these last layers. 1: no taper.",
                 ),
                 _final_layer(),
@@ -75,7 +98,11 @@ class GuidanceLayerSchedule(io.ComfyNode):
     def execute(cls, start_layer, end_layer, taper_layers, taper_scale, final_layer) -> io.NodeOutput:
         return _drawn(
             RangeSchedule(start_layer, end_layer, taper_layers, taper_scale, final_layer),
-            start_layer=start_layer, end_layer=end_layer, taper_layers=taper_layers, taper_scale=taper_scale, final_layer=final_layer,
+            start_layer=start_layer,
+            end_layer=end_layer,
+            taper_layers=taper_layers,
+            taper_scale=taper_scale,
+            final_layer=final_layer,
         )
 
 
@@ -92,7 +119,8 @@ class GuidanceLayerScheduleCurve(io.ComfyNode):
             has_intermediate_output=True,
             inputs=[
                 io.Curve.Input(
-                    "curve", default=[(0.0, 0.0), (0.1, 1.0), (1.0, 1.0)],
+                    "curve",
+                    default=[(0.0, 0.0), (0.1, 1.0), (1.0, 1.0)],
                     tooltip="x: depth, 0 the first layer and 1 the last. y: the weight of the layer, multiplied by w.",
                 ),
                 _final_layer(),
@@ -120,7 +148,9 @@ class GuidanceLayerScheduleText(io.ComfyNode):
             has_intermediate_output=True,
             inputs=[
                 io.String.Input(
-                    "layers", multiline=True, default="5-56: 1",
+                    "layers",
+                    multiline=True,
+                    default="5-56: 1",
                     tooltip="Ranges (both ends included) or single layers, each with a weight: 5-18: 1, 19-55: 0.5, 56: 0",
                 ),
                 _final_layer(),

@@ -48,9 +48,10 @@ class LoadPictureScorer(io.ComfyNode):
             search_aliases=["modulation guidance", "clip score", "pickscore", "aesthetic score", "image quality", "reward model"],
             inputs=[
                 io.Combo.Input(
-                    "scorer_name", options=scorer_names(),
+                    "scorer_name",
+                    options=scorer_names(),
                     tooltip=f"A folder or file in models/{FOLDER}. {_WHAT}. Press R (refresh) after adding one.",
-                ),
+                )
             ],
             outputs=[Scorer.Output("scorer", tooltip="For Score Pictures.")],
         )
@@ -85,10 +86,16 @@ class ScorePictures(io.ComfyNode):
             search_aliases=["modulation guidance", "clip score", "pickscore", "rate images", "rank images", "aesthetic score"],
             is_input_list=True,
             inputs=[
-                io.Image.Input("images", tooltip="The images of a sweep, from VAE Decode; of any size. Each image of a batch gets its own score."),
-                io.String.Input("labels", force_input=True, tooltip="One label for each, from Sweep Modulation Guidance. A batch shares one."),
+                io.Image.Input(
+                    "images", tooltip="The images of a sweep, from VAE Decode; of any size. Each image of a batch gets its own score."
+                ),
                 io.String.Input(
-                    "prompt", default="", multiline=True,
+                    "labels", force_input=True, tooltip="One label for each, from Sweep Modulation Guidance. A batch shares one."
+                ),
+                io.String.Input(
+                    "prompt",
+                    default="",
+                    multiline=True,
                     tooltip="What the images were to show: your prompt, to see how well it is followed; or the words of what is wanted, to see "
                     "how much of it there is. A list with one for each image works. Scorers of beauty alone do not read it.",
                 ),
@@ -96,7 +103,9 @@ class ScorePictures(io.ComfyNode):
             ],
             outputs=[
                 io.Float.Output(
-                    "scores", display_name="scores", is_output_list=True,
+                    "scores",
+                    display_name="scores",
+                    is_output_list=True,
                     tooltip="One number for each image, higher is better; not a number for an image that a broken sampling left empty.",
                 ),
                 io.String.Output("report", display_name="report", tooltip="A table: each label with its mean, lowest and highest score."),
@@ -158,7 +167,7 @@ def _scores(scorer, images: list[Tensor], prompts: list[str]) -> list[float]:
         alike = [image for image, _ in alike]
         for first in range(0, len(alike), AT_ONCE):
             comfy.model_management.throw_exception_if_processing_interrupted()
-            scores += scores_of(scorer, torch.cat(alike[first:first + AT_ONCE]), prompt)
+            scores += scores_of(scorer, torch.cat(alike[first : first + AT_ONCE]), prompt)
             bar.update_absolute(len(scores))
     return scores
 

@@ -37,14 +37,12 @@ class SweepModulationGuidance(io.ComfyNode):
                 io.Model.Input("model", lazy=True, tooltip="The diffusion transformer to guide."),
                 Direction.Input("direction", lazy=True, tooltip=DIRECTION),
                 io.String.Input(
-                    "w_values", default="0, 1.5, 3, 6",
+                    "w_values",
+                    default="0, 1.5, 3, 6",
                     tooltip="Guidance scales, separated by commas. 0: no guidance, run once whatever the start layers. With a max or mean "
                     "projection or with base prompts, 0 still adds your prompt; with base prompts it runs once per start layer.",
                 ),
-                io.String.Input(
-                    "start_layers", default="0, 5, 10",
-                    tooltip="Values of start_layer to try, separated by commas.",
-                ),
+                io.String.Input("start_layers", default="0, 5, 10", tooltip="Values of start_layer to try, separated by commas."),
                 *settings_inputs(
                     schedule="The schedule in which start_layer is varied. A Layer Schedule keeps its end, taper and final_layer; a curve or text "
                     "gets weight 0 before the start layer. Not connected: the default of the model, with this start layer."
@@ -52,11 +50,15 @@ class SweepModulationGuidance(io.ComfyNode):
             ],
             outputs=[
                 io.Model.Output(
-                    "models", display_name="models", is_output_list=True,
+                    "models",
+                    display_name="models",
+                    is_output_list=True,
                     tooltip="One guided model for each combination of w and start layer.",
                 ),
                 io.String.Output(
-                    "labels", display_name="labels", is_output_list=True,
+                    "labels",
+                    display_name="labels",
+                    is_output_list=True,
                     tooltip="A label for each model, for Guidance Grid: plain, or for example w 3, start 5.",
                 ),
             ],
@@ -77,11 +79,27 @@ class SweepModulationGuidance(io.ComfyNode):
     @classmethod
     @override
     def execute(
-        cls, model, direction, w_values, start_layers, start_percent, end_percent, cfg_rows, keep_norm, schedule=None, projection=None,
-        base_positive=None, base_negative=None,
+        cls,
+        model,
+        direction,
+        w_values,
+        start_layers,
+        start_percent,
+        end_percent,
+        cfg_rows,
+        keep_norm,
+        schedule=None,
+        projection=None,
+        base_positive=None,
+        base_negative=None,
     ) -> io.NodeOutput:
         check_sockets(
-            cls, model=model, direction=direction, schedule=schedule, projection=projection, base_positive=base_positive,
+            cls,
+            model=model,
+            direction=direction,
+            schedule=schedule,
+            projection=projection,
+            base_positive=base_positive,
             base_negative=base_negative,
         )
         # The base of a projection goes in at w 0 too; where base_positive and base_negative make it, only where the schedule guides.
@@ -93,7 +111,16 @@ class SweepModulationGuidance(io.ComfyNode):
             label = at_0 if w == 0 and not based_by_layer else label_of(w, start)
             if label not in models:
                 models[label] = guide(
-                    model, direction, w, schedule, cfg_rows, keep_norm, start_percent, end_percent, projection, start_layer=start,
+                    model,
+                    direction,
+                    w,
+                    schedule,
+                    cfg_rows,
+                    keep_norm,
+                    start_percent,
+                    end_percent,
+                    projection,
+                    start_layer=start,
                     teller=teller(cls, label),
                 )
         return io.NodeOutput(list(models.values()), list(models))

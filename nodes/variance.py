@@ -25,50 +25,87 @@ class ScaleTextVariance(io.ComfyNode):
             description="Meant to bring out rare concepts: spreads the text tokens further from their mean before each block where text "
             "and image attend to each other. For FLUX.1, FLUX.2, Chroma, SD3 / SD3.5, HiDream, HunyuanVideo (1.5 too), Qwen-Image, "
             "AuraFlow and Mochi. Can be combined with Apply Modulation Guidance; used twice, the scales multiply.",
-            search_aliases=["rare concepts", "text variance", "variance scale-up", "prompt strength", "unusual combinations", "modulation guidance"],
+            search_aliases=[
+                "rare concepts",
+                "text variance",
+                "variance scale-up",
+                "prompt strength",
+                "unusual combinations",
+                "modulation guidance",
+            ],
             inputs=[
                 io.Model.Input("model", lazy=True, tooltip="A diffusion transformer with joint attention (MM-DiT)."),
                 io.Float.Input(
-                    "scale", default=1.5, min=0.0, max=10.0, step=0.05,
+                    "scale",
+                    default=1.5,
+                    min=0.0,
+                    max=10.0,
+                    step=0.05,
                     tooltip="How far the tokens move from their mean. 1: no change. 1.5: the best trade-off, by the one source there is. "
                     "2: common prompts get worse. 3: all prompts get worse.",
                 ),
                 io.Float.Input(
-                    "start_percent", default=0.0, min=0.0, max=1.0, step=0.001, advanced=True,
+                    "start_percent",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.001,
+                    advanced=True,
                     tooltip="When scaling begins: 0 is the start of sampling, 1 its end.",
                 ),
                 io.Float.Input(
-                    "end_percent", default=1.0, min=0.0, max=1.0, step=0.001, advanced=True,
+                    "end_percent",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.001,
+                    advanced=True,
                     tooltip="When scaling ends: 0 is the start of sampling, 1 its end.",
                 ),
                 Schedule.Input(
-                    "schedule", optional=True,
+                    "schedule",
+                    optional=True,
                     tooltip="How strongly each layer is scaled: with weight s its scale is 1 + s (scale - 1). Not connected: all joint "
                     "blocks (FLUX.1: the 19 double blocks). Blocks where text and image share one stream (FLUX.1: single blocks) only if "
                     "the schedule gives them weight. Each block scales again what the one before has scaled; to scale once, give weight to "
                     "layer 0 alone.",
                 ),
                 io.Combo.Input(
-                    "tokens", options=list(TOKENS), default="prompt", optional=True, advanced=True,
+                    "tokens",
+                    options=list(TOKENS),
+                    default="prompt",
+                    optional=True,
+                    advanced=True,
                     tooltip="prompt: only the tokens of the prompt, not the padding. HunyuanVideo, Qwen-Image and Mochi tell their padding "
                     "by a mask, FLUX.2 by zeros; for FLUX.1, SD3 and HiDream connect clip, prompt and negative_prompt, so that the tokens "
                     "can be counted (otherwise padding is scaled too). all: padding too.",
                 ),
                 io.Clip.Input(
-                    "clip", optional=True, lazy=True, advanced=True,
+                    "clip",
+                    optional=True,
+                    lazy=True,
+                    advanced=True,
                     tooltip="Only for FLUX.1, SD3 and HiDream: the text encoder of your prompts, to tell prompt tokens from padding and "
                     "from what Redux adds. Each text is encoded once more, to know which conditioning holds it.",
                 ),
                 io.String.Input(
-                    "prompt", optional=True, force_input=True, advanced=True,
+                    "prompt",
+                    optional=True,
+                    force_input=True,
+                    advanced=True,
                     tooltip="With clip: the text of your prompt, exactly as in CLIP Text Encode.",
                 ),
                 io.String.Input(
-                    "negative_prompt", optional=True, force_input=True, advanced=True,
+                    "negative_prompt",
+                    optional=True,
+                    force_input=True,
+                    advanced=True,
                     tooltip="With clip: the text of the negative prompt. Not connected: empty.",
                 ),
                 io.Autogrow.Input(
-                    "prompts", template=more_prompts, optional=True,
+                    "prompts",
+                    template=more_prompts,
+                    optional=True,
                     tooltip="With clip: the texts of all other prompts you sample with (combined, for regions, for parts of the sampling); "
                     "a new input appears as you connect one.",
                 ),
@@ -85,7 +122,16 @@ class ScaleTextVariance(io.ComfyNode):
     @classmethod
     @override
     def execute(
-        cls, model, scale, start_percent, end_percent, schedule=None, tokens="prompt", clip=None, prompt=None, negative_prompt=None,
+        cls,
+        model,
+        scale,
+        start_percent,
+        end_percent,
+        schedule=None,
+        tokens="prompt",
+        clip=None,
+        prompt=None,
+        negative_prompt=None,
         prompts=None,
     ) -> io.NodeOutput:
         check_sockets(cls, model=model, schedule=schedule, clip=clip)
@@ -101,7 +147,9 @@ def _texts(tokens, clip, prompt, negative_prompt, prompts) -> list[str]:
     if clip is None and prompt is None and negative_prompt is None and not prompts:
         return []
     if tokens == "all":
-        raise ValueError("Scale Text Variance: tokens is all, so there is nothing to count. Disconnect clip and the prompts, or choose prompt.")
+        raise ValueError(
+            "Scale Text Variance: tokens is all, so there is nothing to count. Disconnect clip and the prompts, or choose prompt."
+        )
     if clip is None or prompt is None:
         missing = "clip" if clip is None else "prompt"
         raise ValueError(f"Scale Text Variance: counting the prompt's tokens takes clip and prompt, and {missing} is not connected.")

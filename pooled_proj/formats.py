@@ -53,8 +53,25 @@ _FORMS = (
 
 # What training scripts put a network's keys under.
 _WRAPPERS = {
-    "module", "model", "ema", "ema_model", "shadow_params", "state_dict", "model_state_dict", "weights", "net", "network", "student",
-    "generator", "_orig_mod", "_forward_module", "proj", "projection", "projector", "pooled_proj", "pooled_projection",
+    "module",
+    "model",
+    "ema",
+    "ema_model",
+    "shadow_params",
+    "state_dict",
+    "model_state_dict",
+    "weights",
+    "net",
+    "network",
+    "student",
+    "generator",
+    "_orig_mod",
+    "_forward_module",
+    "proj",
+    "projection",
+    "projector",
+    "pooled_proj",
+    "pooled_projection",
     "pooled_text_proj",
 }
 
@@ -184,8 +201,7 @@ def _prefix(keys: Collection[str], form: _Form) -> str | None:
     first = next(iter(form.names))
     prefixes = [key.removesuffix(first) for key in keys if key == first or key.endswith("." + first)]
     complete = [
-        prefix for prefix in prefixes
-        if set(prefix.split(".")[:-1]) <= _WRAPPERS and all(prefix + name in keys for name in form.names)
+        prefix for prefix in prefixes if set(prefix.split(".")[:-1]) <= _WRAPPERS and all(prefix + name in keys for name in form.names)
     ]
     averaged = [prefix for prefix in complete if "ema" in prefix]
     if len(complete) > 1 and len(averaged) != 1:

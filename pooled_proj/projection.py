@@ -108,9 +108,7 @@ def _patcher(weights: dict[str, Tensor], device: torch.device, disable_dynamic: 
     patcher_class = ModelPatcher if disable_dynamic else CoreModelPatcher
     # In fp32, what it computes in: casting half-precision weights at each step costs more than all it does with them.
     network = ProjectionNetwork({name: tensor.float() for name, tensor in weights.items()})
-    patcher = patcher_class(
-        network, load_device=device, offload_device=comfy.model_management.unet_offload_device()
-    )
+    patcher = patcher_class(network, load_device=device, offload_device=comfy.model_management.unet_offload_device())
     patcher.set_attachments(_WEIGHTS, weights)
     patcher.cached_patcher_init = (_patcher, (weights, device))  # by which the host makes copies for other devices
     return patcher

@@ -90,9 +90,7 @@ def _check_pooled(name: str, projection: PooledProjection, prompt: EncodedPrompt
     width = projection.input_width
     encoder = "a CLIP-L, with CLIPLoader and any type but hidream" if width == 768 else "the one the projection was made with"
     if prompt.pooled is None:
-        raise ValueError(
-            f"{name} has no pooled output, which this projection reads. Encode it with another text encoder, {encoder}."
-        )
+        raise ValueError(f"{name} has no pooled output, which this projection reads. Encode it with another text encoder, {encoder}.")
     if prompt.pooled.shape[-1] < width:
         raise ValueError(
             f"{name}'s pooled output is {prompt.pooled.shape[-1]} wide, but this projection reads {width}. "
@@ -159,9 +157,9 @@ class ProjectedText(TextPath):
         check_known(conditional, "base_positive and base_negative need that: disconnect both.")
         nothing = torch.zeros_like(of_text[self.base_texts[0]])
         negative, positive = (of_text.get(prompt, nothing) for prompt in (self.projection.base_negative, self.projection.base_positive))
-        return torch.cat([
-            (positive if is_conditional else negative).chunk(len(conditional))[chunk] for chunk, is_conditional in enumerate(conditional)
-        ])
+        return torch.cat(
+            [(positive if is_conditional else negative).chunk(len(conditional))[chunk] for chunk, is_conditional in enumerate(conditional)]
+        )
 
     def takes_base(self, weight):
         return self.pools_context or weight != 0
@@ -202,7 +200,7 @@ class ProjectedText(TextPath):
     def _pooled(self, model, prompt, call) -> Tensor:
         if self.pools_context:
             return pool(self.family.context.of_prompt(model, prompt, call), self.projection.pooling)
-        return call.cast(prompt.pooled[:, :self.projection.input_width]).float()
+        return call.cast(prompt.pooled[:, : self.projection.input_width]).float()
 
 
 def _distinct(time: Tensor) -> Tensor:

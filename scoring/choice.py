@@ -71,7 +71,9 @@ def choose(settings: Sequence[Setting], wanted: Sequence[float], kept: Sequence[
             )
     usable = [i for i, scores in enumerate(of_setting[plain]) if all(map(math.isfinite, scores))]
     if not usable:
-        raise ValueError(f"{plain.label} has no scores that are numbers, so there is nothing to compare with. Look at its image and its scorers.")
+        raise ValueError(
+            f"{plain.label} has no scores that are numbers, so there is nothing to compare with. Look at its image and its scorers."
+        )
     base = [of_setting[plain][i] for i in usable]
     scored = {setting: _scored(setting, [scores[i] for i in usable], base) for setting, scores in of_setting.items()}
     unguided = scored[plain]
@@ -109,14 +111,20 @@ def _best(scored: list[Scored], plain: Scored, floor: float) -> tuple[Scored, st
     allowed = [one for one in raised if one.kept >= floor]
     if allowed:
         most = max(one.wanted for one in allowed)
-        best, *others = sorted((one for one in allowed if one.wanted == most), key=lambda one: (abs(one.setting.w), -one.setting.start_layer))
+        best, *others = sorted(
+            (one for one in allowed if one.wanted == most), key=lambda one: (abs(one.setting.w), -one.setting.start_layer)
+        )
         return best, _why(best, plain, floor), [one.setting.label for one in others]
     if raised:
         nearest = max(raised, key=lambda one: one.kept)
-        return plain, (
-            f"{plain.setting.label}: {_settings(len(raised))} more of what is wanted, but none keeps {shown(floor)}, the least allowed; "
-            f"{nearest.setting.label} comes nearest, with {shown(nearest.kept)}."
-        ), []
+        return (
+            plain,
+            (
+                f"{plain.setting.label}: {_settings(len(raised))} more of what is wanted, but none keeps {shown(floor)}, the least allowed; "
+                f"{nearest.setting.label} comes nearest, with {shown(nearest.kept)}."
+            ),
+            [],
+        )
     if len(scored) == 1:
         return plain, f"{plain.setting.label}: there is no other setting to choose.", []
     return plain, f"{plain.setting.label}: no setting has more of what is wanted than its {shown(plain.wanted)}.", []

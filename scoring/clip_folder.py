@@ -84,7 +84,8 @@ def _read(folder: Path) -> ClipModel:
         raise _error(folder, f"has a tokenizer that cannot be read ({shown(error, 200)}). Get its files again.") from None
     if len(tokens) > config.text_config.vocab_size:
         raise _error(
-            folder, f"has a tokenizer of {len(tokens):,} tokens, and a model of {config.text_config.vocab_size:,}. Get the files of one model."
+            folder,
+            f"has a tokenizer of {len(tokens):,} tokens, and a model of {config.text_config.vocab_size:,}. Get the files of one model.",
         )
     return ClipModel(model, prepare, tokens)
 
@@ -101,7 +102,8 @@ def _config(folder: Path, kind: type):
     values = _json(folder, CONFIG)
     if values.get("model_type") != "clip":
         raise _error(
-            folder, f"says in config.json that its model_type is {shown(values.get('model_type'))}; needed is clip, as CLIP and PickScore have it."
+            folder,
+            f"says in config.json that its model_type is {shown(values.get('model_type'))}; needed is clip, as CLIP and PickScore have it.",
         )
     try:
         config = kind.from_dict(values)
@@ -140,8 +142,9 @@ def _fill(folder: Path, model, files: list[str]) -> None:
             raise _error(folder, f"cannot be used: {file} {error}") from None
     if missing := sorted(wanted.keys() - tensors.keys()):
         raise _error(
-            folder, f"lacks weights: {', '.join(missing[:3])}{more(missing, 3)} of {len(wanted)} are not in {', '.join(files)}, which holds "
-            f"{listed(others)}. Needed is a whole CLIP model with both of its projections."
+            folder,
+            f"lacks weights: {', '.join(missing[:3])}{more(missing, 3)} of {len(wanted)} are not in {', '.join(files)}, which holds "
+            f"{listed(others)}. Needed is a whole CLIP model with both of its projections.",
         )
     model.load_state_dict(tensors, assign=True)
     for module in model.modules():  # of no file; made on meta too
@@ -169,7 +172,16 @@ def _processor(folder: Path, name: str, kind: type, size: int):
 
 
 _PREPARING = {
-    "do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std",
+    "do_resize",
+    "size",
+    "resample",
+    "do_center_crop",
+    "crop_size",
+    "do_rescale",
+    "rescale_factor",
+    "do_normalize",
+    "image_mean",
+    "image_std",
     "do_convert_rgb",
 }
 

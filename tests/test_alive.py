@@ -51,7 +51,11 @@ def projected(tmp_path):
 
 @pytest.mark.parametrize("kind", ["guided", "interrupted", "projected"])
 def test_no_object_outlives_its_prompt(kind, tmp_path):
-    prompts = {"guided": lambda: a_prompt(flux.flux()), "interrupted": lambda: interrupted(flux.flux()), "projected": lambda: projected(tmp_path)}
+    prompts = {
+        "guided": lambda: a_prompt(flux.flux()),
+        "interrupted": lambda: interrupted(flux.flux()),
+        "projected": lambda: projected(tmp_path),
+    }
     for _ in range(2):  # what is made once, at the first time
         prompts[kind]()
     before = alive()

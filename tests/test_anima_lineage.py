@@ -27,8 +27,10 @@ LORA = ("blocks.2.adaln_modulation_mlp.2", "blocks.12.cross_attn.q_proj", "t_emb
 def deep(depth, small=ANIMA, model=Anima, config="Anima", image_model="anima"):
     dims = DIMS | {"num_blocks": depth}
     return replace(
-        small, model=lambda: model(**dims, **OPERATIONS),
-        config=lambda: getattr(comfy.supported_models, config)(dims | {"image_model": image_model}), depth=depth,
+        small,
+        model=lambda: model(**dims, **OPERATIONS),
+        config=lambda: getattr(comfy.supported_models, config)(dims | {"image_model": image_model}),
+        depth=depth,
     )
 
 
@@ -94,8 +96,7 @@ def test_layers_of_a_schedule_are_those_of_the_model_at_hand(small, model, proje
 def test_window_keep_norm_and_rows(small, model, projections, form):
     window = tuple(model.get_model_object("model_sampling").percent_to_sigma(percent) for percent in (0.2, 0.8))
     made = guided(
-        small, projections, form, model, w=1.0, start_percent=0.2, end_percent=0.8, keep_norm=True, cfg_rows="opposed",
-        schedule=schedule(4),
+        small, projections, form, model, w=1.0, start_percent=0.2, end_percent=0.8, keep_norm=True, cfg_rows="opposed", schedule=schedule(4)
     )
     expected = term(small, projections, form, of(small, 4), w=1.0, window=window, keep_norm=True, rows="opposed")
     assert_equals_equations(small, model, made, expected, steps=4)

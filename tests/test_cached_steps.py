@@ -61,7 +61,8 @@ def test_the_head_takes_its_shift_on_cached_steps(model, projection, head, cfg, 
     settings = dict(projection=projection, schedule=schedule(1, final_layer=head))
     expected = sampled(with_cached_steps(reference(ANIMA, model, Projected(file, weights_from(1, head=head)))), cfg=cfg, batch=batch)
     for made in (
-        with_cached_steps(apply(model, ANIMA.direction(), **settings)), apply(with_cached_steps(model), ANIMA.direction(), **settings),
+        with_cached_steps(apply(model, ANIMA.direction(), **settings)),
+        apply(with_cached_steps(model), ANIMA.direction(), **settings),
     ):
         torch.testing.assert_close(sampled(made, cfg=cfg, batch=batch), expected, **TOLERANCE)
 

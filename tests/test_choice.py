@@ -40,7 +40,9 @@ def test_the_most_wanted_of_those_that_keep_enough():
     assert setting == ("w 3, start 5", 3.0, 5) and picture == 4
 
 
-@pytest.mark.parametrize("tolerance, label", [(0.0, "w 1.5, start 5"), (0.0199, "w 1.5, start 0"), (0.02, "w 3, start 5"), (0.07, "w 3, start 0")])
+@pytest.mark.parametrize(
+    "tolerance, label", [(0.0, "w 1.5, start 5"), (0.0199, "w 1.5, start 0"), (0.02, "w 3, start 5"), (0.07, "w 3, start 0")]
+)
 def test_the_tolerance_is_a_share_of_what_the_plain_image_keeps(tolerance, label):
     assert chosen(LABELS, [5, 6, 5.5, 9, 7], [30, 29.5, 30, 28, 29.4], tolerance)[0][0] == label
 
@@ -50,12 +52,19 @@ def test_what_is_kept_may_be_negative_or_zero(kept, label):
     assert chosen(LABELS, [5, 6, 5.5, 5.6, 7], kept)[0][0] == label
 
 
-@pytest.mark.parametrize("wanted, kept, why", [
-    ([5, 4, 4.9, 3, 1], [30] * 5, "plain: no setting has more of what is wanted than its 5.000"),
-    ([5] * 5, [30] * 5, "plain: no setting has more of what is wanted than its 5.000"),
-    ([5, 9, 8, 7, 4], [30, 20, 28, 21, 35],
-     "plain: 3 settings have more of what is wanted, but none keeps 29.40, the least allowed; w 1.5, start 5 comes nearest, with 28.00"),
-], ids=["all worse", "all the same", "all lose too much"])
+@pytest.mark.parametrize(
+    "wanted, kept, why",
+    [
+        ([5, 4, 4.9, 3, 1], [30] * 5, "plain: no setting has more of what is wanted than its 5.000"),
+        ([5] * 5, [30] * 5, "plain: no setting has more of what is wanted than its 5.000"),
+        (
+            [5, 9, 8, 7, 4],
+            [30, 20, 28, 21, 35],
+            "plain: 3 settings have more of what is wanted, but none keeps 29.40, the least allowed; w 1.5, start 5 comes nearest, with 28.00",
+        ),
+    ],
+    ids=["all worse", "all the same", "all lose too much"],
+)
 def test_the_plain_image_where_none_is_better(wanted, kept, why):
     assert chosen(LABELS, wanted, kept) == (("plain", 0.0, 0), 0)
     assert decided(LABELS, wanted, kept).why.startswith(why)
@@ -70,10 +79,13 @@ def test_of_two_settings_the_one_that_is_better():
     assert chosen(["w 2, start 3", "plain"], [6, 5], [30, 30]) == (("w 2, start 3", 2.0, 3), 0)
 
 
-@pytest.mark.parametrize("labels, first", [
-    (["plain", "w 3, start 5", "w 1.5, start 0", "w 1.5, start 5"], "w 1.5, start 5"),
-    (["plain", "w -2, start 0", "w 3, start 9"], "w -2, start 0"),
-])
+@pytest.mark.parametrize(
+    "labels, first",
+    [
+        (["plain", "w 3, start 5", "w 1.5, start 0", "w 1.5, start 5"], "w 1.5, start 5"),
+        (["plain", "w -2, start 0", "w 3, start 9"], "w -2, start 0"),
+    ],
+)
 def test_of_ties_the_gentler_one_and_it_is_said(labels, first):
     scores = [5] + [6] * (len(labels) - 1)
     assert chosen(labels, scores, [30] * len(labels))[0][0] == first
@@ -100,13 +112,18 @@ def test_settings_are_means_over_prompts_and_seeds_paired_with_their_own_plain_i
     wanted, kept = [1, 9, 2, 10, 8, 3], [10, 50, 10, 50, 10, 50]
     made = decided(labels, wanted, kept)
     assert [(one.setting.label, one.wanted, one.kept, one.better, one.pictures) for one in made.settings] == [
-        ("plain", 5, 30, 0, 2), ("w 2, start 0", 6, 30, 2, 2), ("w 3, start 0", 5.5, 30, 1, 2),
+        ("plain", 5, 30, 0, 2),
+        ("w 2, start 0", 6, 30, 2, 2),
+        ("w 3, start 0", 5.5, 30, 1, 2),
     ]
     assert made.why.startswith("w 2, start 0: the most of what is wanted, 6.000 (+1.000 from plain, more in 2 of 2 images)")
     assert chosen(labels, wanted, kept)[0] == ("w 2, start 0", 2.0, 0)
     # Two seeds as a batch of each setting, in any order of settings.
     images = [image(0, 2), image(1, 2), image(2, 2)]
-    assert chosen(["w 3, start 0", "plain", "w 2, start 0"], [8, 3, 1, 9, 2, 10], [10, 50] * 3, images=images) == (("w 2, start 0", 2.0, 0), 2)
+    assert chosen(["w 3, start 0", "plain", "w 2, start 0"], [8, 3, 1, 9, 2, 10], [10, 50] * 3, images=images) == (
+        ("w 2, start 0", 2.0, 0),
+        2,
+    )
 
 
 def test_a_plain_image_without_scores_takes_its_pair_out_everywhere():
@@ -116,16 +133,19 @@ def test_a_plain_image_without_scores_takes_its_pair_out_everywhere():
     assert made.notes == ("1 image of 2 left out, in all settings: the plain one's scores are not numbers.",)
 
 
-@pytest.mark.parametrize("labels, wanted, kept, sentence", [
-    (["w 2, start 0"], [1], [1], "none of the images is plain, .*Put 0 among the w_values of the sweep"),
-    (["plain", "w 2, start 0", "w 2, start 0"], [1, 2, 3], [1, 2, 3], "w 2, start 0 has 2 images, and plain 1. Every setting"),
-    (["plain", "w 2, start 0"], [NAN, 1], [1, 1], "plain has no scores that are numbers"),
-    (["plain", "a cat"], [1, 2], [1, 2], "the label 'a cat' names no setting. Connect the labels of Sweep"),
-    (["plain", "w x, start 0"], [1, 2], [1, 2], "the label 'w x, start 0' names no setting"),
-    (["plain", "w nan, start 0"], [1, 2], [1, 2], "the label 'w nan, start 0' names no setting"),
-    (["plain", "w 2, start 0"], [1], [1, 2], "wanted has 1 scores for 2 images. Connect Score Pictures"),
-    (["plain", "w 2, start 0"], [1, 2], [1, 2, 3], "kept has 3 scores for 2 images"),
-])
+@pytest.mark.parametrize(
+    "labels, wanted, kept, sentence",
+    [
+        (["w 2, start 0"], [1], [1], "none of the images is plain, .*Put 0 among the w_values of the sweep"),
+        (["plain", "w 2, start 0", "w 2, start 0"], [1, 2, 3], [1, 2, 3], "w 2, start 0 has 2 images, and plain 1. Every setting"),
+        (["plain", "w 2, start 0"], [NAN, 1], [1, 1], "plain has no scores that are numbers"),
+        (["plain", "a cat"], [1, 2], [1, 2], "the label 'a cat' names no setting. Connect the labels of Sweep"),
+        (["plain", "w x, start 0"], [1, 2], [1, 2], "the label 'w x, start 0' names no setting"),
+        (["plain", "w nan, start 0"], [1, 2], [1, 2], "the label 'w nan, start 0' names no setting"),
+        (["plain", "w 2, start 0"], [1], [1, 2], "wanted has 1 scores for 2 images. Connect Score Pictures"),
+        (["plain", "w 2, start 0"], [1, 2], [1, 2, 3], "kept has 3 scores for 2 images"),
+    ],
+)
 def test_what_cannot_be_chosen_from_is_said(labels, wanted, kept, sentence):
     with pytest.raises(ValueError, match=f"Choose Guidance: {sentence}"):
         chosen(labels, wanted, kept)

@@ -22,7 +22,7 @@ def clip_l():
     """With a text_projection that is far from the identity, as no published CLIP-L has it."""
     torch.manual_seed(0)
     config = CLIPTextConfig(
-        hidden_act="quick_gelu", vocab_size=49408, max_position_embeddings=77, projection_dim=POOLED, eos_token_id=49407, **CLIP,
+        hidden_act="quick_gelu", vocab_size=49408, max_position_embeddings=77, projection_dim=POOLED, eos_token_id=49407, **CLIP
     )
     model = CLIPTextModelWithProjection(config).eval()
     for parameter in model.parameters():
@@ -41,7 +41,8 @@ def files(clip_l, tmp_path_factory):
 def pooled(files, clip_type, names=("clip_l",)):
     """(len(TEXTS), width), by the function that the host's loaders call."""
     clip = comfy.sd.load_clip(
-        ckpt_paths=[str(files / f"{name}.safetensors") for name in names], clip_type=getattr(comfy.sd.CLIPType, clip_type.upper()),
+        ckpt_paths=[str(files / f"{name}.safetensors") for name in names],
+        clip_type=getattr(comfy.sd.CLIPType, clip_type.upper()),
         model_options={"model_config": dict(CLIP), "t5xxl_model_config": T5, "dtype": torch.float32},
     )
     return torch.cat([encode(clip, text)[0][1]["pooled_output"] for text in TEXTS])

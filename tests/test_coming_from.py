@@ -37,11 +37,14 @@ def preset(name):
     return {"w": w, "schedule": schedule}
 
 
-@pytest.mark.parametrize("start_layer, end_layer, ours", [
-    (0, -1, {}),  # the defaults there
-    (8, -1, {"schedule": (8, -1)}),
-    (14, 20, {"schedule": (14, 20)}),
-])
+@pytest.mark.parametrize(
+    "start_layer, end_layer, ours",
+    [
+        (0, -1, {}),  # the defaults there
+        (8, -1, {"schedule": (8, -1)}),
+        (14, 20, {"schedule": (14, 20)}),
+    ],
+)
 def test_anzhcs_node_and_forges_port(small, model, files, start_layer, end_layer, ours):
     projection, file = files["A"]
     # There: one base for all rows; blocks start to end, both included, get scales (proj(base) + w (proj(+) - proj(-))).
@@ -63,15 +66,22 @@ def profile(w, start_layer, end_layer, taper=0, taper_scale=0.25, final_w=0.0):
     return [weight / w for weight in (*weights, final_w)]
 
 
-@pytest.mark.parametrize("theirs, ours", [
-    (dict(w=3.0, start_layer=8, end_layer=27), {}),  # step_i8_skip27
-    (dict(w=3.0, start_layer=8, end_layer=27), "booru quality"),
-    (dict(w=3.0, start_layer=14, end_layer=-1), {"start_layer": 14}),  # step_i14
-    (dict(w=3.0, start_layer=14, end_layer=-1), "booru quality (safe)"),
-    (dict(w=3.0, start_layer=0, end_layer=-1), {"start_layer": 0}),  # uniform_w3
-    (dict(w=2.0, start_layer=4, end_layer=27, taper=2, taper_scale=0.5), dict(start_layer=4, end_layer=26, taper_layers=2, taper_scale=0.5)),
-    (dict(w=2.0, start_layer=8, end_layer=-1, final_w=1.5), dict(start_layer=8, end_layer=-1, final_layer=0.75)),
-], ids=["step_i8_skip27", "booru quality", "step_i14", "booru quality (safe)", "uniform_w3", "taper", "final_w"])
+@pytest.mark.parametrize(
+    "theirs, ours",
+    [
+        (dict(w=3.0, start_layer=8, end_layer=27), {}),  # step_i8_skip27
+        (dict(w=3.0, start_layer=8, end_layer=27), "booru quality"),
+        (dict(w=3.0, start_layer=14, end_layer=-1), {"start_layer": 14}),  # step_i14
+        (dict(w=3.0, start_layer=14, end_layer=-1), "booru quality (safe)"),
+        (dict(w=3.0, start_layer=0, end_layer=-1), {"start_layer": 0}),  # uniform_w3
+        (
+            dict(w=2.0, start_layer=4, end_layer=27, taper=2, taper_scale=0.5),
+            dict(start_layer=4, end_layer=26, taper_layers=2, taper_scale=0.5),
+        ),
+        (dict(w=2.0, start_layer=8, end_layer=-1, final_w=1.5), dict(start_layer=8, end_layer=-1, final_layer=0.75)),
+    ],
+    ids=["step_i8_skip27", "booru quality", "step_i14", "booru quality (safe)", "uniform_w3", "taper", "final_w"],
+)
 def test_sorryhyuns_node(small, model, files, theirs, ours):
     projection, file = files["B"]
     settings = preset(ours) if isinstance(ours, str) else {"w": theirs["w"], "schedule": layers(**ours) if ours else None}

@@ -165,6 +165,7 @@ def test_new_shapes_and_dtypes_compile_as_often_as_without_guidance():
 @pytest.mark.parametrize("keys", [lambda model: None, block_names], ids=["whole model", "blocks"])
 def test_right_without_guards_on_modules(keys):
     """As packs set it up for speed: torch.compile then tells models apart by their code alone."""
+
     def compiled(model, backend):
         model = model.clone()
         options = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}

@@ -76,6 +76,7 @@ def attention_patch(q, k, v, extra_options, **kwargs):
 
 def one_row_at_a_time(apply_model, args, told=True):
     """As packs that save memory do: each chunk of the batch in a call of its own, of which cond_or_uncond is told or not."""
+
     def chunk(i, value):
         if i is None or not torch.is_tensor(value):
             return value
@@ -148,9 +149,7 @@ def hooked(hook):
 
 
 def wrapper_hook(scope):
-    return hooked(comfy.hooks.TransformerOptionsHook(
-        {"wrappers": {WrappersMP.APPLY_MODEL: {"pack": [model_wrapper]}}}, hook_scope=scope
-    ))
+    return hooked(comfy.hooks.TransformerOptionsHook({"wrappers": {WrappersMP.APPLY_MODEL: {"pack": [model_wrapper]}}}, hook_scope=scope))
 
 
 def slot_hook():

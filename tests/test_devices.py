@@ -81,7 +81,8 @@ def networks_that_run():
 
 @pytest.mark.parametrize("order", ["guidance first", "guidance last"])
 @pytest.mark.parametrize(
-    "spread, devices", [(split, 2), (moved, 1), (moved_back, 1), (lambda model: split(moved(model)), 2)],
+    "spread, devices",
+    [(split, 2), (moved, 1), (moved_back, 1), (lambda model: split(moved(model)), 2)],
     ids=["split", "moved", "moved back", "moved and split"],
 )
 @pytest.mark.parametrize("form", ["A", "B", "B with FiLM"])

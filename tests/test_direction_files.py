@@ -36,11 +36,11 @@ def test_a_learned_one_comes_back_as_it_was(tmp_path, dtype):
     tensors, metadata = contents(path)
     assert list(tensors) == ["learned.0"] and metadata["kind"] == "learned" and metadata["format"] == "modulation guidance direction"
     assert_same(tensors["learned.0"], tensor)
-    assert json.loads(metadata["learned"]) == [{
-        "family": "FLUX.1", "layers": 8, "width": flux.HIDDEN, "positive": "a \u6f22", "negative": "", "weight": -0.5, "record": record,
-    }]
+    assert json.loads(metadata["learned"]) == [
+        {"family": "FLUX.1", "layers": 8, "width": flux.HIDDEN, "positive": "a \u6f22", "negative": "", "weight": -0.5, "record": record}
+    ]
     again = loaded_direction(path)
-    one, = again.learned
+    (one,) = again.learned
     assert_same(one.shifts, tensor)
     assert (one.family, one.positive, one.negative, one.weight, one.record) == ("FLUX.1", "a \u6f22", "", -0.5, record)
     assert again.pairs == ()
@@ -68,7 +68,7 @@ def test_an_encoded_one_comes_back_with_all_its_tensors(tmp_path):
 
 
 def test_a_side_without_a_pooled_output(tmp_path):
-    pair, = loaded_direction(saved_direction(ANIMA.direction(), tmp_path)).pairs
+    (pair,) = loaded_direction(saved_direction(ANIMA.direction(), tmp_path)).pairs
     assert pair.positive.pooled is None and pair.positive.extras.keys() == {"t5xxl_ids", "t5xxl_weights"}
 
 
@@ -85,23 +85,38 @@ def entry(**changes):
     return json.dumps([{"family": "FLUX.1", "positive": "", "negative": "", "weight": 1.0, "record": {}} | changes])
 
 
-@pytest.mark.parametrize("tensors, metadata, words", [
-    ({"scales": torch.ones(2, 3)}, {"format": "another"}, "is not a guidance direction: it holds scales. Load a file that Save Guidance Direction"),
-    ({}, {"format_version": "2"}, "is of format version 2, and this pack reads version 1. Update the pack."),
-    ({"learned.1": torch.ones(2, 3)}, {}, "holds learned.0, learned.1, which are not the tensors of 1 learned and 0 encoded directions"),
-    ({}, {"learned": "[]"}, "holds no direction"),
-    ({}, {"learned": "[1]"}, r"does not say what is learned in it: \[1\]"),
-    ({}, {"learned": "nonsense"}, "has metadata that is not JSON: learned"),
-    ({}, {"learned": entry(family=None)}, "says its family is None; it must be a name"),
-    ({}, {"learned": entry(weight="x")}, "has a weight of x; it must be a number"),
-    ({}, {"learned": entry(weight=1e400)}, "has a weight of inf; it must be a number"),
-    ({}, {"learned": entry(positive=3)}, "says it was learned from .*; these must be words"),
-    ({}, {"learned": entry(record={"runs": 3})}, "has a record of its training that is none"),
-    ({"learned.0": torch.ones(8)}, {}, r"holds learned.0 as torch.float32 of \(8,\); it must be floating-point numbers in 2 dimensions"),
-    ({"learned.0": torch.ones(8, 3, dtype=torch.int32)}, {}, "holds learned.0 as torch.int32"),
-    ({"learned.0": torch.full((8, 3), torch.nan)}, {}, "holds NaN or infinite numbers in learned.0"),
-    ({}, {"encoded": "[{}]"}, "holds learned.0, which are not the tensors of 1 learned and 1 encoded directions"),
-])
+@pytest.mark.parametrize(
+    "tensors, metadata, words",
+    [
+        (
+            {"scales": torch.ones(2, 3)},
+            {"format": "another"},
+            "is not a guidance direction: it holds scales. Load a file that Save Guidance Direction",
+        ),
+        ({}, {"format_version": "2"}, "is of format version 2, and this pack reads version 1. Update the pack."),
+        (
+            {"learned.1": torch.ones(2, 3)},
+            {},
+            "holds learned.0, learned.1, which are not the tensors of 1 learned and 0 encoded directions",
+        ),
+        ({}, {"learned": "[]"}, "holds no direction"),
+        ({}, {"learned": "[1]"}, r"does not say what is learned in it: \[1\]"),
+        ({}, {"learned": "nonsense"}, "has metadata that is not JSON: learned"),
+        ({}, {"learned": entry(family=None)}, "says its family is None; it must be a name"),
+        ({}, {"learned": entry(weight="x")}, "has a weight of x; it must be a number"),
+        ({}, {"learned": entry(weight=1e400)}, "has a weight of inf; it must be a number"),
+        ({}, {"learned": entry(positive=3)}, "says it was learned from .*; these must be words"),
+        ({}, {"learned": entry(record={"runs": 3})}, "has a record of its training that is none"),
+        (
+            {"learned.0": torch.ones(8)},
+            {},
+            r"holds learned.0 as torch.float32 of \(8,\); it must be floating-point numbers in 2 dimensions",
+        ),
+        ({"learned.0": torch.ones(8, 3, dtype=torch.int32)}, {}, "holds learned.0 as torch.int32"),
+        ({"learned.0": torch.full((8, 3), torch.nan)}, {}, "holds NaN or infinite numbers in learned.0"),
+        ({}, {"encoded": "[{}]"}, "holds learned.0, which are not the tensors of 1 learned and 1 encoded directions"),
+    ],
+)
 def test_what_is_no_direction_is_refused_by_name(tmp_path, tensors, metadata, words):
     good, said = file_of(shifts(8, 4), "FLUX.1")
     path = write(tmp_path / "bad.safetensors", good | tensors if metadata.get("format") != "another" else tensors, said | metadata)
@@ -120,7 +135,11 @@ def test_a_saved_one_never_has_the_name_of_another_that_is_listed(tmp_path):
             node("SaveGuidanceDirection", direction=one, filename_prefix="guidance_directions/sub/mine")
         node("SaveGuidanceDirection", direction=one, filename_prefix="sub/mine")
     names = sorted(path.relative_to(output).as_posix() for path in output.rglob("*.safetensors"))
-    assert names == ["guidance_directions/sub/mine_00002_.safetensors", "guidance_directions/sub/mine_00003_.safetensors", "sub/mine_00001_.safetensors"]
+    assert names == [
+        "guidance_directions/sub/mine_00002_.safetensors",
+        "guidance_directions/sub/mine_00003_.safetensors",
+        "sub/mine_00001_.safetensors",
+    ]
 
 
 def test_what_is_saved_is_listed_where_it_lies():
@@ -141,5 +160,7 @@ def test_what_cannot_be_loaded_is_not_saved(tmp_path):
 def test_a_file_that_is_not_listed_and_a_prefix_that_leads_out(tmp_path):
     load, save = (host_nodes.NODE_CLASS_MAPPINGS[name] for name in ("LoadGuidanceDirection", "SaveGuidanceDirection"))
     with registered(tmp_path, "guidance_directions"):
-        assert "Load Guidance Direction: there is no file 'gone' in models/guidance_directions" in load.validate_inputs(direction_name="gone")
+        assert "Load Guidance Direction: there is no file 'gone' in models/guidance_directions" in load.validate_inputs(
+            direction_name="gone"
+        )
     assert "Save Guidance Direction: filename_prefix '../mine' leads out" in save.validate_inputs(filename_prefix="../mine")

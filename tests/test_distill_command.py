@@ -44,13 +44,45 @@ def command(tmp_path_factory, encoder):
         several = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
         one = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"] if processes else []  # 0: by Python alone
         launch = [sys.executable, *(several if processes > 1 else one)]
-        return subprocess.run([
-            *launch, str(CHECKOUT / "tools" / "distill.py"),
-            "--model", str(WEIGHTS / "small_world_wan.safetensors"), "--clip", str(encoder),
-            "--clip-type", "sd3", "--prompts", str(prompts), "--out", str(out), "--steps", str(STEPS), "--batch-size", "2", "--width", "80",
-            "--height", "80", "--learning-rate", "0.01", "--sample-steps", "1", "--samples-per-prompt", "1", "--pairs", "2",
-            "--checkpoint-every", "2", *options,
-        ], capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL)
+        return subprocess.run(
+            [
+                *launch,
+                str(CHECKOUT / "tools" / "distill.py"),
+                "--model",
+                str(WEIGHTS / "small_world_wan.safetensors"),
+                "--clip",
+                str(encoder),
+                "--clip-type",
+                "sd3",
+                "--prompts",
+                str(prompts),
+                "--out",
+                str(out),
+                "--steps",
+                str(STEPS),
+                "--batch-size",
+                "2",
+                "--width",
+                "80",
+                "--height",
+                "80",
+                "--learning-rate",
+                "0.01",
+                "--sample-steps",
+                "1",
+                "--samples-per-prompt",
+                "1",
+                "--pairs",
+                "2",
+                "--checkpoint-every",
+                "2",
+                *options,
+            ],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            stdin=subprocess.DEVNULL,
+        )
 
     return run
 
@@ -75,7 +107,10 @@ def test_a_run_that_was_cut_gives_the_same_files(tmp_path, command, encoder):
     kept = {path.name: path.read_bytes() for path in cut.iterdir()}
     refused = command(cut, "--seed", "5", "--shift", "7", "--clip-type", "flux", processes=0)
     assert refused.returncode != 0 and "Traceback" not in refused.stderr
-    assert "The checkpoint is of another run: seed was 0 and is 5, clip_type was sd3 and is flux, shift is another, pooled_clip_type was sd3 and is flux." in refused.stderr
+    assert (
+        "The checkpoint is of another run: seed was 0 and is 5, clip_type was sd3 and is flux, shift is another, pooled_clip_type was sd3 and is flux."
+        in refused.stderr
+    )
     assert {path.name: path.read_bytes() for path in cut.iterdir()} == kept
 
 
@@ -128,7 +163,10 @@ def test_what_stands_in_the_folder_is_neither_believed_nor_replaced(tmp_path, mo
     refused("The checkpoint checkpoint.safetensors cannot be read")
     for line in ("nonsense", "[" * 5000, "3", "{}", '{"step": "x"}', "\0\0"):
         metrics.write_text('{"step": 1}\n' + line + "\n")
-        refused("metrics.jsonl, line 2 is not what this command has written. Remove the line", lambda: Files(tmp_path, Projections(None), main=True).begin(Begun()))
+        refused(
+            "metrics.jsonl, line 2 is not what this command has written. Remove the line",
+            lambda: Files(tmp_path, Projections(None), main=True).begin(Begun()),
+        )
     refused("metrics.jsonl: File exists. See that --out is a folder", lambda: Files(metrics, Projections(None), main=True))
     assert projection.read_bytes() == b"another's" and checkpoint.read_bytes() == b"cut off"
 
@@ -139,15 +177,19 @@ class Begun:
     step = 0
 
 
-@pytest.mark.parametrize("options, words", [
-    (("--shift", "nan"), "--shift is nan; it must be a finite number above 0"),
-    (("--checkpoint-every", "0"), "--checkpoint-every is 0; it must be 1 at least"),
-    (("--held-out-every", "0"), "--held-out-every is 0; it must be 1 at least"),
-    (("--stop-at", "-1"), "--stop-at is -1; it must be 0 at least"),
-    (("--clip-type", "x" * 5000), r"There is no type of text encoder 'x*\.\.\.x*'; choose one of stable_diffusion"),
-    (("--clip-type", "__class__"), "There is no type of text encoder '__class__'"),
-    (("--model", "missing.safetensors"), "There is no file missing.safetensors"),
-], ids=lambda value: " ".join(value)[:30] if isinstance(value, tuple) else "")
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (("--shift", "nan"), "--shift is nan; it must be a finite number above 0"),
+        (("--checkpoint-every", "0"), "--checkpoint-every is 0; it must be 1 at least"),
+        (("--held-out-every", "0"), "--held-out-every is 0; it must be 1 at least"),
+        (("--stop-at", "-1"), "--stop-at is -1; it must be 0 at least"),
+        (("--clip-type", "x" * 5000), r"There is no type of text encoder 'x*\.\.\.x*'; choose one of stable_diffusion"),
+        (("--clip-type", "__class__"), "There is no type of text encoder '__class__'"),
+        (("--model", "missing.safetensors"), "There is no file missing.safetensors"),
+    ],
+    ids=lambda value: " ".join(value)[:30] if isinstance(value, tuple) else "",
+)
 def test_what_cannot_work_is_said_before_anything_is_loaded(monkeypatch, encoder, options, words):
     given = ["--model", str(encoder), "--clip", str(encoder), "--prompts", "prompts.txt", "--out", "out", *options]
     monkeypatch.setattr(sys, "argv", ["distill.py", *given])

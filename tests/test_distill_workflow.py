@@ -109,9 +109,12 @@ def test_the_api_form_is_the_graph(name):
     prompt = json.loads((CHECKOUT / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
     inputs = {node["id"]: node["inputs"] for node in graph["nodes"]}
     links = {
-        (str(target), inputs[target][slot]["name"]): [str(source), source_slot] for _, source, source_slot, target, slot, _ in graph["links"]
+        (str(target), inputs[target][slot]["name"]): [str(source), source_slot]
+        for _, source, source_slot, target, slot, _ in graph["links"]
     }
-    assert links == {(key, name): value for key, node in prompt.items() for name, value in node["inputs"].items() if isinstance(value, list)}
+    assert links == {
+        (key, name): value for key, node in prompt.items() for name, value in node["inputs"].items() if isinstance(value, list)
+    }
     for node in graph["nodes"]:
         if node["type"] != "MarkdownNote":
             values = [value for value in prompt[str(node["id"])]["inputs"].values() if not isinstance(value, list)]

@@ -107,7 +107,9 @@ def test_an_untrained_projection_changes_no_bit(clip, pooling, injection):
     made = run(COSMOS, model, clip, steps=0, pooling=pooling, injection=injection)
     assert made.losses == [] and made.projection.weights["linear_1.weight"].abs().max() > 0
     direction = node("EncodeGuidanceDirection", clip=clip, positive="detailed", negative="flat")[0]
-    guided = apply(model, direction, w=7.0, projection=made.projection, schedule=schedule(0), cfg_rows="both", base_positive=COSMOS.pooled(1, 16))
+    guided = apply(
+        model, direction, w=7.0, projection=made.projection, schedule=schedule(0), cfg_rows="both", base_positive=COSMOS.pooled(1, 16)
+    )
     assert torch.equal(COSMOS.sample(guided), COSMOS.sample(model))
 
 
@@ -195,7 +197,13 @@ def test_a_projection_is_gone_on_from(clip):
 def training(clip, prompts=PROMPTS, projection=None, checkpoint=None, origin=None, **changes):
     changes = {"steps": 9, "accumulation": 2} | changes
     return Distillation(
-        WAN.load(), clip, prompts, settings(WAN, **changes), projection=projection, held_out=["a purple triangle"], checkpoint=checkpoint,
+        WAN.load(),
+        clip,
+        prompts,
+        settings(WAN, **changes),
+        projection=projection,
+        held_out=["a purple triangle"],
+        checkpoint=checkpoint,
         origin=origin,
     )
 
@@ -269,19 +277,25 @@ def test_a_checkpoint_that_is_cut_or_foreign_is_refused_with_its_name(tmp_path, 
 # Errors.
 
 
-@pytest.mark.parametrize("changes, words", [
-    (dict(prompts=["", "  "]), "prompts is empty"),
-    (dict(injection="adaln lora"), "Wan takes no shift at its adaln lora. Set injection to time embedding"),
-    (dict(pooling="sum"), "pooling is 'sum'; it must be clip or max or mean"),
-    (dict(steps=-1), "steps is -1; it must be 0 at least"),
-    (dict(learning_rate=0.0), "learning_rate is 0.0; it must be above 0 and at most 1"),
-    (dict(learning_rate=1e30), "learning_rate is 1e.30; it must be above 0 and at most 1"),
-    *(({name: value}, f"{name} is {value}; it must be a finite number")
-      for name in ("learning_rate", "cfg", "cache") for value in (math.nan, math.inf)),
-    (dict(cfg=-1.0), "cfg is -1.0; it must be 0 at least"),
-    (dict(pooling="sum" * 10_000), r"pooling is 'sumsum[sum]*\.\.\.[sum]*'; it must be clip or max or mean"),
-    (dict(width=4), "less than one latent"),
-])
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        (dict(prompts=["", "  "]), "prompts is empty"),
+        (dict(injection="adaln lora"), "Wan takes no shift at its adaln lora. Set injection to time embedding"),
+        (dict(pooling="sum"), "pooling is 'sum'; it must be clip or max or mean"),
+        (dict(steps=-1), "steps is -1; it must be 0 at least"),
+        (dict(learning_rate=0.0), "learning_rate is 0.0; it must be above 0 and at most 1"),
+        (dict(learning_rate=1e30), "learning_rate is 1e.30; it must be above 0 and at most 1"),
+        *(
+            ({name: value}, f"{name} is {value}; it must be a finite number")
+            for name in ("learning_rate", "cfg", "cache")
+            for value in (math.nan, math.inf)
+        ),
+        (dict(cfg=-1.0), "cfg is -1.0; it must be 0 at least"),
+        (dict(pooling="sum" * 10_000), r"pooling is 'sumsum[sum]*\.\.\.[sum]*'; it must be clip or max or mean"),
+        (dict(width=4), "less than one latent"),
+    ],
+)
 def test_what_cannot_work_is_said(clip, changes, words):
     with pytest.raises(ValueError, match=words) as refused:
         run(WAN, clip=clip, **changes)
@@ -377,10 +391,24 @@ def test_out_of_memory_says_what_to_lower(clip):
 
 
 def distilled(model, clip, **inputs):
-    return node("DistillPooledProjection", **dict(
-        model=model, clip=clip, prompts="\n".join(PROMPTS), steps=3, batch_size=2, learning_rate=1e-2, width=32, height=32, seed=1,
-        pooling="max", injection="time embedding", sample_steps=2,
-    ) | inputs)
+    return node(
+        "DistillPooledProjection",
+        **dict(
+            model=model,
+            clip=clip,
+            prompts="\n".join(PROMPTS),
+            steps=3,
+            batch_size=2,
+            learning_rate=1e-2,
+            width=32,
+            height=32,
+            seed=1,
+            pooling="max",
+            injection="time embedding",
+            sample_steps=2,
+        )
+        | inputs,
+    )
 
 
 def test_the_node_gives_projection_losses_and_steps(clip):

@@ -92,10 +92,21 @@ def encoder_of(small):
 
 def settings(small, model, **changes):
     frames = small.latent[1] if len(small.latent) == 4 else 1
-    return settings_module.Settings(**dict(
-        steps=4, batch_size=2, learning_rate=1e-2, seed=1, frames=1 + 4 * (frames - 1), checkpointing=False, samples_per_prompt=1,
-        sample_steps=2, pairs=2, **size(small, model),
-    ) | changes)
+    return settings_module.Settings(
+        **dict(
+            steps=4,
+            batch_size=2,
+            learning_rate=1e-2,
+            seed=1,
+            frames=1 + 4 * (frames - 1),
+            checkpointing=False,
+            samples_per_prompt=1,
+            sample_steps=2,
+            pairs=2,
+            **size(small, model),
+        )
+        | changes
+    )
 
 
 def training(small, prompts=PROMPTS, words=WORDS, model=None, direction=None, checkpoint=None, **changes):
@@ -138,7 +149,7 @@ def shifted_layers(small, model, added):
         def hook(module, args, kwargs):
             if place in kwargs:
                 return args, kwargs | {place: make(kwargs[place])}
-            return (*args[:position], make(args[position]), *args[position + 1:]), kwargs
+            return (*args[:position], make(args[position]), *args[position + 1 :]), kwargs
 
         return hook
 
@@ -146,6 +157,7 @@ def shifted_layers(small, model, added):
         layers = [*((block, "vec", 2) for block in model.double_blocks), *((block, "vec", 1) for block in model.single_blocks)]
         made = [lambda y, shift=shift: y + shift for shift in added]
     else:  # what modulates Wan's blocks is made of y by one layer before them
+
         def y(rows):
             return time["y"].reshape(rows, -1, model.dim)
 
@@ -194,7 +206,8 @@ def in_the_equation(small, run, course, batch, second, delta):
     added = [torch.tensor(signs)[:, None] * row for row in delta]
     none = [torch.zeros_like(rows) for rows in added]
     return (
-        prediction(small, second, batch, with_words, none, pooled=encoded), prediction(small, second, batch, encoded, added),
+        prediction(small, second, batch, with_words, none, pooled=encoded),
+        prediction(small, second, batch, encoded, added),
         prediction(small, second, batch, encoded, none),
     )
 
@@ -231,9 +244,7 @@ def moved_in_the_equation(small, run, delta):
     batches = [run.exam.lessons[number] for number in range(len(run.exam.lessons))]
     second = small.load()
     one_by_one = [in_the_equation(small, run, run.exam, batch, second, delta) for batch in batches]
-    by_shift, by_words = (
-        torch.cat([(predictions[which] - predictions[2]).flatten() for predictions in one_by_one]) for which in (1, 0)
-    )
+    by_shift, by_words = (torch.cat([(predictions[which] - predictions[2]).flatten() for predictions in one_by_one]) for which in (1, 0))
     return (by_shift.norm() / by_words.norm()).item(), torch.cosine_similarity(by_shift, by_words, dim=0).item()
 
 
@@ -336,7 +347,10 @@ def test_weights_of_few_bits_teach_nearly_what_those_of_fp32_do(load, checkpoint
     assert made.losses == pytest.approx(exact.losses, rel=0.2)
     assert shifts(made.direction).dtype == torch.float32
     assert torch.cosine_similarity(shifts(made.direction).flatten(), shifts(exact.direction).flatten(), dim=0) > 0.5
-    bits = [(tensor.reshape(-1).view(torch.uint8), weights[name].reshape(-1).view(torch.uint8)) for name, tensor in model.model.state_dict().items()]
+    bits = [
+        (tensor.reshape(-1).view(torch.uint8), weights[name].reshape(-1).view(torch.uint8))
+        for name, tensor in model.model.state_dict().items()
+    ]
     assert all(torch.equal(*both) for both in bits)
 
 
@@ -483,10 +497,24 @@ def test_out_of_memory_says_what_to_lower():
 
 
 def learned(model, clip, **inputs):
-    return node("DistillGuidanceDirection", **dict(
-        model=model, clip=clip, prompts="\n".join(PROMPTS), positive=WORDS[0], negative=WORDS[1], steps=3, batch_size=2, learning_rate=1e-2,
-        width=32, height=32, seed=1, sample_steps=2,
-    ) | inputs)
+    return node(
+        "DistillGuidanceDirection",
+        **dict(
+            model=model,
+            clip=clip,
+            prompts="\n".join(PROMPTS),
+            positive=WORDS[0],
+            negative=WORDS[1],
+            steps=3,
+            batch_size=2,
+            learning_rate=1e-2,
+            width=32,
+            height=32,
+            seed=1,
+            sample_steps=2,
+        )
+        | inputs,
+    )
 
 
 def test_the_node_gives_direction_losses_and_steps():

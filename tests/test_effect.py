@@ -31,13 +31,14 @@ WEIGHTS = Path(command.SMALL_WORLD)
 
 # ---- statistics ----------------------------------------------------------------------------------------------------
 
+
 def normal(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape)
 
 
 def test_an_interval_is_that_of_the_normal_distribution_where_scores_are_normal():
     estimate = mean(50 + 10 * normal(400, 1))
-    assert (estimate.high - estimate.low) / 2 == pytest.approx(1.96 * 10 / 400 ** 0.5, rel=0.1)
+    assert (estimate.high - estimate.low) / 2 == pytest.approx(1.96 * 10 / 400**0.5, rel=0.1)
     covered = [estimate.low < 0 < estimate.high for estimate in (mean(normal(100, 2, seed=seed)) for seed in range(100))]
     assert 88 <= sum(covered) <= 99
 
@@ -78,7 +79,8 @@ def records(scores):
     """Records of {condition: {score: (prompts, seeds)}} in the general set; scores not given are 0."""
     return [
         {"set": "general", "condition": condition.name, "seconds": 1.0, "scores": {name: list(values[i]) for name, values in named.items()}}
-        for condition, named in scores.items() for i in range(len(next(iter(named.values()))))
+        for condition, named in scores.items()
+        for i in range(len(next(iter(named.values()))))
     ]
 
 
@@ -108,7 +110,7 @@ def test_the_strongest_setting_is_picked_among_those_that_lose_little():
     noise = normal(20, 4)
     line = [learned.learned("detail", w) for w in (1.0, 2.0, 3.0)]
     scores = {PLAIN: {"exact": 80 + noise, "detail": 3 + noise}, IN_WORDS: {"exact": 72 + noise, "detail": 9 + noise}}
-    scores |= {each: {"exact": 80 - each.w ** 2 + noise, "detail": 3 + 4 * each.w + noise} for each in line}
+    scores |= {each: {"exact": 80 - each.w**2 + noise, "detail": 3 + 4 * each.w + noise} for each in line}
     results = Results(records(scores))
     assert learned.strongest(results, line) == line[1] and learned.strongest(results, line[2:]) is None
     ratio = learned.times(results, line[1], line[0])
@@ -120,6 +122,7 @@ def test_the_strongest_setting_is_picked_among_those_that_lose_little():
 
 
 # ---- prompts -------------------------------------------------------------------------------------------------------
+
 
 def test_prompts_are_held_out_and_silent_about_the_style():
     words = [word for kind in QUALITY.values() for word in kind]
@@ -143,6 +146,7 @@ def test_no_prompt_is_learned_on_and_measured():
 
 
 # ---- resuming ------------------------------------------------------------------------------------------------------
+
 
 class Painter:
     """Stands in for the studio: grey pictures, counted."""
@@ -190,8 +194,13 @@ def test_every_setting_that_matters_is_in_the_key():
     job, other = jobs()[0], jobs()[2]
     settings = Settings(20, 3.0, 80)
     keys = [
-        key_of(job, settings, 4, "w"), key_of(other, settings, 4, "w"), key_of(job, settings, 5, "w"), key_of(job, settings, 4, "v"),
-        key_of(job, Settings(21, 3.0, 80), 4, "w"), key_of(job, Settings(20, 1.0, 80), 4, "w"), key_of(jobs()[1], settings, 4, "w"),
+        key_of(job, settings, 4, "w"),
+        key_of(other, settings, 4, "w"),
+        key_of(job, settings, 5, "w"),
+        key_of(job, settings, 4, "v"),
+        key_of(job, Settings(21, 3.0, 80), 4, "w"),
+        key_of(job, Settings(20, 1.0, 80), 4, "w"),
+        key_of(jobs()[1], settings, 4, "w"),
         *(key_of(Job("long", 0, job.prompt, condition), settings, 4, "w") for condition in of_set("general")[2:]),
     ]
     assert len(set(keys)) == len(keys)
@@ -199,6 +208,7 @@ def test_every_setting_that_matters_is_in_the_key():
 
 
 # ---- conditions ----------------------------------------------------------------------------------------------------
+
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
@@ -242,7 +252,7 @@ def test_plain_zeroed_and_empty_give_the_model_the_pooled_vector_they_claim(stud
 
 
 def guidance_of(studio, condition, prompt="three red circles"):
-    guidance, = studio.guided(condition, prompt).model_options["transformer_options"]["modulation_guidance"]
+    (guidance,) = studio.guided(condition, prompt).model_options["transformer_options"]["modulation_guidance"]
     return guidance
 
 
@@ -258,7 +268,7 @@ def test_guided_conditions_give_the_model_the_guidance_they_claim(studio):
 
 def test_directions_are_the_papers_and_the_prompts_own(studio):
     def sides(condition):
-        pair, = guidance_of(studio, condition).direction.pairs
+        (pair,) = guidance_of(studio, condition).direction.pairs
         return [pair.positive.pooled, pair.negative.pooled]
 
     expected = {
@@ -276,7 +286,7 @@ def test_a_learned_condition_gives_the_model_the_direction_of_its_file(encoder):
     with torch.inference_mode():
         studio = Studio(*command.files_and_settings(options))
         guidance = guidance_of(studio, learned.learned("sharpness", 1.5, 2))
-    term, = guidance.direction.learned
+    (term,) = guidance.direction.learned
     assert guidance.w == 1.5 and guidance.layer_weights == (0.0,) * 2 + (1.0,) * 10 + (0.0,)
     assert (term.positive, term.negative) == SHARPNESS and term.shifts.shape == (12, 128)
 
@@ -288,6 +298,7 @@ def test_the_pictures_of_a_condition_are_repeatable_and_differ_from_plain(studio
 
 
 # ---- from end to end -----------------------------------------------------------------------------------------------
+
 
 def test_a_quick_run_reports_on_every_condition(tmp_path, monkeypatch, encoder):
     options = command.arguments(["--quick", "--steps", "1", "--workers", "1", "--out", str(tmp_path), "--text-encoder", str(encoder)])
@@ -356,10 +367,35 @@ def test_own_models_give_pictures_grids_and_scores(tmp_path, monkeypatch, encode
     (tmp_path / "redness_scorer.py").write_text("def redness(picture, prompt):\n    return float(picture[..., 0].mean()) + len(prompt)\n")
     monkeypatch.chdir(tmp_path)
     given = [
-        "--diffusion-model", str(WEIGHTS / "small_world_flux.safetensors"), "--vae", str(WEIGHTS / "small_world_vae.safetensors"),
-        "--text-encoder", str(encoder), "--prompts-file", "prompts.txt", "--out", "made", "--size", "80", "--steps", "1",
-        "--positive", "detailed", "--negative", "flat", "--w", "0", "3", "--start-layers", "0", "2", "--seeds", "2",
-        "--scorer", "redness_scorer:redness", str(write_clip(tmp_path / "a_clip")),
+        "--diffusion-model",
+        str(WEIGHTS / "small_world_flux.safetensors"),
+        "--vae",
+        str(WEIGHTS / "small_world_vae.safetensors"),
+        "--text-encoder",
+        str(encoder),
+        "--prompts-file",
+        "prompts.txt",
+        "--out",
+        "made",
+        "--size",
+        "80",
+        "--steps",
+        "1",
+        "--positive",
+        "detailed",
+        "--negative",
+        "flat",
+        "--w",
+        "0",
+        "3",
+        "--start-layers",
+        "0",
+        "2",
+        "--seeds",
+        "2",
+        "--scorer",
+        "redness_scorer:redness",
+        str(write_clip(tmp_path / "a_clip")),
     ]
     command.own_models(command.arguments(given))
     made = tmp_path / "made"
@@ -382,23 +418,36 @@ def test_own_models_give_pictures_grids_and_scores(tmp_path, monkeypatch, encode
 
 def test_a_start_layer_beyond_the_model_is_refused_before_anything_is_drawn(tmp_path, encoder):
     (tmp_path / "prompts.txt").write_text("a red circle\n")
-    options = command.arguments([
-        "--diffusion-model", str(WEIGHTS / "small_world_flux.safetensors"), "--vae", str(WEIGHTS / "small_world_vae.safetensors"),
-        "--text-encoder", str(encoder), "--prompts-file", str(tmp_path / "prompts.txt"), "--out", str(tmp_path / "made"),
-    ])
+    options = command.arguments(
+        [
+            "--diffusion-model",
+            str(WEIGHTS / "small_world_flux.safetensors"),
+            "--vae",
+            str(WEIGHTS / "small_world_vae.safetensors"),
+            "--text-encoder",
+            str(encoder),
+            "--prompts-file",
+            str(tmp_path / "prompts.txt"),
+            "--out",
+            str(tmp_path / "made"),
+        ]
+    )
     options.start_layers = [0, 12]
     with pytest.raises(ValueError, match="12 layers"):
         command.own_models(options)
     assert not (tmp_path / "made").exists()
 
 
-@pytest.mark.parametrize("given, message", (
-    (["--vae", __file__], "go with --diffusion-model"),
-    (["--diffusion-model", __file__], "needs --text-encoder, --vae, --prompts-file too"),
-    (["--text-encoder", "nowhere.safetensors"], "there is no file nowhere.safetensors"),
-    (["--seeds", "0"], "--seeds must be at least 1"),
-    (["--positive", "sharp"], "--positive and --negative together"),
-))
+@pytest.mark.parametrize(
+    "given, message",
+    (
+        (["--vae", __file__], "go with --diffusion-model"),
+        (["--diffusion-model", __file__], "needs --text-encoder, --vae, --prompts-file too"),
+        (["--text-encoder", "nowhere.safetensors"], "there is no file nowhere.safetensors"),
+        (["--seeds", "0"], "--seeds must be at least 1"),
+        (["--positive", "sharp"], "--positive and --negative together"),
+    ),
+)
 def test_arguments_that_cannot_work_are_refused_with_a_sentence(given, message, capsys):
     with pytest.raises(SystemExit):
         command.arguments(given)

@@ -18,11 +18,25 @@ def test_unet_is_named():
     from comfy.model_patcher import ModelPatcher
     from comfy.supported_models import SD15
 
-    config = SD15(dict(
-        image_size=32, in_channels=4, out_channels=4, model_channels=32, num_res_blocks=[1, 1], channel_mult=(1, 2), num_heads=1,
-        transformer_depth=[0, 0], transformer_depth_output=[0, 0, 0, 0], transformer_depth_middle=0, use_spatial_transformer=True,
-        context_dim=32, use_temporal_attention=False, legacy=False, adm_in_channels=None,
-    ))
+    config = SD15(
+        dict(
+            image_size=32,
+            in_channels=4,
+            out_channels=4,
+            model_channels=32,
+            num_res_blocks=[1, 1],
+            channel_mult=(1, 2),
+            num_heads=1,
+            transformer_depth=[0, 0],
+            transformer_depth_output=[0, 0, 0, 0],
+            transformer_depth_middle=0,
+            use_spatial_transformer=True,
+            context_dim=32,
+            use_temporal_attention=False,
+            legacy=False,
+            adm_in_channels=None,
+        )
+    )
     unet = ModelPatcher(BaseModel(config), "cpu", "cpu")
     assert isinstance(unet.model.diffusion_model, UNetModel)
     with pytest.raises(ValueError, match=r"diffusion transformers.*FLUX\.1, SD3.*This model is a BaseModel \(class UNetModel\)"):
@@ -111,11 +125,15 @@ def test_the_largest_strength_still_gives_numbers(model):
     assert sample(apply(model, strong, w=50.0, schedule=everywhere)).isfinite().all()
 
 
-@pytest.mark.parametrize("make", [
-    lambda: schedule(0, taper_scale=1e30), lambda: schedule(0, final_layer=-1e30),
-    lambda: node("GuidanceLayerScheduleText", layers="0: 1", final_layer=math.nan),
-    lambda: node("GuidanceLayerScheduleCurve", curve={"points": [[0, 0], [1, 1]]}, final_layer=1e30),
-])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: schedule(0, taper_scale=1e30),
+        lambda: schedule(0, final_layer=-1e30),
+        lambda: node("GuidanceLayerScheduleText", layers="0: 1", final_layer=math.nan),
+        lambda: node("GuidanceLayerScheduleCurve", curve={"points": [[0, 0], [1, 1]]}, final_layer=1e30),
+    ],
+)
 def test_schedules_hold_no_weights_beyond_the_sensible(make):
     with pytest.raises(ValueError, match="must be a finite number from -100 to 100"):
         make()
@@ -132,9 +150,10 @@ def test_w_must_be_finite(model, w):
         apply(model, direction(), w=w)
 
 
-@pytest.mark.parametrize("start, end, words", [
-    (0.8, 0.2, "start_percent 0.8 is past end_percent 0.2"), (-0.5, 1.0, "start_percent is -0.5"), (0.0, 1.5, "end_percent is 1.5"),
-])
+@pytest.mark.parametrize(
+    "start, end, words",
+    [(0.8, 0.2, "start_percent 0.8 is past end_percent 0.2"), (-0.5, 1.0, "start_percent is -0.5"), (0.0, 1.5, "end_percent is 1.5")],
+)
 def test_percents(model, start, end, words):
     with pytest.raises(ValueError, match=words):
         apply(model, direction(), start_percent=start, end_percent=end)
@@ -145,7 +164,9 @@ def test_cfg_rows_must_be_known(model):
         apply(model, direction(), cfg_rows="uncond")
 
 
-@pytest.mark.parametrize("weights, words", [("1, 2, 3", "3 weights .* for 2 directions"), ("1, x", "'x' is not a number"), ("1, nan", "'nan'")])
+@pytest.mark.parametrize(
+    "weights, words", [("1, 2, 3", "3 weights .* for 2 directions"), ("1, x", "'x' is not a number"), ("1, nan", "'nan'")]
+)
 def test_weights_of_combined_directions(weights, words):
     with pytest.raises(ValueError, match=words):
         node("CombineGuidanceDirections", directions={"direction0": direction(1), "direction1": direction(3)}, weights=weights)

@@ -46,15 +46,24 @@ def test_pooled_output_missing_or_narrow(small):
         apply(model, direction(small, narrowed("pooled_output")))
 
 
-@pytest.mark.parametrize("small, change, words", [
-    (MOCHI, lambda tokens, extras: (tokens[..., :20], extras), r"20 wide, but this Mochi model reads 32.*T5-XXL.*CLIPLoader and type mochi"),
-    (HUNYUAN_DIT_11, without("conditioning_mt5xl"), "no mT5 tokens, which guiding Hunyuan-DiT needs.*mT5-XL.*CheckpointLoaderSimple"),
-    (HUNYUAN_DIT_11, narrowed("conditioning_mt5xl"), r"\(8, 20\), but this Hunyuan-DiT model reads \(8, 32\).*mT5-XL"),
-    (
-        HUNYUAN_DIT_11, lambda tokens, extras: (tokens, extras | {"conditioning_mt5xl": extras["conditioning_mt5xl"][:, :6]}),
-        r"\(6, 32\), but this Hunyuan-DiT model reads \(8, 32\)",
-    ),
-], ids=["Mochi, width", "Hunyuan-DiT, missing", "Hunyuan-DiT, width", "Hunyuan-DiT, length"])
+@pytest.mark.parametrize(
+    "small, change, words",
+    [
+        (
+            MOCHI,
+            lambda tokens, extras: (tokens[..., :20], extras),
+            r"20 wide, but this Mochi model reads 32.*T5-XXL.*CLIPLoader and type mochi",
+        ),
+        (HUNYUAN_DIT_11, without("conditioning_mt5xl"), "no mT5 tokens, which guiding Hunyuan-DiT needs.*mT5-XL.*CheckpointLoaderSimple"),
+        (HUNYUAN_DIT_11, narrowed("conditioning_mt5xl"), r"\(8, 20\), but this Hunyuan-DiT model reads \(8, 32\).*mT5-XL"),
+        (
+            HUNYUAN_DIT_11,
+            lambda tokens, extras: (tokens, extras | {"conditioning_mt5xl": extras["conditioning_mt5xl"][:, :6]}),
+            r"\(6, 32\), but this Hunyuan-DiT model reads \(8, 32\)",
+        ),
+    ],
+    ids=["Mochi, width", "Hunyuan-DiT, missing", "Hunyuan-DiT, width", "Hunyuan-DiT, length"],
+)
 def test_tokens_that_the_model_cannot_pool(small, change, words):
     with pytest.raises(ValueError, match=words):
         apply(small.load(), direction(small, change))
@@ -68,9 +77,26 @@ BLIND = {
     ),
     TEXT_TO_VIDEO: (
         partial(
-            HunyuanVideo, in_channels=65, out_channels=32, vec_in_dim=None, context_in_dim=16, hidden_size=128, mlp_ratio=4.0, num_heads=1,
-            depth=1, depth_single_blocks=1, axes_dim=[16, 56, 56], theta=256, patch_size=[1, 1, 1], qkv_bias=True, guidance_embed=False,
-            byt5=False, meanflow=False, use_cond_type_embedding=True, vision_in_dim=None, meanflow_sum=False,
+            HunyuanVideo,
+            in_channels=65,
+            out_channels=32,
+            vec_in_dim=None,
+            context_in_dim=16,
+            hidden_size=128,
+            mlp_ratio=4.0,
+            num_heads=1,
+            depth=1,
+            depth_single_blocks=1,
+            axes_dim=[16, 56, 56],
+            theta=256,
+            patch_size=[1, 1, 1],
+            qkv_bias=True,
+            guidance_embed=False,
+            byt5=False,
+            meanflow=False,
+            use_cond_type_embedding=True,
+            vision_in_dim=None,
+            meanflow_sum=False,
         ),
         "HunyuanVideo.*text-blind",
     ),

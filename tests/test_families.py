@@ -22,7 +22,9 @@ from support.text_blind_families import LUMINA2, QWEN_IMAGE, VACE, WAN, network
 from support.text_blind_families import VARIANTS as BLIND_VARIANTS
 from test_matrix import FLUX, _sd3_controlnet
 
-RESULT, families, family_of = (getattr(importlib.import_module(f"{PACK}.model_patches.families"), name) for name in ("RESULT", "FAMILIES", "family_of"))
+RESULT, families, family_of = (
+    getattr(importlib.import_module(f"{PACK}.model_patches.families"), name) for name in ("RESULT", "FAMILIES", "family_of")
+)
 HostModel = importlib.import_module(f"{PACK}.model_patches.host_model").HostModel
 known_w = importlib.import_module(f"{PACK}.model_patches.guidance").known_w
 
@@ -156,8 +158,10 @@ def test_a_host_s_class_derived_from_a_family_s_is_not_of_it():
     """NextDiTPixelSpace, with the pooled text of NewBie: it has no head that takes y."""
     dims = newbie.DIMS | dict(decoder_hidden_size=32, decoder_num_res_blocks=1, decoder_max_freqs=2)
     pixels = replace(
-        NEWBIE, model=partial(comfy.ldm.lumina.model.NextDiTPixelSpace, **dims, operations=comfy.ops.disable_weight_init),
-        config=lambda: comfy.supported_models.ZImagePixelSpace(dims), output="dec_net.final_layer.linear.weight",
+        NEWBIE,
+        model=partial(comfy.ldm.lumina.model.NextDiTPixelSpace, **dims, operations=comfy.ops.disable_weight_init),
+        config=lambda: comfy.supported_models.ZImagePixelSpace(dims),
+        output="dec_net.final_layer.linear.weight",
     )
     refused(pixels.load(), NEWBIE.direction())
 
@@ -179,9 +183,7 @@ def test_the_names_of_the_host_s_models_are_the_host_s():
 # w.
 
 # method.md's sources: the reference implementation (github.com/quickjkee/modulation-guidance), Anima's peers.
-W = {
-    "FLUX.1": 3.0, "SD3": 2.0, "HiDream-I1": 3.0, "HunyuanVideo": 3.5, "Cosmos-Predict2": 3.0, "Cosmos 1": 3.0, "Anima": 3.0,
-}
+W = {"FLUX.1": 3.0, "SD3": 2.0, "HiDream-I1": 3.0, "HunyuanVideo": 3.5, "Cosmos-Predict2": 3.0, "Cosmos 1": 3.0, "Anima": 3.0}
 
 
 def test_w_is_known_where_there_is_a_reference():
@@ -190,13 +192,17 @@ def test_w_is_known_where_there_is_a_reference():
     assert known_w(NEWBIE.load()) is None
 
 
-@pytest.mark.parametrize("small, content, w", [
-    (ANIMA, (form_a(),), 3.0),
-    (ANIMA, (form_b(),), 3.0),
-    (COSMOS, (form_a(),), 3.0),
-    (WAN, own(network(WAN), "clip", "time embedding"), None),
-    (WAN, own(network(WAN), "max", "time embedding"), 3.0),
-], ids=["Anima, form A", "Anima, form B", "Cosmos-Predict2, form A", "Wan, own of CLIP", "Wan, own of the context"])
+@pytest.mark.parametrize(
+    "small, content, w",
+    [
+        (ANIMA, (form_a(),), 3.0),
+        (ANIMA, (form_b(),), 3.0),
+        (COSMOS, (form_a(),), 3.0),
+        (WAN, own(network(WAN), "clip", "time embedding"), None),
+        (WAN, own(network(WAN), "max", "time embedding"), 3.0),
+    ],
+    ids=["Anima, form A", "Anima, form B", "Cosmos-Predict2, form A", "Wan, own of CLIP", "Wan, own of the context"],
+)
 def test_w_with_a_projection(tmp_path, small, content, w):
     assert known_w(small.load(), loaded(write(tmp_path / "file.safetensors", *content))) == w
 

@@ -29,8 +29,12 @@ def sampled(guider, latent=(16, 8, 8), sigma=1.0):
 
 def by_two_models(model, model_negative, positive=None, negative=None, **options):
     guider = node(
-        "DualModelGuider", model=model, model_negative=model_negative, positive=positive or conditioning(1),
-        negative=negative or conditioning(2), cfg=2.0,
+        "DualModelGuider",
+        model=model,
+        model_negative=model_negative,
+        positive=positive or conditioning(1),
+        negative=negative or conditioning(2),
+        cfg=2.0,
     )[0]
     return sampled(guider, **options)
 
@@ -89,7 +93,9 @@ def test_a_guided_negative_model_keeps_the_hooks_of_its_conditioning(model, nega
     hooked = dict(negative=comfy.hooks.set_hooks_for_conditioning(conditioning(2), group))
     expected = by_two_models(reference(model), equation(negative_model, 20), **hooked)
     assert_equal_and_moved(
-        by_two_models(model, guided(negative_model, 20), **hooked), expected, by_two_models(model, negative_model, **hooked),
+        by_two_models(model, guided(negative_model, 20), **hooked),
+        expected,
+        by_two_models(model, negative_model, **hooked),
         by_two_models(reference(model), equation(negative_model, 20)),
     )
 
@@ -192,8 +198,13 @@ def test_the_tokens_of_unknown_names_are_counted_by_what_they_hold(model):
 def test_what_else_differs_between_the_sides_is_refused_for_unknown_names(tmp_path):
     small = COSMOS.load()
     with_base = apply(
-        small, COSMOS.pooled_direction(), w=2.0, cfg_rows="both", projection=loaded(write(tmp_path / "a.pt", form_a())),
-        base_positive=COSMOS.pooled(1), base_negative=COSMOS.pooled(2),
+        small,
+        COSMOS.pooled_direction(),
+        w=2.0,
+        cfg_rows="both",
+        projection=loaded(write(tmp_path / "a.pt", form_a())),
+        base_positive=COSMOS.pooled(1),
+        base_negative=COSMOS.pooled(2),
     )
     with pytest.raises(ValueError, match="names that no guider of the host.* base_negative need that: disconnect both"):
         sampled(Renamed(with_base, prompts=(COSMOS.conditioning(1), COSMOS.conditioning(2))), COSMOS.latent, 4.0)

@@ -58,9 +58,16 @@ def test_only_comfyui_is_unpacked(tmp_path):
     assert (tmp_path / "out" / "comfy" / "ops.py").read_bytes() == b"ops"
 
 
-@pytest.mark.parametrize("name, content", [
-    ("../../../../escaped.py", b"x"), ("comfy/../../../escaped.py", b"x"), ("C:/escaped.py", b"x"), ("..\\escaped.py", b"x"), ("link", "/etc"),
-])
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("../../../../escaped.py", b"x"),
+        ("comfy/../../../escaped.py", b"x"),
+        ("C:/escaped.py", b"x"),
+        ("..\\escaped.py", b"x"),
+        ("link", "/etc"),
+    ],
+)
 def test_an_archive_that_leads_out_of_its_folder_is_refused_whole(tmp_path, name, content):
     path = archive(tmp_path / "a.tar.gz", **{"main.py": b"main", name: content})
     with pytest.raises(host.SetupError, match="nothing of it was used"):
@@ -98,7 +105,10 @@ def test_a_half_made_host_is_made_again_and_no_network_is_one_sentence(cache):
 def test_an_ended_set_up_leaves_no_pip_writing(cache, monkeypatch, how):
     monkeypatch.setenv("PIP_RETRIES", "10")  # some minutes
     process = subprocess.Popen(
-        [sys.executable, "-u", CHECKOUT / "tools" / "host.py"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        [sys.executable, "-u", CHECKOUT / "tools" / "host.py"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where the tests run in the background
     )
     try:
@@ -151,9 +161,7 @@ def test_this_python_is_used_if_it_has_torch_or_else_the_one_beside_a_comfyui(tm
     beside.parent.mkdir(parents=True)
     beside.touch()
     assert host.ensure_host().python == Path(sys.executable), "which has torch"
-    without = (
-        f"import sys; sys.path.insert(0, {str(CHECKOUT)!r}); from tools.host import ensure_host; print(ensure_host().python)"
-    )
+    without = f"import sys; sys.path.insert(0, {str(CHECKOUT)!r}); from tools.host import ensure_host; print(ensure_host().python)"
     found = subprocess.run([sys.executable, "-I", "-S", "-c", without], capture_output=True, text=True, check=True)  # -S: no site-packages
     assert found.stdout.strip() == str(beside)
     monkeypatch.setenv("COMFYUI_PYTHON", str(tmp_path / "nowhere"))

@@ -50,7 +50,9 @@ def test_strength_is_the_shift_beside_y_at_each_layer(schnell):
     assert len(report["sigmas"]) == 3 and all(0 < sigma < 1 for sigma in report["sigmas"])
     plain = {sigma: sum(y_of(schnell, pooled(seed), sigma).norm() for seed in (10, 11, 20, 21)) / 4 for sigma in report["sigmas"]}
     for i, seed in enumerate((10, 20)):
-        for weight, got in zip((0, 1, 1, 0, 0, -0.5, 0, 0, 0.25), [*report["strength"][i]["layers"], report["strength"][i]["head"]], strict=True):
+        for weight, got in zip(
+            (0, 1, 1, 0, 0, -0.5, 0, 0, 0.25), [*report["strength"][i]["layers"], report["strength"][i]["head"]], strict=True
+        ):
             shift = {s: 4 * abs(weight) * (y_of(schnell, pooled(seed), s) - y_of(schnell, pooled(seed + 1), s)).norm() for s in plain}
             assert got == pytest.approx(float(sum(shift[s] / plain[s] for s in plain) / 3), rel=1e-4)
 
@@ -95,11 +97,18 @@ def test_text_blind_models_are_inspected_through_a_projection(small, pooling, tm
     assert (report["cosines"]["pooled"] is None) == (directions[0].pairs[0].positive.pooled is None)
 
 
-@pytest.mark.parametrize("other, sentence", [
-    (lambda: flux.direction(10), "a and b are nearly the same direction to this model (cosine 1.00)"),
-    (lambda: direction(10, weights=(-0.5,)), "a and b nearly cancel (cosine -1.00)"),
-    (lambda: node("GuidanceDirectionFromConditioning", positive=flux.conditioning(5), negative=flux.conditioning(5))[0], "b does nothing"),
-], ids=["same", "opposite", "none"])
+@pytest.mark.parametrize(
+    "other, sentence",
+    [
+        (lambda: flux.direction(10), "a and b are nearly the same direction to this model (cosine 1.00)"),
+        (lambda: direction(10, weights=(-0.5,)), "a and b nearly cancel (cosine -1.00)"),
+        (
+            lambda: node("GuidanceDirectionFromConditioning", positive=flux.conditioning(5), negative=flux.conditioning(5))[0],
+            "b does nothing",
+        ),
+    ],
+    ids=["same", "opposite", "none"],
+)
 def test_warns_of_directions_that_make_no_sense_together(schnell, other, sentence):
     _, report = inspect(schnell, flux.direction(10), other(), labels="a, b", w=0.1)
     assert len(report["warnings"]) == 1 and report["warnings"][0].startswith(sentence)
@@ -187,8 +196,14 @@ def lora_hook(schnell, conditioning):
 def controlled(schnell, conditioning):
     hint = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(9))
     return node(
-        "ControlNetApplyAdvanced", positive=conditioning, negative=[], control_net=flux.controlnet(), image=hint, strength=1.0,
-        start_percent=0.0, end_percent=1.0,
+        "ControlNetApplyAdvanced",
+        positive=conditioning,
+        negative=[],
+        control_net=flux.controlnet(),
+        image=hint,
+        strength=1.0,
+        start_percent=0.0,
+        end_percent=1.0,
     )[0]
 
 
@@ -237,11 +252,17 @@ def raising(schnell, error):
     return model
 
 
-@pytest.mark.parametrize("error", [
-    torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {flux.CONTEXT}.00 GiB"),
-    RuntimeError(f"[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to allocate {flux.CONTEXT} bytes."),
-    RuntimeError("a pack's own trouble"),
-], ids=["device memory", "main memory", "a pack"])
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {flux.CONTEXT}.00 GiB"),
+        RuntimeError(
+            f"[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to allocate {flux.CONTEXT} bytes."
+        ),
+        RuntimeError("a pack's own trouble"),
+    ],
+    ids=["device memory", "main memory", "a pack"],
+)
 def test_no_other_error_is_put_down_to_the_encoder(schnell, error):
     with pytest.raises(RuntimeError) as raised:
         inspect(raising(schnell, error), flux.direction(10))

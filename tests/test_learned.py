@@ -38,7 +38,7 @@ def reference(small, model, *terms):
         return flux.reference(model, *terms)
     if isinstance(small, text_blind_families.TimeShifted):
         return text_blind_families.reference(small, model, *terms)
-    return (blind if isinstance(small, text_blind.Blind) else families.small).reference(small, model, *terms)
+    return (text_blind if isinstance(small, text_blind.Blind) else families.small).reference(small, model, *terms)
 
 
 def family(small):
@@ -129,7 +129,9 @@ def test_w_0_is_bit_identical(small, model, direction):
 
 
 def test_a_sweep_and_an_inspection(small, model, delta, direction):
-    guided, labels = node("SweepModulationGuidance", model=model, direction=direction, w_values="0, 2", start_layers="1, 2", cfg_rows="both")
+    guided, labels = node(
+        "SweepModulationGuidance", model=model, direction=direction, w_values="0, 2", start_layers="1, 2", cfg_rows="both"
+    )
     assert labels == ["plain", "w 2, start 1", "w 2, start 2"]
     for one, start in zip(guided[1:], (1, 2), strict=True):
         assert_equal(small, model, one, from_layer(small, start, shifts=delta, w=2.0))
@@ -170,7 +172,8 @@ def test_learned_and_encoded_in_one_where_the_model_reads_pooled_text(small):
     model = small.load()
     delta = shifts(small.depth, width(small, model))
     both = node(
-        "CombineGuidanceDirections", directions={"direction0": small.direction(), "direction1": learned(delta, family(small))},
+        "CombineGuidanceDirections",
+        directions={"direction0": small.direction(), "direction1": learned(delta, family(small))},
         weights="1, 0.5",
     )[0]
     layers = schedule(1, final_layer=0.7)
@@ -211,9 +214,10 @@ def test_learned_at_the_time_embedding_beside_scales_at_the_adaln_lora(tmp_path,
 @pytest.mark.parametrize("small", BLIND, ids=lambda small: small.name)
 def test_text_without_a_projection_is_still_refused(small):
     model = small.load()
-    both = node("CombineGuidanceDirections", directions={
-        "direction0": small.direction(), "direction1": learned(shifts(small.depth, width(small, model)), small.name),
-    })[0]
+    both = node(
+        "CombineGuidanceDirections",
+        directions={"direction0": small.direction(), "direction1": learned(shifts(small.depth, width(small, model)), small.name)},
+    )[0]
     with pytest.raises(ValueError, match="is text-blind.*a learned direction alone"):
         apply(model, both)
 
@@ -225,7 +229,9 @@ def test_chroma_s_approximator_runs_once_for_all_layers(keep_norm):
     model, runs = small.load(), []
     layers = node("GuidanceLayerScheduleText", layers="0: 1, 1-3: 0.5, 4: -1", final_layer=0.0)[0]
     guided = apply(model, learned(shifts(small.depth, small.width), "Chroma"), schedule=layers, keep_norm=keep_norm)
-    hook = model.model.diffusion_model.distilled_guidance_layer.layers[0].register_forward_pre_hook(lambda module, args: runs.append(module))
+    hook = model.model.diffusion_model.distilled_guidance_layer.layers[0].register_forward_pre_hook(
+        lambda module, args: runs.append(module)
+    )
     try:
         small.sample(model, steps=3)
         of_the_model = len(runs)

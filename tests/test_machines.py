@@ -48,6 +48,7 @@ def environment(folder):
 
 # ---- proxies ------------------------------------------------------------------------------------------------------
 
+
 @contextlib.contextmanager
 def answering(answer):
     """A server on this machine that answers everything with `answer`; yields its URL."""
@@ -88,6 +89,7 @@ def test_a_proxy_is_asked_for_other_machines(monkeypatch):
 
 
 # ---- the portable build for Windows -------------------------------------------------------------------------------
+
 
 @pytest.fixture
 def portable(tmp_path):
@@ -155,6 +157,7 @@ def test_the_folder_around_the_portable_comfyui_does_too(portable):
 
 # ---- ComfyUI Desktop ----------------------------------------------------------------------------------------------
 
+
 @pytest.fixture
 def desktop(tmp_path, monkeypatch):
     """(the app's ComfyUI, the user's folder, its Python), as the app lays them out on Windows and notes them."""
@@ -210,6 +213,7 @@ def test_desktops_server_gets_the_editor_that_the_app_brings(desktop):
 
 # ---- Macs, and GPUs of other makers -------------------------------------------------------------------------------
 
+
 def test_an_intel_mac_is_told_that_there_is_no_torch(monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setattr(host.platform, "machine", lambda: "x86_64")
@@ -243,6 +247,7 @@ def test_a_group_whose_processes_have_all_ended_is_no_error_on_macos(monkeypatch
 
 # ---- consoles, encodings, names -----------------------------------------------------------------------------------
 
+
 def test_an_old_console_is_shown_no_escape_codes(monkeypatch, capsys):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     with host.step("Making something") as progress:
@@ -267,6 +272,7 @@ def test_a_title_becomes_a_name_that_windows_has():
 
 
 # ---- folders that cannot be written, files that are held ----------------------------------------------------------
+
 
 def test_a_folder_that_cannot_be_written_to_is_told_before_the_work(tmp_path):
     (tmp_path / "file").touch()

@@ -32,8 +32,21 @@ POSITIVE, NEGATIVE, SECOND, EMPTY = 1, 2, 3, 4  # prompts by number
 FLUX = Small(
     name="FLUX.1",
     model=lambda: Flux(
-        in_channels=16, out_channels=16, vec_in_dim=32, context_in_dim=16, hidden_size=128, mlp_ratio=4.0, num_heads=1, depth=2,
-        depth_single_blocks=3, axes_dim=[16, 56, 56], theta=10000, patch_size=2, qkv_bias=True, guidance_embed=False, txt_ids_dims=[],
+        in_channels=16,
+        out_channels=16,
+        vec_in_dim=32,
+        context_in_dim=16,
+        hidden_size=128,
+        mlp_ratio=4.0,
+        num_heads=1,
+        depth=2,
+        depth_single_blocks=3,
+        axes_dim=[16, 56, 56],
+        theta=10000,
+        patch_size=2,
+        qkv_bias=True,
+        guidance_embed=False,
+        txt_ids_dims=[],
         operations=comfy.ops.disable_weight_init,
     ),
     output="final_layer.linear.weight",
@@ -84,18 +97,35 @@ class Subject:
 
 SUBJECTS = {
     "FLUX.1": Subject(
-        FLUX, "FLUX.1", 128, ("vector_in.in_layer", "vector_in.out_layer"), ("double_blocks.1.img_mod.lin", "single_blocks.2.linear1"),
-        (("double_block", 0), ("single_block", 2)), "single_blocks.1", dict(double_layers="1", single_layers="2"), "ModelSamplingFlux",
+        FLUX,
+        "FLUX.1",
+        128,
+        ("vector_in.in_layer", "vector_in.out_layer"),
+        ("double_blocks.1.img_mod.lin", "single_blocks.2.linear1"),
+        (("double_block", 0), ("single_block", 2)),
+        "single_blocks.1",
+        dict(double_layers="1", single_layers="2"),
+        "ModelSamplingFlux",
     ),
     "SD3.5": Subject(
-        SD35_LARGE, "SD3", 256, ("y_embedder.mlp.0", "y_embedder.mlp.2"),
+        SD35_LARGE,
+        "SD3",
+        256,
+        ("y_embedder.mlp.0", "y_embedder.mlp.2"),
         ("joint_blocks.1.x_block.adaLN_modulation.1", "joint_blocks.2.x_block.attn.proj"),
-        (("double_block", 0), ("double_block", 2)), "joint_blocks.1", dict(double_layers="1", single_layers=""),
+        (("double_block", 0), ("double_block", 2)),
+        "joint_blocks.1",
+        dict(double_layers="1", single_layers=""),
     ),
     "HiDream-I1": Subject(
-        HIDREAM_I1, "HiDream-I1", 64, ("p_embedder.pooled_embedder.linear_1",),
+        HIDREAM_I1,
+        "HiDream-I1",
+        64,
+        ("p_embedder.pooled_embedder.linear_1",),
         ("double_stream_blocks.1.block.adaLN_modulation.1", "single_stream_blocks.2.block.attn1.to_q"),
-        (), "single_stream_blocks.1", {},
+        (),
+        "single_stream_blocks.1",
+        {},
     ),
 }
 
@@ -118,9 +148,7 @@ def guided(subject, model, rows="opposed", seed=10, w=2.0):
 
 
 def equation(subject, model, rows="opposed", *further):
-    return reference(
-        subject.small, model, subject.term(w=2.0, rows=rows), *further, conditional=lambda inputs: by_prompt(subject, inputs)
-    )
+    return reference(subject.small, model, subject.term(w=2.0, rows=rows), *further, conditional=lambda inputs: by_prompt(subject, inputs))
 
 
 def by_prompt(subject, inputs):
@@ -157,6 +185,7 @@ def function_wrapper(apply_model, args):
 
 def one_row_at_a_time(apply_model, args, told=True):
     """As packs that save memory do: each chunk of the batch in a call of its own, of which cond_or_uncond is told or not."""
+
     def chunk(i, value):
         if i is None or not torch.is_tensor(value):
             return value
@@ -190,8 +219,10 @@ def table(found):
         "Each pair on the real host with small models: the picture with both equals the paper's equation applied by hand to the graph",
         "with the other node alone, with the other node before guidance and after it, by an encoded and by a learned direction; in brackets",
         "the largest difference seen, in fp32.",
-        "Made by `python3 tools/test.py tests/test_matrix.py --matrix docs/composition.md`.", "",
-        f"| beside | {' | '.join(names)} |", "| --- " * (len(names) + 1) + "|",
+        "Made by `python3 tools/test.py tests/test_matrix.py --matrix docs/composition.md`.",
+        "",
+        f"| beside | {' | '.join(names)} |",
+        "| --- " * (len(names) + 1) + "|",
     ]
     lines += [f"| {name} | {' | '.join(_shown(cells.get(subject, '')) for subject in names)} |" for name, cells in found.items()]
     return "\n".join(lines) + "\n"
@@ -212,7 +243,7 @@ def lora(*modules):
         for module in getattr(subject, modules[0]):
             wide, narrow = state[f"{module}.weight"].shape
             weights[f"diffusion_model.{module}.lora_up.weight"] = torch.randn(wide, 4, generator=draw) / 4
-            weights[f"diffusion_model.{module}.lora_down.weight"] = torch.randn(4, narrow, generator=draw) / narrow ** 0.5
+            weights[f"diffusion_model.{module}.lora_down.weight"] = torch.randn(4, narrow, generator=draw) / narrow**0.5
         return weights
 
     return lambda subject: lambda model: comfy.sd.load_lora_for_models(model, None, load(subject), 0.7, 0.0)[0]
@@ -252,6 +283,7 @@ def block_slots(subject):
 
 def replaced_forward(subject):
     """As packs that put a forward of their own on a block by an object patch."""
+
     def put(model):
         key = f"diffusion_model.{subject.block}.forward"
         original = model.get_model_object(key)
@@ -262,6 +294,7 @@ def replaced_forward(subject):
 
 def instance_forward(subject):
     """As packs that set a forward on the block itself while the model runs."""
+
     def run(model):
         def call(apply_model, args):
             block = model.model.diffusion_model.get_submodule(subject.block)
@@ -288,6 +321,7 @@ class Swapped(nn.Module):
 
 def swapped_block(subject):
     """As packs that put a module of their own around a block."""
+
     def put(model):
         key = f"diffusion_model.{subject.block}"
         model.add_object_patch(key, Swapped(model.get_model_object(key)))
@@ -326,7 +360,13 @@ def compiled(subject):
 
 CACHE = dict(reuse_threshold=1.0, start_percent=0.0, end_percent=1.0, verbose=False)
 WINDOWS = dict(
-    context_length=6, context_overlap=2, context_schedule="standard_static", context_stride=1, closed_loop=False, fuse_method="pyramid", dim=2,
+    context_length=6,
+    context_overlap=2,
+    context_schedule="standard_static",
+    context_stride=1,
+    closed_loop=False,
+    fuse_method="pyramid",
+    dim=2,
     freenoise=False,
 )
 
@@ -342,7 +382,9 @@ OTHERS = {
     "model sampling (shift)": sampling,
     "context windows": host_node("ContextWindowsManual", **WINDOWS),
     "TorchCompileModel": compiled,
-    "a call with the negative alone after CFG, as SAG": patched(lambda model: model.set_model_sampler_post_cfg_function(unconditional_again)),
+    "a call with the negative alone after CFG, as SAG": patched(
+        lambda model: model.set_model_sampler_post_cfg_function(unconditional_again)
+    ),
     "pack: block slots that change y": block_slots,
     "pack: a block's forward by object patch": replaced_forward,
     "pack: a block's forward on the instance": instance_forward,
@@ -411,7 +453,7 @@ def lora_hook(subject):
         wide, narrow = subject.small.model().state_dict()[f"{module}.weight"].shape
         draw = torch.Generator().manual_seed(len(module))
         weights[f"diffusion_model.{module}.lora_up.weight"] = torch.randn(wide, 4, generator=draw) / 4
-        weights[f"diffusion_model.{module}.lora_down.weight"] = torch.randn(4, narrow, generator=draw) / narrow ** 0.5
+        weights[f"diffusion_model.{module}.lora_down.weight"] = torch.randn(4, narrow, generator=draw) / narrow**0.5
     return hooked(subject, *comfy.hooks.create_hook_lora(weights, 0.7, 0.0).hooks)
 
 
@@ -430,7 +472,13 @@ def controlled(subject):
     hint = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(9))
     positive, negative = prompts(subject, POSITIVE, NEGATIVE)
     return node(
-        "ControlNetApplyAdvanced", positive=positive, negative=negative, control_net=net, image=hint, strength=0.3, start_percent=0.0,
+        "ControlNetApplyAdvanced",
+        positive=positive,
+        negative=negative,
+        control_net=net,
+        image=hint,
+        strength=0.3,
+        start_percent=0.0,
         end_percent=1.0,
     )
 
@@ -438,9 +486,17 @@ def controlled(subject):
 def _sd3_controlnet():
     """The host's own class with random weights; its hint is taken as a latent, so that no autoencoder is needed."""
     net = comfy.cldm.mmdit.ControlNet(
-        num_blocks=2, control_latent_channels=3, input_size=None, in_channels=16, depth=4, adm_in_channels=POOLED, num_patches=64,
-        pos_embed_max_size=8, context_embedder_config={"target": "torch.nn.Linear", "params": {"in_features": CONTEXT, "out_features": 256}},
-        qk_norm="rms", operations=comfy.ops.disable_weight_init,
+        num_blocks=2,
+        control_latent_channels=3,
+        input_size=None,
+        in_channels=16,
+        depth=4,
+        adm_in_channels=POOLED,
+        num_patches=64,
+        pos_embed_max_size=8,
+        context_embedder_config={"target": "torch.nn.Linear", "params": {"in_features": CONTEXT, "out_features": 256}},
+        qk_norm="rms",
+        operations=comfy.ops.disable_weight_init,
     )
     draw = torch.Generator().manual_seed(8)
     for tensor in net.state_dict().values():  # its parameters, and a buffer that the host leaves as memory happens to be
@@ -487,7 +543,10 @@ def sampled_by(guider, subject, model):
         inputs = inputs | {"model_negative": model}
     guider = node(guider, model=model, **{name: subject.small.conditioning(seed) for name, seed in prompts_of.items()}, **inputs)[0]
     latent = node(
-        "SamplerCustomAdvanced", noise=node("RandomNoise", noise_seed=5)[0], guider=guider, sampler=node("KSamplerSelect", sampler_name="euler")[0],
+        "SamplerCustomAdvanced",
+        noise=node("RandomNoise", noise_seed=5)[0],
+        guider=guider,
+        sampler=node("KSamplerSelect", sampler_name="euler")[0],
         sigmas=node("BasicScheduler", model=model, scheduler="simple", steps=3, denoise=1.0)[0],
         latent_image={"samples": torch.zeros(1, *subject.small.latent)},
     )[0]["samples"]
@@ -511,4 +570,6 @@ def test_two_guidances(pytestconfig, subject, model, order):
         made = guided(subject, made, seed=seed, w=w)
     options = dict(cfg=2.0, steps=4)
     expected = subject.small.sample(equation(subject, model, "opposed", subject.term(20, rows="opposed", w=-1.5)), **options)
-    assert_pair(pytestconfig, subject, "a second guidance", subject.small.sample(model, **options), expected, subject.small.sample(made, **options))
+    assert_pair(
+        pytestconfig, subject, "a second guidance", subject.small.sample(model, **options), expected, subject.small.sample(made, **options)
+    )

@@ -62,7 +62,9 @@ def check_addresses(graph):
 
 def test_the_api_form_names_the_same_files(path):
     graph, prompt = read(path)["nodes"], read(api_form(path))
-    in_graph = {str(node["id"]): named for node in graph if node["type"] != "MarkdownNote" and (named := files(node.get("widgets_values", [])))}
+    in_graph = {
+        str(node["id"]): named for node in graph if node["type"] != "MarkdownNote" and (named := files(node.get("widgets_values", [])))
+    }
     assert in_graph == {number: named for number, node in prompt.items() if (named := files(node["inputs"].values()))}
 
 

@@ -28,7 +28,8 @@ WORDS = {
     "video": ("Ultra-detailed, photorealistic, cinematic", "Low-res, bad quality, blurred"),
     "booru quality": ("absurdres, masterpiece, score_9", "worst quality, low quality, score_1"),
     "booru quality (long)": (
-        "absurdres, highres, masterpiece, best quality, score_7, score_8, score_9", "worst quality, low quality, score_1, score_2, score_3",
+        "absurdres, highres, masterpiece, best quality, score_7, score_8, score_9",
+        "worst quality, low quality, score_1, score_2, score_3",
     ),
     "booru quality (safe)": ("absurdres, masterpiece, score_9", "worst quality, low quality, score_1"),
 }
@@ -97,19 +98,24 @@ def test_on_sd3_every_preset_has_the_settings_of_sd3(clip, preset):
 
 
 @pytest.mark.parametrize("film", [False, True])
-@pytest.mark.parametrize("preset, layers", [
-    *((preset, None) for preset in WORDS if "booru" not in preset), ("booru quality", "2-5: 1"), ("booru quality (long)", "2-5: 1"),
-    ("booru quality (safe)", "3-5: 1"),
-])
+@pytest.mark.parametrize(
+    "preset, layers",
+    [
+        *((preset, None) for preset in WORDS if "booru" not in preset),
+        ("booru quality", "2-5: 1"),
+        ("booru quality (long)", "2-5: 1"),
+        ("booru quality (safe)", "3-5: 1"),
+    ],
+)
 def test_on_anima_with_a_max_pool_projection(narrow_clip, projection, preset, layers, film):
     model, given = ANIMA.load(), projection(f"b{film}.safetensors", form_b(film=film))
     expected = several(model, narrow_clip, *WORDS[preset], layers=layers, projection=given)
     assert_same(ANIMA.sample, one(model, narrow_clip, preset, projection=given), expected, model)
 
 
-@pytest.mark.parametrize("preset, layers", [
-    ("complexity", None), ("hands", None), ("booru quality", "2-5: 1"), ("booru quality (safe)", "3-5: 1"),
-])
+@pytest.mark.parametrize(
+    "preset, layers", [("complexity", None), ("hands", None), ("booru quality", "2-5: 1"), ("booru quality (safe)", "3-5: 1")]
+)
 def test_on_anima_with_clip_and_scales(clip, projection, preset, layers):
     model, given = ANIMA.load(), projection("a.pt", form_a())
     expected = several(model, clip, *WORDS[preset], layers=layers, projection=given)
@@ -160,11 +166,14 @@ def test_strength_0_is_the_plain_model(flux_model, clip):
     assert torch.equal(flux.sample(one(flux_model, clip, strength=0.0)), flux.sample(flux_model))
 
 
-@pytest.mark.parametrize("written, words", [
-    ({"positive": "oil on canvas"}, ("oil on canvas", "Low-res, flat, cartoonish")),
-    ({"negative": "a photograph"}, ("Ultra-detailed, photorealistic, cinematic", "a photograph")),
-    ({"positive": " oil ", "negative": "\n"}, (" oil ", "Low-res, flat, cartoonish")),
-])
+@pytest.mark.parametrize(
+    "written, words",
+    [
+        ({"positive": "oil on canvas"}, ("oil on canvas", "Low-res, flat, cartoonish")),
+        ({"negative": "a photograph"}, ("Ultra-detailed, photorealistic, cinematic", "a photograph")),
+        ({"positive": " oil ", "negative": "\n"}, (" oil ", "Low-res, flat, cartoonish")),
+    ],
+)
 def test_what_is_written_replaces_the_words_of_the_preset(flux_model, clip, written, words):
     assert_same(flux.sample, one(flux_model, clip, "aesthetics", **written), several(flux_model, clip, *words), flux_model)
 
@@ -193,14 +202,18 @@ def presets_file(tmp_path, monkeypatch):
 MINE = {"positive": "a", "negative": "b", "w": 2, "start_layer": 3}
 
 
-@pytest.mark.parametrize("preset, w, layers", [
-    (MINE, 3.0, None),
-    (MINE | {"family": "FLUX.1"}, 2.0, "3-7: 1"),
-    (MINE | {"family": "SD3"}, 3.0, None),
-    (MINE | {"layers": "0-1: 0.5", "depth": 4}, 3.0, "0-3: 0.5"),
-    (MINE | {"layers": "0-1: 0.5", "depth": 4, "family": "FLUX.1"}, 2.0, "0-3: 0.5"),
-    (MINE | {"layers": "0-1: 0.5", "depth": 4, "family": "HunyuanVideo"}, 3.0, None),
-], ids=["any", "ours", "another's", "layers, any", "layers, ours", "layers, another's"])
+@pytest.mark.parametrize(
+    "preset, w, layers",
+    [
+        (MINE, 3.0, None),
+        (MINE | {"family": "FLUX.1"}, 2.0, "3-7: 1"),
+        (MINE | {"family": "SD3"}, 3.0, None),
+        (MINE | {"layers": "0-1: 0.5", "depth": 4}, 3.0, "0-3: 0.5"),
+        (MINE | {"layers": "0-1: 0.5", "depth": 4, "family": "FLUX.1"}, 2.0, "0-3: 0.5"),
+        (MINE | {"layers": "0-1: 0.5", "depth": 4, "family": "HunyuanVideo"}, 3.0, None),
+    ],
+    ids=["any", "ours", "another's", "layers, any", "layers, ours", "layers, another's"],
+)
 def test_a_preset_s_own_w_and_layers_are_for_the_family_it_names(flux_model, clip, presets_file, preset, w, layers):
     presets_file({"mine": preset})
     assert_same(flux.sample, one(flux_model, clip, "mine"), several(flux_model, clip, "a", "b", w, layers), flux_model)

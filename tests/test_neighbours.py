@@ -160,9 +160,7 @@ def test_a_forward_set_between_two_of_our_nodes():
 
 def inputs_for(rows, inputs, of):
     """The inputs of a call, for other rows: those whose first dimension is that of the batch."""
-    return {
-        name: value[of] if isinstance(value, torch.Tensor) and len(value) == rows else value for name, value in inputs.items()
-    }
+    return {name: value[of] if isinstance(value, torch.Tensor) and len(value) == rows else value for name, value in inputs.items()}
 
 
 def one_more_row(diffusion_model, x, timestep, **inputs):
@@ -172,9 +170,7 @@ def one_more_row(diffusion_model, x, timestep, **inputs):
 
 
 def one_row_at_a_time(diffusion_model, x, timestep, **inputs):
-    return torch.cat([
-        of_class(diffusion_model, x[[row]], timestep[[row]], **inputs_for(len(x), inputs, [row])) for row in range(len(x))
-    ])
+    return torch.cat([of_class(diffusion_model, x[[row]], timestep[[row]], **inputs_for(len(x), inputs, [row])) for row in range(len(x))])
 
 
 @pytest.mark.parametrize("forward", [one_more_row, one_row_at_a_time])
@@ -233,13 +229,13 @@ def test_a_swapped_class_that_takes_one_row_at_a_time(subject):
     whole = copied.forward
 
     def forward(self, x, timestep, **inputs):
-        return torch.cat([
-            whole(self, x[[row]], timestep[[row]], **inputs_for(len(x), inputs, [row])) for row in range(len(x))
-        ])
+        return torch.cat([whole(self, x[[row]], timestep[[row]], **inputs_for(len(x), inputs, [row])) for row in range(len(x))])
 
     other = swapped_class(subject, forward=forward)
     assert_guided(
-        sample(other(guided(subject, model, "both")), **SAMPLING), sample(equation(subject, model, "both"), **SAMPLING), sample(model, **SAMPLING)
+        sample(other(guided(subject, model, "both")), **SAMPLING),
+        sample(equation(subject, model, "both"), **SAMPLING),
+        sample(model, **SAMPLING),
     )
 
 
@@ -343,7 +339,7 @@ class DoublesThenSingles(nn.Module):
             inputs.pop(name, None)
         for block in self.singles:
             x = block(x, vec, *args, **inputs)
-        return x[:, :img.shape[1]], x[:, img.shape[1]:]
+        return x[:, : img.shape[1]], x[:, img.shape[1] :]
 
 
 def test_both_lists_of_blocks_within_one_block():
@@ -375,7 +371,9 @@ def copied_model(model):
 
 def said(caplog):
     """Our own warnings."""
-    return " ".join(record.getMessage() for record in caplog.records if record.levelno == logging.WARNING and "guidance" in record.getMessage())
+    return " ".join(
+        record.getMessage() for record in caplog.records if record.levelno == logging.WARNING and "guidance" in record.getMessage()
+    )
 
 
 def test_a_sampling_that_reaches_no_layer_is_said(subject, model, caplog):
@@ -389,7 +387,9 @@ def test_a_sampling_that_reaches_no_layer_is_said(subject, model, caplog):
 def test_layers_that_are_never_reached_are_counted(caplog):
     subject = SUBJECTS["SD3.5"]
     model = subject.small.load()
-    skipping = while_called(lambda diffusion_model: forward_set(diffusion_model.joint_blocks[2], lambda self, context, x, **inputs: (context, x)))
+    skipping = while_called(
+        lambda diffusion_model: forward_set(diffusion_model.joint_blocks[2], lambda self, context, x, **inputs: (context, x))
+    )
     other = on_clone(lambda model: model.set_model_patch_replace(lambda args, extra: args, "dit", "double_block", 2))
     subject.small.sample(skipping(guided(subject, model)), **SAMPLING)
     assert not said(caplog), "another forward is still the block's"

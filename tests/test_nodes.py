@@ -21,8 +21,17 @@ OURS = {
     "GuidanceLayerScheduleText": (["layers", "final_layer"], ["schedule"]),
     "ApplyModulationGuidance": (
         [
-            "model", "direction", "w", "start_percent", "end_percent", "cfg_rows", "keep_norm", "schedule", "projection",
-            "base_positive", "base_negative",
+            "model",
+            "direction",
+            "w",
+            "start_percent",
+            "end_percent",
+            "cfg_rows",
+            "keep_norm",
+            "schedule",
+            "projection",
+            "base_positive",
+            "base_negative",
         ],
         ["model"],
     ),
@@ -33,20 +42,51 @@ OURS = {
     "SavePooledProjection": (["projection", "filename_prefix"], []),
     "DistillGuidanceDirection": (
         [
-            "model", "clip", "prompts", "positive", "negative", "steps", "batch_size", "learning_rate", "width", "height", "seed", "direction",
-            "prompts_file", "accumulation", "checkpointing", "frames", "data", "samples_per_prompt", "sample_steps", "cfg", "pairs", "cache",
+            "model",
+            "clip",
+            "prompts",
+            "positive",
+            "negative",
+            "steps",
+            "batch_size",
+            "learning_rate",
+            "width",
+            "height",
+            "seed",
+            "direction",
+            "prompts_file",
+            "accumulation",
+            "checkpointing",
+            "frames",
+            "data",
+            "samples_per_prompt",
+            "sample_steps",
+            "cfg",
+            "pairs",
+            "cache",
             "precision",
         ],
         ["direction", "loss_map", "steps"],
     ),
     "ScaleTextVariance": (
-        ["model", "scale", "start_percent", "end_percent", "schedule", "tokens", "clip", "prompt", "negative_prompt", "prompts"], ["model"],
+        ["model", "scale", "start_percent", "end_percent", "schedule", "tokens", "clip", "prompt", "negative_prompt", "prompts"],
+        ["model"],
     ),
     "InspectGuidance": (["model", "directions", "labels", "w", "schedule", "projection"], ["image", "report"]),
     "SweepModulationGuidance": (
         [
-            "model", "direction", "w_values", "start_layers", "start_percent", "end_percent", "cfg_rows", "keep_norm", "schedule", "projection",
-            "base_positive", "base_negative",
+            "model",
+            "direction",
+            "w_values",
+            "start_layers",
+            "start_percent",
+            "end_percent",
+            "cfg_rows",
+            "keep_norm",
+            "schedule",
+            "projection",
+            "base_positive",
+            "base_negative",
         ],
         ["models", "labels"],
     ),
@@ -83,10 +123,17 @@ def test_interface(node_id):
     assert all(part.tooltip for part in [*schema.inputs, *schema.outputs])
 
 
-@pytest.mark.parametrize("word, node_id", [
-    ("guidance", "ApplyModulationGuidance"), ("detail", "ApplyModulationGuidance"), ("encode prompt", "EncodeGuidanceDirection"),
-    ("detail", "GuidancePreset"), ("rare concepts", "ScaleTextVariance"), ("anima", "LoadPooledProjection"),
-])
+@pytest.mark.parametrize(
+    "word, node_id",
+    [
+        ("guidance", "ApplyModulationGuidance"),
+        ("detail", "ApplyModulationGuidance"),
+        ("encode prompt", "EncodeGuidanceDirection"),
+        ("detail", "GuidancePreset"),
+        ("rare concepts", "ScaleTextVariance"),
+        ("anima", "LoadPooledProjection"),
+    ],
+)
 def test_a_search_for_what_is_wanted_finds_the_node(word, node_id):
     assert word in host_nodes.NODE_CLASS_MAPPINGS[node_id].GET_SCHEMA().search_aliases
 
@@ -106,12 +153,32 @@ def test_types():
     assert types("ScorePictures") == ["IMAGE", "STRING", "STRING", "PICTURE_SCORER", "FLOAT", "STRING"]
     assert types("ChooseGuidance") == ["IMAGE", "STRING", "FLOAT", "FLOAT", "FLOAT", "IMAGE", "STRING", "FLOAT", "INT", "IMAGE"]
     assert types("ApplyModulationGuidance") == [
-        "MODEL", "GUIDANCE_DIRECTION", "FLOAT", "FLOAT", "FLOAT", "COMBO", "BOOLEAN", "LAYER_SCHEDULE", "POOLED_PROJECTION",
-        "CONDITIONING", "CONDITIONING", "MODEL",
+        "MODEL",
+        "GUIDANCE_DIRECTION",
+        "FLOAT",
+        "FLOAT",
+        "FLOAT",
+        "COMBO",
+        "BOOLEAN",
+        "LAYER_SCHEDULE",
+        "POOLED_PROJECTION",
+        "CONDITIONING",
+        "CONDITIONING",
+        "MODEL",
     ]
     assert types("ModulationGuidance") == ["MODEL", "CLIP", "COMBO", "FLOAT", "STRING", "STRING", "STRING", "POOLED_PROJECTION", "MODEL"]
     assert types("ScaleTextVariance") == [
-        "MODEL", "FLOAT", "FLOAT", "FLOAT", "LAYER_SCHEDULE", "COMBO", "CLIP", "STRING", "STRING", "COMFY_AUTOGROW_V3", "MODEL",
+        "MODEL",
+        "FLOAT",
+        "FLOAT",
+        "FLOAT",
+        "LAYER_SCHEDULE",
+        "COMBO",
+        "CLIP",
+        "STRING",
+        "STRING",
+        "COMFY_AUTOGROW_V3",
+        "MODEL",
     ]
     assert types("GuidanceGrid") == ["IMAGE", "STRING", "STRING", "IMAGE"]
     assert types("LoadPooledProjection") == ["COMBO", "POOLED_PROJECTION"]
@@ -119,8 +186,32 @@ def test_types():
     assert types("SaveGuidanceDirection") == ["GUIDANCE_DIRECTION", "STRING"]
     assert types("SavePooledProjection") == ["POOLED_PROJECTION", "STRING"]
     assert types("DistillGuidanceDirection") == [
-        "MODEL", "CLIP", "STRING", "STRING", "STRING", "INT", "INT", "FLOAT", "INT", "INT", "INT", "GUIDANCE_DIRECTION",
-        "STRING", "INT", "BOOLEAN", "INT", "COMBO", "INT", "INT", "FLOAT", "INT", "FLOAT", "COMBO", "GUIDANCE_DIRECTION", "LOSS_MAP", "INT",
+        "MODEL",
+        "CLIP",
+        "STRING",
+        "STRING",
+        "STRING",
+        "INT",
+        "INT",
+        "FLOAT",
+        "INT",
+        "INT",
+        "INT",
+        "GUIDANCE_DIRECTION",
+        "STRING",
+        "INT",
+        "BOOLEAN",
+        "INT",
+        "COMBO",
+        "INT",
+        "INT",
+        "FLOAT",
+        "INT",
+        "FLOAT",
+        "COMBO",
+        "GUIDANCE_DIRECTION",
+        "LOSS_MAP",
+        "INT",
     ]
 
 
@@ -140,7 +231,9 @@ def test_ranges_and_choices():
 
 def test_defaults():
     def defaults(node_id):
-        return {i.id: i.default for i in host_nodes.NODE_CLASS_MAPPINGS[node_id].GET_SCHEMA().inputs if getattr(i, "default", None) is not None}
+        return {
+            i.id: i.default for i in host_nodes.NODE_CLASS_MAPPINGS[node_id].GET_SCHEMA().inputs if getattr(i, "default", None) is not None
+        }
 
     assert defaults("GuidanceLayerSchedule") == dict(start_layer=5, end_layer=-1, taper_layers=0, taper_scale=0.25, final_layer=0.0)
     assert defaults("ApplyModulationGuidance") == dict(w=3.0, start_percent=0.0, end_percent=1.0, cfg_rows="auto", keep_norm=False)
@@ -149,7 +242,7 @@ def test_defaults():
     assert defaults("ScaleTextVariance") == dict(scale=1.5, start_percent=0.0, end_percent=1.0, tokens="prompt")
     assert defaults("ScorePictures") == dict(prompt="") and defaults("ChooseGuidance") == dict(tolerance=0.02)
     assert defaults("SweepModulationGuidance") == dict(
-        w_values="0, 1.5, 3, 6", start_layers="0, 5, 10", start_percent=0.0, end_percent=1.0, cfg_rows="auto", keep_norm=False,
+        w_values="0, 1.5, 3, 6", start_layers="0, 5, 10", start_percent=0.0, end_percent=1.0, cfg_rows="auto", keep_norm=False
     )
 
 
@@ -161,22 +254,31 @@ def test_combine_weighs_each_direction_in_order():
     assert [pair.weight for pair in nested.pairs] == [2, 2, -0.5]
 
 
-@pytest.mark.parametrize("preset, subject, expected", [
-    ("complexity", "", ("Extremely complex, the highest quality", "Very simple, no details at all", 3.0, 5)),
-    ("aesthetics", "ignored", ("Ultra-detailed, photorealistic, cinematic", "Low-res, flat, cartoonish", 3.0, 5)),
-    ("hands", "", ("Natural and realistic hands", "Unnatural hands", 3.0, 5)),
-    ("hands", "A boy", ("A boy with natural and realistic hands", "Unnatural hands", 3.0, 5)),
-    ("counting", "three apples", ("three apples", "Very simple, no details at all", 3.0, 5)),
-    ("color", "a purple apple", ("a purple apple", "Very simple, no details at all", 3.0, 5)),
-    ("position", "a dog above a bench", ("a dog above a bench", "Very simple, no details at all", 3.0, 5)),
-    ("video", "", ("Ultra-detailed, photorealistic, cinematic", "Low-res, bad quality, blurred", 3.5, 5)),
-    ("booru quality", "", ("absurdres, masterpiece, score_9", "worst quality, low quality, score_1", 3.0, 8)),
-    ("booru quality (long)", "", (
-        "absurdres, highres, masterpiece, best quality, score_7, score_8, score_9",
-        "worst quality, low quality, score_1, score_2, score_3", 3.0, 8,
-    )),
-    ("booru quality (safe)", "", ("absurdres, masterpiece, score_9", "worst quality, low quality, score_1", 3.0, 14)),
-])
+@pytest.mark.parametrize(
+    "preset, subject, expected",
+    [
+        ("complexity", "", ("Extremely complex, the highest quality", "Very simple, no details at all", 3.0, 5)),
+        ("aesthetics", "ignored", ("Ultra-detailed, photorealistic, cinematic", "Low-res, flat, cartoonish", 3.0, 5)),
+        ("hands", "", ("Natural and realistic hands", "Unnatural hands", 3.0, 5)),
+        ("hands", "A boy", ("A boy with natural and realistic hands", "Unnatural hands", 3.0, 5)),
+        ("counting", "three apples", ("three apples", "Very simple, no details at all", 3.0, 5)),
+        ("color", "a purple apple", ("a purple apple", "Very simple, no details at all", 3.0, 5)),
+        ("position", "a dog above a bench", ("a dog above a bench", "Very simple, no details at all", 3.0, 5)),
+        ("video", "", ("Ultra-detailed, photorealistic, cinematic", "Low-res, bad quality, blurred", 3.5, 5)),
+        ("booru quality", "", ("absurdres, masterpiece, score_9", "worst quality, low quality, score_1", 3.0, 8)),
+        (
+            "booru quality (long)",
+            "",
+            (
+                "absurdres, highres, masterpiece, best quality, score_7, score_8, score_9",
+                "worst quality, low quality, score_1, score_2, score_3",
+                3.0,
+                8,
+            ),
+        ),
+        ("booru quality (safe)", "", ("absurdres, masterpiece, score_9", "worst quality, low quality, score_1", 3.0, 14)),
+    ],
+)
 def test_presets(preset, subject, expected):
     assert tuple(node("GuidancePreset", preset=preset, subject=subject))[:4] == expected
 
@@ -193,15 +295,23 @@ def test_lists_go_in_and_come_out_where_a_sweep_needs_it():
 def test_preset_list_is_the_interface():
     presets, _ = host_nodes.NODE_CLASS_MAPPINGS["GuidancePreset"].GET_SCHEMA().inputs
     assert presets.options == [
-        "complexity", "aesthetics", "hands", "counting", "color", "position", "video", "booru quality", "booru quality (long)",
+        "complexity",
+        "aesthetics",
+        "hands",
+        "counting",
+        "color",
+        "position",
+        "video",
+        "booru quality",
+        "booru quality (long)",
         "booru quality (safe)",
     ]
 
 
 def test_encode_keeps_pooled_tokens_and_extras(clip_l):
     encoded = node("EncodeGuidanceDirection", clip=clip_l, positive="a red circle", negative="a blue square")[0]
-    pair, = encoded.pairs
-    (tokens, extras), = node("CLIPTextEncode", clip=clip_l, text="a red circle")[0]
+    (pair,) = encoded.pairs
+    ((tokens, extras),) = node("CLIPTextEncode", clip=clip_l, text="a red circle")[0]
     assert torch.equal(pair.positive.tokens, tokens)
     assert torch.equal(pair.positive.pooled, extras["pooled_output"])
     assert not torch.equal(pair.positive.pooled, pair.negative.pooled)
@@ -220,7 +330,9 @@ def clip_l(tmp_path_factory):
     return comfy.sd.load_clip([str(path)])
 
 
-@pytest.mark.parametrize("version, fits", [("0.20.1", False), ("0.23.9", False), ("0.24.0", True), ("0.24.1rc1", True), ("0.30.0", True), ("1.0.0", True)])
+@pytest.mark.parametrize(
+    "version, fits", [("0.20.1", False), ("0.23.9", False), ("0.24.0", True), ("0.24.1rc1", True), ("0.30.0", True), ("1.0.0", True)]
+)
 def test_a_host_that_is_too_old_is_named_when_the_pack_loads(version, fits, monkeypatch, caplog):
     package = importlib.import_module(host_nodes.NODE_CLASS_MAPPINGS["ApplyModulationGuidance"].__module__.rpartition(".")[0])
     monkeypatch.setattr(comfyui_version, "__version__", version)

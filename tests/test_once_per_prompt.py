@@ -34,7 +34,7 @@ def bypass_lora(small, patcher):
     draw = torch.Generator().manual_seed(7)
     lora = {
         f"diffusion_model.{name}.lora_up.weight": torch.randn(wide, 4, generator=draw),
-        f"diffusion_model.{name}.lora_down.weight": torch.randn(4, narrow, generator=draw) / narrow ** 0.5,
+        f"diffusion_model.{name}.lora_down.weight": torch.randn(4, narrow, generator=draw) / narrow**0.5,
     }
     return comfy.sd.load_bypass_lora_for_models(patcher, None, lora, 1.0, 0.0)[0]
 

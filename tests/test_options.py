@@ -18,9 +18,9 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("number", ["nan", "inf", "-inf", "1e999", "much"])
-@pytest.mark.parametrize("command, option", [
-    ("effect", "--cfg"), ("effect", "--w"), ("measure", "--cfg"), ("measure", "--shift"), ("train", "--learning-rate"),
-])
+@pytest.mark.parametrize(
+    "command, option", [("effect", "--cfg"), ("effect", "--w"), ("measure", "--cfg"), ("measure", "--shift"), ("train", "--learning-rate")]
+)
 def test_a_number_must_be_finite(monkeypatch, capsys, command, option, number):
     main, given = COMMANDS[command]
     monkeypatch.setattr(sys, "argv", [command, *given, f"{option}={number}"])

@@ -89,9 +89,7 @@ def test_two_guidances_add_up(small, model):
 
 def test_guidances_that_keep_the_norm_keep_it_together(small, model):
     guided = apply(apply(model, small.direction(10), keep_norm=True), small.direction(20), w=2.0, keep_norm=True)
-    assert_equals_equation(
-        small, model, guided, default_term(small, keep_norm=True), default_term(small, seed=20, w=2.0, keep_norm=True)
-    )
+    assert_equals_equation(small, model, guided, default_term(small, keep_norm=True), default_term(small, seed=20, w=2.0, keep_norm=True))
 
 
 def test_each_picture_of_a_batch_can_have_a_direction_of_its_own(small, model):
@@ -112,7 +110,14 @@ def test_wrong_equations_would_be_noticed(small, model):
     right = dict(start=2, head=0.0, rows="both")
     torch.testing.assert_close(actual, small.sample(reference(small, model, term(small, **right))), **TOLERANCE)
     for mistake in (
-        {"w": -3.0}, {"w": 3.1}, {"start": 1}, {"start": 3}, {"head": 1.0}, {"seed": 11}, {"rows": "cond"}, {"keep_norm": True},
+        {"w": -3.0},
+        {"w": 3.1},
+        {"start": 1},
+        {"start": 3},
+        {"head": 1.0},
+        {"seed": 11},
+        {"rows": "cond"},
+        {"keep_norm": True},
         {"window": (0.5, 0.0)},
     ):
         wrong = small.sample(reference(small, model, term(small, **right | mistake)))
@@ -172,9 +177,11 @@ def runs_of(model, layer, sample):
     return len(runs)
 
 
-@pytest.mark.parametrize("small, pooling, key", [
-    (MOCHI, "t5_y_embedder", "t5_y_embedder.to_q"), (HUNYUAN_DIT_11, "pooler", "pooler.q_proj"),
-], ids=lambda value: getattr(value, "name", ""))
+@pytest.mark.parametrize(
+    "small, pooling, key",
+    [(MOCHI, "t5_y_embedder", "t5_y_embedder.to_q"), (HUNYUAN_DIT_11, "pooler", "pooler.q_proj")],
+    ids=lambda value: getattr(value, "name", ""),
+)
 def test_models_that_pool_tokens_themselves_pool_a_direction_s_once(small, pooling, key):
     model = small.load()
     guided = apply(model, small.direction())

@@ -53,7 +53,7 @@ def test_head_weight_and_taper(schnell):
 
 def test_text_schedule(schnell):
     layers = node("GuidanceLayerScheduleText", layers="1-3: 0.5, 7: -1", final_layer=0.0)[0]
-    assert_equals_equation(schnell, apply(schnell, direction(), schedule=layers), terms_of(weights=[0, .5, .5, .5, 0, 0, 0, -1, 0]))
+    assert_equals_equation(schnell, apply(schnell, direction(), schedule=layers), terms_of(weights=[0, 0.5, 0.5, 0.5, 0, 0, 0, -1, 0]))
 
 
 def test_curve_schedule(schnell):

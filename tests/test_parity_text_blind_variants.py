@@ -67,10 +67,16 @@ def test_no_change_of_a_number_compiles_again(small, folder):
     """Where what is added to a block is made by a layer before it, or is no single tensor."""
     guide = partial(guided, small, projection=projection(small, folder))
     head = schedule(1, final_layer=0.5)
-    assert_compiled_once(small, [
-        lambda model: model, lambda model: guide(model), lambda model: guide(model, w=5.0), lambda model: guide(model, schedule=head),
-        lambda model: guide(guide(model), seed=20),
-    ])
+    assert_compiled_once(
+        small,
+        [
+            lambda model: model,
+            lambda model: guide(model),
+            lambda model: guide(model, w=5.0),
+            lambda model: guide(model, schedule=head),
+            lambda model: guide(guide(model), seed=20),
+        ],
+    )
 
 
 @pytest.mark.parametrize("small", SHALLOW, ids=lambda small: small.name)
@@ -78,9 +84,17 @@ def test_no_change_of_a_learned_direction_compiles_again(small):
     def guide(model, seed=80, w=3.0, start=1):
         return apply(model, learned(shifts(2, small.width, seed), small.name), w=w, schedule=schedule(start), cfg_rows="both")
 
-    assert_compiled_once(small, [
-        lambda model: model, guide, partial(guide, w=-2.0), partial(guide, seed=81), partial(guide, start=0), lambda model: guide(guide(model), seed=81),
-    ])
+    assert_compiled_once(
+        small,
+        [
+            lambda model: model,
+            guide,
+            partial(guide, w=-2.0),
+            partial(guide, seed=81),
+            partial(guide, start=0),
+            lambda model: guide(guide(model), seed=81),
+        ],
+    )
 
 
 def assert_compiled_once(small, changes):

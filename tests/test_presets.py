@@ -54,17 +54,20 @@ def test_one_of_our_name_wins(write):
         preset("hands")
 
 
-@pytest.mark.parametrize("name, depth, expected", [
-    ("hands", 57, [0] * 13 + [1] * 18 + [0.3333] * 15 + [0] * 11),  # the paper's strategy 4, on the model it is for
-    ("hands", 38, [0] * 9 + [1] * 12 + [0.3333] * 10 + [0] * 7),  # 13, 31 and 46 of 57 are 8.7, 20.7 and 30.7 of 38
-    ("hands", 3, [0, 1, 0.3333]),
-    ("booru quality", 28, [0] * 8 + [1] * 19 + [0]),
-    ("booru quality (long)", 28, [0] * 8 + [1] * 19 + [0]),
-    ("booru quality (safe)", 28, [0] * 14 + [1] * 14),
-    ("booru quality (safe)", 40, [0] * 20 + [1] * 20),
-    ("aesthetics", 57, [0] * 5 + [1] * 52),
-    ("aesthetics", 38, [0] * 5 + [1] * 33),
-])
+@pytest.mark.parametrize(
+    "name, depth, expected",
+    [
+        ("hands", 57, [0] * 13 + [1] * 18 + [0.3333] * 15 + [0] * 11),  # the paper's strategy 4, on the model it is for
+        ("hands", 38, [0] * 9 + [1] * 12 + [0.3333] * 10 + [0] * 7),  # 13, 31 and 46 of 57 are 8.7, 20.7 and 30.7 of 38
+        ("hands", 3, [0, 1, 0.3333]),
+        ("booru quality", 28, [0] * 8 + [1] * 19 + [0]),
+        ("booru quality (long)", 28, [0] * 8 + [1] * 19 + [0]),
+        ("booru quality (safe)", 28, [0] * 14 + [1] * 14),
+        ("booru quality (safe)", 40, [0] * 20 + [1] * 20),
+        ("aesthetics", 57, [0] * 5 + [1] * 52),
+        ("aesthetics", 38, [0] * 5 + [1] * 33),
+    ],
+)
 def test_the_layers_of_a_preset_are_carried_over_in_proportion(name, depth, expected):
     assert layers(name, depth) == tuple(expected)
 
@@ -98,42 +101,46 @@ def test_every_preset_of_ours_says_where_it_comes_from():
     assert all(f"\n{name}: " in combo().tooltip for name in combo().options)
 
 
-@pytest.mark.parametrize("content, sentence", [
-    ("{broken", "cannot be read as JSON"),
-    ([1, 2], "holds no presets by name"),
-    ({"a": 3}, "'a' in .* is 3"),
-    ({"a": {"negative": "x", "w": 1, "start_layer": 0}}, "'a' in .* has neither positive nor positive_with_subject"),
-    ({"a": {"positive": "x", "negative": "x", "w": 1}}, "'a' in .* has no start_layer"),
-    ({"a": MINE | {"w": "3"}}, "'a' in .* has w '3', which is no number from -50 to 50"),
-    ({"a": MINE | {"start_layer": 2.5}}, "'a' in .* has start_layer 2.5; it is a whole number from 0 to 1000"),
-    ({"a": MINE | {"negative": None}}, "'a' in .* has negative None, which is no text"),
-    ({"a": MINE | {"positive_with_subject": "{0.__class__}"}}, "braces stand only around subject"),
-    ({"a": MINE | {"w": 10**400}}, "'a' in .* has w 1000*\\.\\.\\.0*, which is no number from -50 to 50"),
-    ({"a": MINE | {"start_layer": 10**400}}, "'a' in .* has start_layer 1000*\\.\\.\\.0*; it is a whole number from 0 to 1000"),
-    ({"a": MINE | {"w": "1" * 900_000}}, "'a' in .* has w '111*\\.\\.\\.1*', which is no number"),
-    ({"a": [[[["x" * 900_000]]]]}, "'a' in .* is "),
-    ('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}", "cannot be read as JSON .*recursion"),
-    ('{"a": ' + "[" * 900 + "]" * 900 + "}", "'a' in .* is "),
-    ('{"a": ' + "1" * 10_000 + "}", "cannot be read as JSON"),
-    ({"a": MINE | {"layers": "0-5: 1"}}, "'a' in .* has one of layers and depth"),
-    ({"a": MINE | {"depth": 28}}, "'a' in .* has one of layers and depth"),
-    ({"a": MINE | {"layers": 5, "depth": 28}}, "'a' in .* has layers 5, which is no text"),
-    ({"a": MINE | {"layers": "0-5: 1", "depth": 28.5}}, "'a' in .* has depth 28.5, which is no whole number"),
-    ({"a": MINE | {"layers": "5-0: 1", "depth": 28}}, "'a' in .* has layers that cannot be used .*runs backwards"),
-    ({"a": MINE | {"layers": "0-28: 1", "depth": 28}}, "'a' in .* has layers that cannot be used .*depth is 29 at least"),
-    ({"a": MINE | {"layers": "0-5: 1", "depth": 10**400}}, "'a' in .* has layers that cannot be used .*1001 at most"),
-    ({"a": MINE | {"layers": "0: 1" + "0" * 400, "depth": 28}}, "'a' in .* has layers that cannot be used"),
-    ({"a": MINE | {"layers": "x" * 900_000, "depth": 28}}, "'a' in .* has layers that cannot be used"),
-    ({"a": MINE | {"family": "FLUX"}}, "'a' in .* has family 'FLUX'; choose one of FLUX.1, SD3, "),
-    ({"a": MINE | {"family": ["FLUX.1"]}}, "'a' in .* has family \\['FLUX.1'\\]; choose one of"),
-    ({"custom": MINE}, "'custom' in .* has a name that Modulation Guidance gives to words of one's own"),
-    ({"a": MINE | {"negativ": "x"}}, "'a' in .* has 'negativ', which is not known"),
-], ids=lambda value: value[:40] if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    "content, sentence",
+    [
+        ("{broken", "cannot be read as JSON"),
+        ([1, 2], "holds no presets by name"),
+        ({"a": 3}, "'a' in .* is 3"),
+        ({"a": {"negative": "x", "w": 1, "start_layer": 0}}, "'a' in .* has neither positive nor positive_with_subject"),
+        ({"a": {"positive": "x", "negative": "x", "w": 1}}, "'a' in .* has no start_layer"),
+        ({"a": MINE | {"w": "3"}}, "'a' in .* has w '3', which is no number from -50 to 50"),
+        ({"a": MINE | {"start_layer": 2.5}}, "'a' in .* has start_layer 2.5; it is a whole number from 0 to 1000"),
+        ({"a": MINE | {"negative": None}}, "'a' in .* has negative None, which is no text"),
+        ({"a": MINE | {"positive_with_subject": "{0.__class__}"}}, "braces stand only around subject"),
+        ({"a": MINE | {"w": 10**400}}, "'a' in .* has w 1000*\\.\\.\\.0*, which is no number from -50 to 50"),
+        ({"a": MINE | {"start_layer": 10**400}}, "'a' in .* has start_layer 1000*\\.\\.\\.0*; it is a whole number from 0 to 1000"),
+        ({"a": MINE | {"w": "1" * 900_000}}, "'a' in .* has w '111*\\.\\.\\.1*', which is no number"),
+        ({"a": [[[["x" * 900_000]]]]}, "'a' in .* is "),
+        ('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}", "cannot be read as JSON .*recursion"),
+        ('{"a": ' + "[" * 900 + "]" * 900 + "}", "'a' in .* is "),
+        ('{"a": ' + "1" * 10_000 + "}", "cannot be read as JSON"),
+        ({"a": MINE | {"layers": "0-5: 1"}}, "'a' in .* has one of layers and depth"),
+        ({"a": MINE | {"depth": 28}}, "'a' in .* has one of layers and depth"),
+        ({"a": MINE | {"layers": 5, "depth": 28}}, "'a' in .* has layers 5, which is no text"),
+        ({"a": MINE | {"layers": "0-5: 1", "depth": 28.5}}, "'a' in .* has depth 28.5, which is no whole number"),
+        ({"a": MINE | {"layers": "5-0: 1", "depth": 28}}, "'a' in .* has layers that cannot be used .*runs backwards"),
+        ({"a": MINE | {"layers": "0-28: 1", "depth": 28}}, "'a' in .* has layers that cannot be used .*depth is 29 at least"),
+        ({"a": MINE | {"layers": "0-5: 1", "depth": 10**400}}, "'a' in .* has layers that cannot be used .*1001 at most"),
+        ({"a": MINE | {"layers": "0: 1" + "0" * 400, "depth": 28}}, "'a' in .* has layers that cannot be used"),
+        ({"a": MINE | {"layers": "x" * 900_000, "depth": 28}}, "'a' in .* has layers that cannot be used"),
+        ({"a": MINE | {"family": "FLUX"}}, "'a' in .* has family 'FLUX'; choose one of FLUX.1, SD3, "),
+        ({"a": MINE | {"family": ["FLUX.1"]}}, "'a' in .* has family \\['FLUX.1'\\]; choose one of"),
+        ({"custom": MINE}, "'custom' in .* has a name that Modulation Guidance gives to words of one's own"),
+        ({"a": MINE | {"negativ": "x"}}, "'a' in .* has 'negativ', which is not known"),
+    ],
+    ids=lambda value: value[:40] if isinstance(value, str) else "",
+)
 def test_a_file_that_is_wrong_is_named_and_ours_go_on_being_offered(write, caplog, content, sentence):
     write(content)
     assert combo().options[0] == "complexity" and "a" not in combo().options
     assert re.search(f"Guidance Preset: .*{sentence}.*there are the pack's own presets, without yours", caplog.text)
-    with pytest.raises(ValueError, match=f"Guidance Preset: .*{sentence}.*Write {{\"my preset\"") as refused:
+    with pytest.raises(ValueError, match=f'Guidance Preset: .*{sentence}.*Write {{"my preset"') as refused:
         preset("aesthetics")
     assert len(str(refused.value)) < 1000
 
@@ -191,7 +198,7 @@ def test_whatever_the_file_holds_ours_are_offered(write, tmp_path, seed):
         content = json.dumps({draw.choice(["a", "hands", "", "\ud800"]): odd_value(draw) for _ in range(2)}).encode()
         for _ in range(draw.choice([0, 0, 1, 5])):
             place = draw.randrange(len(content))
-            content = content[:place] + bytes([draw.randrange(256)]) + content[place + draw.randrange(2):]
+            content = content[:place] + bytes([draw.randrange(256)]) + content[place + draw.randrange(2) :]
         (tmp_path / "modulation_guidance_presets.json").write_bytes(content)
         assert {"complexity", "hands"} <= set(combo().options)
         try:

@@ -73,7 +73,7 @@ def lora_weights(model, names, rank=4):
     for name in names:
         wide, narrow = state[f"{name}.weight"].shape
         lora[f"diffusion_model.{name}.lora_up.weight"] = torch.randn(wide, rank, generator=generator) / rank
-        lora[f"diffusion_model.{name}.lora_down.weight"] = torch.randn(rank, narrow, generator=generator) / narrow ** 0.5
+        lora[f"diffusion_model.{name}.lora_down.weight"] = torch.randn(rank, narrow, generator=generator) / narrow**0.5
     return lora
 
 
@@ -177,13 +177,16 @@ def test_lora_hook_on_the_positive(small, model, projections):
 @FORMS
 def test_each_row_of_a_batch_takes_its_own_side_under_guiders_that_count_otherwise(small, model, projections, form):
     """DualCFG hands the negative over first."""
+
     def sampled(model):
         prompts = {name: small.conditioning(seed) for name, seed in (("cond1", 1), ("cond2", 3), ("negative", 2))}
         sigmas = torch.linspace(small.sigma_max or 1.0, 0, 3)
         return node(
-            "SamplerCustomAdvanced", noise=node("RandomNoise", noise_seed=5)[0],
+            "SamplerCustomAdvanced",
+            noise=node("RandomNoise", noise_seed=5)[0],
             guider=node("DualCFGGuider", model=model, cfg_conds=2.0, cfg_cond2_negative=1.5, style="regular", **prompts)[0],
-            sampler=node("KSamplerSelect", sampler_name="euler")[0], sigmas=sigmas,
+            sampler=node("KSamplerSelect", sampler_name="euler")[0],
+            sigmas=sigmas,
             latent_image={"samples": torch.zeros(1, *small.latent)},
         )[0]["samples"]
 
@@ -198,16 +201,25 @@ def test_each_row_of_a_batch_takes_its_own_side_under_guiders_that_count_otherwi
     torch.testing.assert_close(actual, expected, **TOLERANCE)
 
 
-@pytest.mark.parametrize("form, base, labels", [
-    ("A", False, ["plain", "w 2, start 0", "w 2, start 1"]),
-    ("A", True, ["w 0, start 0", "w 0, start 1", "w 2, start 0", "w 2, start 1"]),
-    ("B", False, ["w 0", "w 2, start 0", "w 2, start 1"]),
-])
+@pytest.mark.parametrize(
+    "form, base, labels",
+    [
+        ("A", False, ["plain", "w 2, start 0", "w 2, start 1"]),
+        ("A", True, ["w 0, start 0", "w 0, start 1", "w 2, start 0", "w 2, start 1"]),
+        ("B", False, ["w 0", "w 2, start 0", "w 2, start 1"]),
+    ],
+)
 def test_a_sweep_says_plain_where_w_0_is_the_plain_picture(small, model, projections, form, base, labels):
     direction = small.pooled_direction() if form == "A" else small.direction()
     sides = {"base_positive": small.pooled(1), "base_negative": small.pooled(2)} if base else {}
     made = node(
-        "SweepModulationGuidance", model=model, direction=direction, projection=projections[form][0], w_values="0, 2", start_layers="0, 1", **sides
+        "SweepModulationGuidance",
+        model=model,
+        direction=direction,
+        projection=projections[form][0],
+        w_values="0, 2",
+        start_layers="0, 1",
+        **sides,
     )
     assert made[1] == labels
     assert torch.equal(small.sample(made[0][0]), small.sample(model)) == (labels[0] == "plain")
@@ -262,6 +274,7 @@ def test_a_projection_is_one_network_however_often_it_is_applied(small, model, p
 
 def test_base_prompts_are_refused_where_nothing_says_which_side_a_row_is_on(small, model, projections):
     """As under the deprecated Perp-Neg, which calls the model with a conditioning that the guider does not have."""
+
     def perp_neg(model):
         return node("PerpNeg", model=model, empty_conditioning=small.conditioning(3), neg_scale=0.5)[0]
 
@@ -271,6 +284,7 @@ def test_base_prompts_are_refused_where_nothing_says_which_side_a_row_is_on(smal
     without = apply(model, small.pooled_direction(), w=2.0, cfg_rows="both", schedule=schedule(1), projection=projection)
     expected = reference(small, model, Projected(projections["A"][1], weights_from(1), w=2.0, rows="both", base=(None, None)))
     torch.testing.assert_close(small.sample(perp_neg(without)), small.sample(perp_neg(expected)), **TOLERANCE)
+
 
 @contextmanager
 def counted_runs(model):
@@ -324,9 +338,17 @@ def test_no_change_of_a_number_compiles_again(projections, small, form, order):
 
     make = partial(guided, small, projections, form)
     changes = [
-        lambda model: model, make, partial(make, w=5.0), partial(make, w=-1.0), partial(make, start=3), partial(make, seed=20),
-        partial(make, rows="opposed"), partial(make, w=0.0), partial(make, start_percent=0.3, end_percent=0.7),
-        lambda model: make(make(model), seed=20), lambda model: model,
+        lambda model: model,
+        make,
+        partial(make, w=5.0),
+        partial(make, w=-1.0),
+        partial(make, start=3),
+        partial(make, seed=20),
+        partial(make, rows="opposed"),
+        partial(make, w=0.0),
+        partial(make, start_percent=0.3, end_percent=0.7),
+        lambda model: make(make(model), seed=20),
+        lambda model: model,
     ]
     before = None
     for i, change in enumerate(changes):

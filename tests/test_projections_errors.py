@@ -46,12 +46,16 @@ def test_a_projection_for_another_family_is_refused_by_name(small, model, projec
         apply(model, small.direction(), projection=made)
 
 
-@pytest.mark.parametrize("tensors, words", [
-    (form_a(width=WIDTH + 8), rf"output is {3 * (WIDTH + 8)} wide, but the adaln lora of this {{0}} model is {3 * WIDTH} wide"),
-    (form_a(depth=DEPTH + 1), rf"scales are for {DEPTH + 1} layers, but this {{0}} model has {DEPTH}"),
-    (form_b(width=WIDTH + 8), rf"output is {WIDTH + 8} wide, but the time embedding of this {{0}} model is {WIDTH} wide"),
-    (form_b(context=CONTEXT + 8), rf"input is {CONTEXT + 8} wide, but the text context of this {{0}} model is {CONTEXT} wide"),
-], ids=["width of form A", "depth of form A", "width of form B", "context of form B"])
+@pytest.mark.parametrize(
+    "tensors, words",
+    [
+        (form_a(width=WIDTH + 8), rf"output is {3 * (WIDTH + 8)} wide, but the adaln lora of this {{0}} model is {3 * WIDTH} wide"),
+        (form_a(depth=DEPTH + 1), rf"scales are for {DEPTH + 1} layers, but this {{0}} model has {DEPTH}"),
+        (form_b(width=WIDTH + 8), rf"output is {WIDTH + 8} wide, but the time embedding of this {{0}} model is {WIDTH} wide"),
+        (form_b(context=CONTEXT + 8), rf"input is {CONTEXT + 8} wide, but the text context of this {{0}} model is {CONTEXT} wide"),
+    ],
+    ids=["width of form A", "depth of form A", "width of form B", "context of form B"],
+)
 def test_widths_and_depth_of_another_model(small, model, projection, tensors, words):
     with pytest.raises(ValueError, match=words.format(small.name)):
         apply(model, small.direction(), projection=projection(tensors))
@@ -83,9 +87,7 @@ def test_a_wider_pooled_output_is_cut(small, model, projection):
     made = projection(form_a())
     wide = {name: small.pooled(seed, CLIP + 8) for name, seed in (("positive", 10), ("negative", 11))}
     cut = {name: [[tokens, {"pooled_output": extras["pooled_output"][:, :CLIP]}]] for name, [[tokens, extras]] in wide.items()}
-    pictures = [
-        small.sample(apply(model, node("GuidanceDirectionFromConditioning", **sides)[0], projection=made)) for sides in (wide, cut)
-    ]
+    pictures = [small.sample(apply(model, node("GuidanceDirectionFromConditioning", **sides)[0], projection=made)) for sides in (wide, cut)]
     assert torch.equal(*pictures)
 
 

@@ -12,7 +12,10 @@ from support.text_blind import CONTEXT, DEPTH, HIDDEN, WIDTH, form_a, form_b, lo
 from benchmarks.in_process import node
 
 CANONICAL = {
-    "text_embedder_clip.linear_1": "linear_1", "text_embedder_clip.linear_2": "linear_2", "0": "linear_1", "2": "linear_2",
+    "text_embedder_clip.linear_1": "linear_1",
+    "text_embedder_clip.linear_2": "linear_2",
+    "0": "linear_1",
+    "2": "linear_2",
     "sigma_film": "film",
 }
 
@@ -50,14 +53,17 @@ def test_a_network_needs_no_casting_on_the_device(tmp_path):
     assert {tensor.dtype for tensor in moved.state_dict().values()} == {torch.float32}
 
 
-@pytest.mark.parametrize("name, tensors, pooling, injection", [
-    ("cosmos.pt", form_a(), "clip", "adaln lora"),
-    ("cosmos.bin", {name: tensor.half() for name, tensor in form_a().items()}, "clip", "adaln lora"),
-    ("anima.safetensors", form_a(), "clip", "adaln lora"),
-    ("max_pool.safetensors", form_b(), "max", "time embedding"),
-    ("film.safetensors", {name: tensor.bfloat16() for name, tensor in form_b(film=True).items()}, "max", "time embedding"),
-    ("film.pth", form_b(film=True), "max", "time embedding"),
-])
+@pytest.mark.parametrize(
+    "name, tensors, pooling, injection",
+    [
+        ("cosmos.pt", form_a(), "clip", "adaln lora"),
+        ("cosmos.bin", {name: tensor.half() for name, tensor in form_a().items()}, "clip", "adaln lora"),
+        ("anima.safetensors", form_a(), "clip", "adaln lora"),
+        ("max_pool.safetensors", form_b(), "max", "time embedding"),
+        ("film.safetensors", {name: tensor.bfloat16() for name, tensor in form_b(film=True).items()}, "max", "time embedding"),
+        ("film.pth", form_b(film=True), "max", "time embedding"),
+    ],
+)
 def test_published_forms(tmp_path, name, tensors, pooling, injection):
     projection = loaded(write(tmp_path / name, tensors))
     assert_holds(projection, tensors)
@@ -73,7 +79,10 @@ def test_prefixes_that_training_scripts_leave(tmp_path, prefix, tensors):
 @pytest.mark.parametrize("tensors", [form_a(), form_b()], ids=["A", "B"])
 def test_whole_checkpoints_of_training_scripts(tmp_path, tensors):
     checkpoint = {
-        "model": tensors, "epoch": 3, "global_step": torch.tensor(4000), "args": {"lr": 2e-5, "name": "run"},
+        "model": tensors,
+        "epoch": 3,
+        "global_step": torch.tensor(4000),
+        "args": {"lr": 2e-5, "name": "run"},
         "optimizer": {"state": {0: {"exp_avg": torch.zeros(4, 4)}}, "param_groups": [{"lr": 2e-5, "params": [0]}]},
     }
     assert_holds(loaded(write(tmp_path / "checkpoint.pt", checkpoint)), tensors)
@@ -103,14 +112,18 @@ def refused(tmp_path, content, words, name="bad.safetensors", metadata=None):
     assert str(error.value).rstrip().endswith(".")
 
 
-@pytest.mark.parametrize("tensors", [
-    {"lora.up.weight": torch.ones(2, 2), "lora.down.weight": torch.ones(2, 2)},
-    {name: tensor for name, tensor in form_a().items() if name != "scales"},
-    form_b() | {"4.weight": torch.ones(WIDTH, WIDTH), "4.bias": torch.ones(WIDTH)},
-    form_b() | {"sigma_film.weight": torch.ones(2 * HIDDEN, WIDTH)},
-    form_a() | {"text_embedder_clip.norm.weight": torch.ones(HIDDEN)},
-    {f"img_in.{name}": tensor for name, tensor in form_b().items()},
-], ids=["LoRA", "no scales", "three layers", "half a FiLM", "a norm", "a layer of another model"])
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"lora.up.weight": torch.ones(2, 2), "lora.down.weight": torch.ones(2, 2)},
+        {name: tensor for name, tensor in form_a().items() if name != "scales"},
+        form_b() | {"4.weight": torch.ones(WIDTH, WIDTH), "4.bias": torch.ones(WIDTH)},
+        form_b() | {"sigma_film.weight": torch.ones(2 * HIDDEN, WIDTH)},
+        form_a() | {"text_embedder_clip.norm.weight": torch.ones(HIDDEN)},
+        {f"img_in.{name}": tensor for name, tensor in form_b().items()},
+    ],
+    ids=["LoRA", "no scales", "three layers", "half a FiLM", "a norm", "a layer of another model"],
+)
 def test_other_files_are_refused_with_the_keys_found_and_expected(tmp_path, tensors):
     found = sorted(tensors)[0].replace(".", r"\.")
     refused(tmp_path, tensors, rf"it holds .*{found}.*Expected: .*text_embedder_clip\.linear_1\.weight.*scales.*0\.weight.*sigma_film")
@@ -137,10 +150,17 @@ def test_numbers_that_are_not_floating_point(tmp_path):
     refused(tmp_path, form_b() | {"0.weight": torch.ones(HIDDEN, CONTEXT, dtype=torch.int32)}, "linear_1.weight as torch.int32")
 
 
-@pytest.mark.parametrize("changed", [
-    {"0.bias": torch.ones(HIDDEN + 1)}, {"2.weight": torch.ones(WIDTH, HIDDEN - 1)}, {"sigma_film.weight": torch.ones(HIDDEN, WIDTH)},
-    {"2.bias": torch.ones(1, WIDTH)}, {"sigma_film.bias": torch.ones(())},
-], ids=lambda changed: next(iter(changed)))
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"0.bias": torch.ones(HIDDEN + 1)},
+        {"2.weight": torch.ones(WIDTH, HIDDEN - 1)},
+        {"sigma_film.weight": torch.ones(HIDDEN, WIDTH)},
+        {"2.bias": torch.ones(1, WIDTH)},
+        {"sigma_film.bias": torch.ones(())},
+    ],
+    ids=lambda changed: next(iter(changed)),
+)
 def test_tensors_that_do_not_fit_together(tmp_path, changed):
     refused(tmp_path, form_b(film=True) | changed, r"does not fit together: .* must be \(")
 
@@ -157,10 +177,12 @@ def test_weights_that_are_not_matrices(tmp_path):
 @pytest.mark.parametrize("part", [0.0, 0.001, 0.5, 0.99])
 def test_truncated(tmp_path, name, part):
     whole = write(tmp_path / f"whole{name[3:]}", form_b()).read_bytes()
-    refused(tmp_path, whole[:int(part * len(whole))], "cannot be read: it is cut off, damaged or no model file", name=name)
+    refused(tmp_path, whole[: int(part * len(whole))], "cannot be read: it is cut off, damaged or no model file", name=name)
 
 
-@pytest.mark.parametrize("content", [b"<!DOCTYPE html><html>", b"version https://git-lfs.github.com/spec/v1", struct.pack("<Q", 1 << 60) + b"{"])
+@pytest.mark.parametrize(
+    "content", [b"<!DOCTYPE html><html>", b"version https://git-lfs.github.com/spec/v1", struct.pack("<Q", 1 << 60) + b"{"]
+)
 def test_no_model_file_at_all(tmp_path, content):
     refused(tmp_path, content, "cannot be read")
 
@@ -225,12 +247,15 @@ def test_a_file_that_changes_is_loaded_again(tmp_path):
         assert loader.fingerprint_inputs(projection_name="file.safetensors") != before
 
 
-@pytest.mark.parametrize("changed, words", [
-    ({"format_version": "2"}, "format version 2, and this pack reads version 1"),
-    ({"pooling": "median"}, "pooling is 'median'; it must be clip or max or mean"),
-    ({"injection": "gate"}, "injection is 'gate'"),
-    ({"record": "{"}, "metadata that is not JSON"),
-])
+@pytest.mark.parametrize(
+    "changed, words",
+    [
+        ({"format_version": "2"}, "format version 2, and this pack reads version 1"),
+        ({"pooling": "median"}, "pooling is 'median'; it must be clip or max or mean"),
+        ({"injection": "gate"}, "injection is 'gate'"),
+        ({"record": "{"}, "metadata that is not JSON"),
+    ],
+)
 def test_own_files_that_this_pack_cannot_read(tmp_path, changed, words):
     tensors, metadata = own(form_b(), "max", "time embedding")
     refused(tmp_path, tensors, words, metadata=metadata | changed)

@@ -45,10 +45,12 @@ def listed(client):
 
 
 def run(client, name):
-    client.run({
-        "load": {"class_type": "LoadPooledProjection", "inputs": {"projection_name": name}},
-        "save": {"class_type": "SavePooledProjection", "inputs": {"projection": ["load", 0], "filename_prefix": "saved"}},
-    })
+    client.run(
+        {
+            "load": {"class_type": "LoadPooledProjection", "inputs": {"projection_name": name}},
+            "save": {"class_type": "SavePooledProjection", "inputs": {"projection": ["load", 0], "filename_prefix": "saved"}},
+        }
+    )
 
 
 def put(path, tensors):

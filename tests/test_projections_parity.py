@@ -6,19 +6,7 @@ import pytest
 import torch
 from support.families.small import assert_close
 from support.flux import apply, node, schedule
-from support.text_blind import (
-    ANIMA,
-    COSMOS,
-    DEPTH,
-    Projected,
-    form_a,
-    form_b,
-    loaded,
-    own,
-    reference,
-    weights_from,
-    write,
-)
+from support.text_blind import ANIMA, COSMOS, DEPTH, Projected, form_a, form_b, loaded, own, reference, weights_from, write
 
 TOLERANCE = dict(rtol=0, atol=1e-5)
 
@@ -148,7 +136,9 @@ def test_two_guidances_with_different_projections_add_up(small, model, projectio
     made = guided(small, made, b, seed=20, w=-1.5)
     made = guided(small, made, c, seed=30, w=1.0, schedule=schedule(4, final_layer=1.0))
     assert_equals_equations(
-        small, model, made,
+        small,
+        model,
+        made,
         Projected(file_a, weights_from(3), rows="opposed", base=(1, 2)),
         Projected(file_b, PROFILE_B, seed=20, w=-1.5),
         Projected(file_c, weights_from(4, head=1.0), seed=30, w=1.0),
@@ -160,9 +150,7 @@ def test_one_projection_with_two_directions(small, model, projections):
     both = {"direction0": small.pooled_direction(10), "direction1": small.pooled_direction(20)}
     combined = node("CombineGuidanceDirections", directions=both, weights="1, -0.5")[0]
     made = apply(model, combined, projection=projection, cfg_rows="both", schedule=schedule(0))
-    assert_equals_equations(
-        small, model, made, Projected(file, weights_from(0)), Projected(file, weights_from(0), seed=20, w=-1.5)
-    )
+    assert_equals_equations(small, model, made, Projected(file, weights_from(0)), Projected(file, weights_from(0), seed=20, w=-1.5))
 
 
 def test_each_region_has_its_own_base(small, model, projections):

@@ -41,15 +41,32 @@ CHECKPOINTS = {
     "fp64": lambda: {name: tensor.double() for name, tensor in form_a().items()},
     "8 bits": lambda: {name: tensor.to(torch.float8_e4m3fn) for name, tensor in form_b().items()},
     "nested": lambda: {"state_dict": {"module": form_b()}},
-    "names in parts": lambda: {"0": {"weight": form_b()["0.weight"], "bias": form_b()["0.bias"]}, 2: {
-        "weight": form_b()["2.weight"], "bias": form_b()["2.bias"],
-    }},
+    "names in parts": lambda: {
+        "0": {"weight": form_b()["0.weight"], "bias": form_b()["0.bias"]},
+        2: {"weight": form_b()["2.weight"], "bias": form_b()["2.bias"]},
+    },
     "what scripts leave": lambda: {
-        "model": form_b(), "step": torch.tensor(3), "rate": 1e-4, "on": True, "nothing": None, "name": "\u8a13\u7df4", "large": 2**70,
-        "words": ["a", ("b", 2)], "dtype": torch.bfloat16, "device": torch.device("cpu"), "size": torch.Size([1, 2]), "bytes": b"\xff",
-        "set": {1, 2}, "counted": collections.Counter("aab"), "ordered": collections.OrderedDict(a=1), (1, 2): "a pair as a key",
-        "mask": torch.ones(3, dtype=torch.bool), "halves": torch.ones(2, dtype=torch.complex64), "few": torch.ones(4, 4).to_sparse(),
-        "far": torch.ones(2, device="meta"), "many": torch.ones(3, dtype=torch.uint16),
+        "model": form_b(),
+        "step": torch.tensor(3),
+        "rate": 1e-4,
+        "on": True,
+        "nothing": None,
+        "name": "\u8a13\u7df4",
+        "large": 2**70,
+        "words": ["a", ("b", 2)],
+        "dtype": torch.bfloat16,
+        "device": torch.device("cpu"),
+        "size": torch.Size([1, 2]),
+        "bytes": b"\xff",
+        "set": {1, 2},
+        "counted": collections.Counter("aab"),
+        "ordered": collections.OrderedDict(a=1),
+        (1, 2): "a pair as a key",
+        "mask": torch.ones(3, dtype=torch.bool),
+        "halves": torch.ones(2, dtype=torch.complex64),
+        "few": torch.ones(4, 4).to_sparse(),
+        "far": torch.ones(2, device="meta"),
+        "many": torch.ones(3, dtype=torch.uint16),
     },
 }
 
@@ -91,13 +108,17 @@ def test_only_the_tensors_of_the_form_are_read(tmp_path):
     assert_holds(loaded(path), form_b())
 
 
-@pytest.mark.parametrize("tensor, problem", [
-    (torch.ones(HIDDEN, 16).to_sparse(), "a sparse tensor"),
-    (torch.ones(HIDDEN, 16, device="meta"), r"a tensor without numbers \(meta\)"),
-    (torch.quantize_per_tensor(torch.ones(HIDDEN, 16), 0.1, 0, torch.qint8), "a quantized tensor"),
-    (torch.ones(HIDDEN, 16, dtype=torch.complex64), "torch.complex64 numbers"),
-    (torch.ones(HIDDEN, 16, dtype=torch.complex64).conj().imag, "a conjugated or negated view"),
-], ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    "tensor, problem",
+    [
+        (torch.ones(HIDDEN, 16).to_sparse(), "a sparse tensor"),
+        (torch.ones(HIDDEN, 16, device="meta"), r"a tensor without numbers \(meta\)"),
+        (torch.quantize_per_tensor(torch.ones(HIDDEN, 16), 0.1, 0, torch.qint8), "a quantized tensor"),
+        (torch.ones(HIDDEN, 16, dtype=torch.complex64), "torch.complex64 numbers"),
+        (torch.ones(HIDDEN, 16, dtype=torch.complex64).conj().imag, "a conjugated or negated view"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
 @pytest.mark.filterwarnings("ignore")
 def test_tensors_of_other_layouts_are_named(tmp_path, tensor, problem):
     words = rf"holds 0\.weight as {problem}, which this pack does not read"

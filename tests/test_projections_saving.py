@@ -47,9 +47,10 @@ def files(folder):
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
 
 
-@pytest.mark.parametrize("name, tensors", [
-    ("a.pt", form_a()), ("b.safetensors", form_b(film=True)), ("b16.safetensors", {n: t.bfloat16() for n, t in form_b().items()}),
-])
+@pytest.mark.parametrize(
+    "name, tensors",
+    [("a.pt", form_a()), ("b.safetensors", form_b(film=True)), ("b16.safetensors", {n: t.bfloat16() for n, t in form_b().items()})],
+)
 def test_saved_bit_for_bit_and_self_describing(tmp_path, output, name, tensors):
     projection = loaded(write(tmp_path / name, tensors))
     save(projection, "sub/mine")
@@ -137,23 +138,29 @@ def assert_refused(projection, prefix, words):
         save(projection, prefix)
 
 
-@pytest.mark.parametrize("prefix, words", [
-    ("mi\0ne", "holds a character that no file's name can have"),
-    ("mi\udcffne", "holds a character that no file's name can have"),
-    ("sub/mi\ud800ne", "holds a character that no file's name can have"),
-])
+@pytest.mark.parametrize(
+    "prefix, words",
+    [
+        ("mi\0ne", "holds a character that no file's name can have"),
+        ("mi\udcffne", "holds a character that no file's name can have"),
+        ("sub/mi\ud800ne", "holds a character that no file's name can have"),
+    ],
+)
 def test_names_that_no_file_can_have(projection, output, prefix, words):
     assert_refused(projection, prefix, words)
     assert files(output) == []
 
 
-@pytest.mark.parametrize("prefix, words", [
-    ("n" * 250, "cannot be the name of a file (File name too long)"),
-    ("new/" + "\u4e00" * 80, "cannot be the name of a file (File name too long)"),
-    ("n" * 10**6, "cannot be the name of a file (File name too long)"),
-    ("new/" * 2000 + "mine", "cannot be the name of a file (File name too long)"),
-    ("taken/mine", "taken, which is a file"),
-])
+@pytest.mark.parametrize(
+    "prefix, words",
+    [
+        ("n" * 250, "cannot be the name of a file (File name too long)"),
+        ("new/" + "\u4e00" * 80, "cannot be the name of a file (File name too long)"),
+        ("n" * 10**6, "cannot be the name of a file (File name too long)"),
+        ("new/" * 2000 + "mine", "cannot be the name of a file (File name too long)"),
+        ("taken/mine", "taken, which is a file"),
+    ],
+)
 def test_what_cannot_be_written_is_found_when_it_is_queued(tmp_path, projection, output, prefix, words):
     (output / "taken").write_text("a file")
     queued = NODE.validate_inputs(filename_prefix=prefix)

@@ -19,10 +19,29 @@ from tools.host import cache_folder, ensure_host
 from tools.server import Client, running_server
 from tools.small_models import TEXT_ENCODER, write_small_models
 
-PAGES = [path.relative_to(CHECKOUT).as_posix() for path in (
-    *CHECKOUT.glob("*.md"), *(CHECKOUT / "docs").glob("*.md"), *(CHECKOUT / "benchmarks").rglob("*.md"), *(CHECKOUT / "tools").rglob("*.md"),
-)]
-PLACES = ("benchmarks", "docs", "locales", "model_patches", "nodes", "pooled_proj", "subgraphs", "tests", "tools", "training", "web", "workflows")
+PAGES = [
+    path.relative_to(CHECKOUT).as_posix()
+    for path in (
+        *CHECKOUT.glob("*.md"),
+        *(CHECKOUT / "docs").glob("*.md"),
+        *(CHECKOUT / "benchmarks").rglob("*.md"),
+        *(CHECKOUT / "tools").rglob("*.md"),
+    )
+]
+PLACES = (
+    "benchmarks",
+    "docs",
+    "locales",
+    "model_patches",
+    "nodes",
+    "pooled_proj",
+    "subgraphs",
+    "tests",
+    "tools",
+    "training",
+    "web",
+    "workflows",
+)
 NAMED_FILE = re.compile(rf"`((?:{'|'.join(PLACES)})/[^`<> ]*)`")
 LINK = re.compile(r"\]\((?:<([^>]+)>|([^)\s]+))\)")
 
@@ -60,7 +79,11 @@ def test_the_archive_installs_its_models_and_runs_first_steps(shipped, tmp_path)
     host = ensure_host()
     subprocess.run(
         [host.python, shipped / "tools/small_world/install.py", "--comfyui", host.folder, "--models", models],
-        env={**os.environ, "PYTHONPATH": ""}, capture_output=True, text=True, check=True, timeout=300,
+        env={**os.environ, "PYTHONPATH": ""},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
     )
     prompt = json.loads((shipped / "workflows/api/first_steps_small_world.json").read_text(encoding="utf-8"))
     with running_server(host, [models], pack=shipped) as url:

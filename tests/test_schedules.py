@@ -38,22 +38,26 @@ def test_curve_is_the_one_the_editor_draws():
     assert curve.resolve(57) == pytest.approx([CurveInput.from_raw(points).interp(i / 56) for i in range(57)])
 
 
-@pytest.mark.parametrize("text, part", [
-    ("5-18 1", "'5-18 1'"),
-    ("5-18: 1, x: 2", "'x: 2'"),
-    ("5: nan", "'5: nan'"),
-    ("5: inf", "'5: inf'"),
-    ("-3: 1", "'-3: 1'"),
-    ("8-2: 1", "runs backwards"),
-    ("0-5: 1, 4: 0", "layer 4"),
-    ("3: 1, 0-1000: 1", "layer 3"),
-    ("0-99999: 1", "'0-99999: 1' names layers beyond 1000, and no model has as many"),
-    ("1001: 1", "layers beyond 1000"),
-    ("9" * 5000 + ": 1", "layers beyond 1000"),
-    ("5: 100.1", "the weight in '5: 100.1' is 100.1; it must be a finite number from -100 to 100"),
-    ("5: -1e300", "a finite number from -100 to 100"),
-    (" ", "empty"),
-], ids=lambda value: value[:40])
+@pytest.mark.parametrize(
+    "text, part",
+    [
+        ("5-18 1", "'5-18 1'"),
+        ("5-18: 1, x: 2", "'x: 2'"),
+        ("5: nan", "'5: nan'"),
+        ("5: inf", "'5: inf'"),
+        ("-3: 1", "'-3: 1'"),
+        ("8-2: 1", "runs backwards"),
+        ("0-5: 1, 4: 0", "layer 4"),
+        ("3: 1, 0-1000: 1", "layer 3"),
+        ("0-99999: 1", "'0-99999: 1' names layers beyond 1000, and no model has as many"),
+        ("1001: 1", "layers beyond 1000"),
+        ("9" * 5000 + ": 1", "layers beyond 1000"),
+        ("5: 100.1", "the weight in '5: 100.1' is 100.1; it must be a finite number from -100 to 100"),
+        ("5: -1e300", "a finite number from -100 to 100"),
+        (" ", "empty"),
+    ],
+    ids=lambda value: value[:40],
+)
 def test_text_that_cannot_be_read_names_the_part(text, part):
     import nodes
 
@@ -62,9 +66,11 @@ def test_text_that_cannot_be_read_names_the_part(text, part):
     assert part in nodes.NODE_CLASS_MAPPINGS["GuidanceLayerScheduleText"].validate_inputs(layers=text)
 
 
-@pytest.mark.parametrize("text", [
-    ", ".join(f"{layer}: 1" for layer in range(24_000)), "x" * 1_000_000, "9" * 99_000 + ": 1", "0: " + "1" * 99_000, "1" + " " * 99_000,
-], ids=lambda text: text[:9])
+@pytest.mark.parametrize(
+    "text",
+    [", ".join(f"{layer}: 1" for layer in range(24_000)), "x" * 1_000_000, "9" * 99_000 + ": 1", "0: " + "1" * 99_000, "1" + " " * 99_000],
+    ids=lambda text: text[:9],
+)
 def test_a_text_of_any_length_is_answered_at_once_and_shortly(text):
     import nodes
 
@@ -80,17 +86,28 @@ def test_the_most_layers_are_named_one_by_one():
     assert weights == pytest.approx([layer % 7 / 7 for layer in range(1001)])
 
 
-@pytest.mark.parametrize("start, end, words", [(7, 3, "start_layer 7 is past end_layer 3"), (-2, -1, "start_layer is -2"), (0, -5, "end_layer -5"), (10**9, -1, "go up to 1000, but start_layer is 1000000000")])
+@pytest.mark.parametrize(
+    "start, end, words",
+    [
+        (7, 3, "start_layer 7 is past end_layer 3"),
+        (-2, -1, "start_layer is -2"),
+        (0, -5, "end_layer -5"),
+        (10**9, -1, "go up to 1000, but start_layer is 1000000000"),
+    ],
+)
 def test_range_that_cannot_be_meant(start, end, words):
     with pytest.raises(ValueError, match=words):
         schedule(start, end_layer=end)
 
 
-@pytest.mark.parametrize("layers", [
-    pytest.param(lambda: schedule(8), id="start"),
-    pytest.param(lambda: schedule(0, end_layer=8), id="end"),
-    pytest.param(lambda: node("GuidanceLayerScheduleText", layers="0-8: 1", final_layer=0.0)[0], id="text"),
-])
+@pytest.mark.parametrize(
+    "layers",
+    [
+        pytest.param(lambda: schedule(8), id="start"),
+        pytest.param(lambda: schedule(0, end_layer=8), id="end"),
+        pytest.param(lambda: node("GuidanceLayerScheduleText", layers="0-8: 1", final_layer=0.0)[0], id="text"),
+    ],
+)
 def test_layer_beyond_the_model_names_both_numbers(layers):
     with pytest.raises(ValueError, match="layer 8 is beyond this model, which has 8 layers"):
         apply(flux(3, 5), direction(), schedule=layers())

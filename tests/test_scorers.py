@@ -84,7 +84,10 @@ def test_half_precision_files_and_pickles_and_parts_score_as_transformers_does(f
     rounded = copied(folder, tmp_path / "rounded")
     save_file({name: tensor.half().float() for name, tensor in weights.items()}, rounded / "model.safetensors")
     torch.testing.assert_close(
-        torch.tensor(loading.load(str(half)).score(images, PROMPT)), reference(rounded, images, PROMPT).logits_per_image[:, 0], rtol=0, atol=1e-5,
+        torch.tensor(loading.load(str(half)).score(images, PROMPT)),
+        reference(rounded, images, PROMPT).logits_per_image[:, 0],
+        rtol=0,
+        atol=1e-5,
     )
 
 
@@ -152,7 +155,7 @@ print(len(loading.load(sys.argv[1]).score(torch.rand(2, 40, 40, 3), "a prompt"))
 
 def test_nothing_is_asked_of_the_network(folder):
     done = subprocess.run(
-        [sys.executable, "-c", OFFLINE, folder], cwd=Path(__file__).parent.parent, capture_output=True, text=True, timeout=300, check=False,
+        [sys.executable, "-c", OFFLINE, folder], cwd=Path(__file__).parent.parent, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.stdout.strip().endswith("2"), done.stderr[-2000:]
 
@@ -162,27 +165,53 @@ def wrong_weights(change):
         weights = load_file(folder / "model.safetensors")
         change(weights)
         save_file(weights, folder / "model.safetensors")
+
     return done
 
 
-@pytest.mark.parametrize("change, sentence", [
-    (lambda folder: (folder / "preprocessor_config.json").unlink(), r"holds config.json, .*; needed are config.json, preprocessor_config.json, tokenizer.json"),
-    (lambda folder: (folder / "merges.txt").unlink(), "needed are config.json"),
-    (lambda folder: (folder / "model.safetensors").rename(folder / "clip.safetensors"), "holds clip.safetensors, config.json.*and model.safetensors"),
-    (lambda folder: change_json(folder / "config.json", model_type="siglip"), "model_type is siglip; needed is clip"),
-    (lambda folder: (folder / "config.json").write_text("{"), "has a config.json that cannot be read"),
-    (lambda folder: (folder / "config.json").write_text("[1]"), r"has a config.json that is \[1\]"),
-    (lambda folder: change_json(folder / "config.json", text_config={"hidden_size": 33}), "config.json that transformers does not take"),
-    (lambda folder: change_json(folder / "config.json", text_config={"num_hidden_layers": 10**9}), "1000000000 as text_config.num_hidden_layers"),
-    (lambda folder: change_json(folder / "config.json", projection_dim=17), r"holds .*projection.weight of shape \(16, 32\), and config.json asks for \(17, 32\)"),
-    (wrong_weights(lambda weights: weights.pop("visual_projection.weight")), "lacks weights: visual_projection.weight of"),
-    (wrong_weights(lambda weights: weights["logit_scale"].fill_(float("nan"))), "NaN or infinite numbers in logit_scale"),
-    (lambda folder: change_json(folder / "preprocessor_config.json", crop_size=64), r"makes images of .*64.* pixels .*its model reads 32"),
-    (lambda folder: change_json(folder / "preprocessor_config.json", size={"shortest_edge": 10**7}), "8192 is the most"),
-    (lambda folder: change_json(folder / "preprocessor_config.json", image_mean="x"), "preprocessor_config.json that transformers does not take"),
-    (lambda folder: (folder / "vocab.json").write_text("[]"), "has a tokenizer that cannot be read"),
-    (lambda folder: (folder / "model.safetensors").write_bytes(b"no tensors"), "model.safetensors cannot be read"),
-], ids=lambda value: value[:50] if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        (
+            lambda folder: (folder / "preprocessor_config.json").unlink(),
+            r"holds config.json, .*; needed are config.json, preprocessor_config.json, tokenizer.json",
+        ),
+        (lambda folder: (folder / "merges.txt").unlink(), "needed are config.json"),
+        (
+            lambda folder: (folder / "model.safetensors").rename(folder / "clip.safetensors"),
+            "holds clip.safetensors, config.json.*and model.safetensors",
+        ),
+        (lambda folder: change_json(folder / "config.json", model_type="siglip"), "model_type is siglip; needed is clip"),
+        (lambda folder: (folder / "config.json").write_text("{"), "has a config.json that cannot be read"),
+        (lambda folder: (folder / "config.json").write_text("[1]"), r"has a config.json that is \[1\]"),
+        (
+            lambda folder: change_json(folder / "config.json", text_config={"hidden_size": 33}),
+            "config.json that transformers does not take",
+        ),
+        (
+            lambda folder: change_json(folder / "config.json", text_config={"num_hidden_layers": 10**9}),
+            "1000000000 as text_config.num_hidden_layers",
+        ),
+        (
+            lambda folder: change_json(folder / "config.json", projection_dim=17),
+            r"holds .*projection.weight of shape \(16, 32\), and config.json asks for \(17, 32\)",
+        ),
+        (wrong_weights(lambda weights: weights.pop("visual_projection.weight")), "lacks weights: visual_projection.weight of"),
+        (wrong_weights(lambda weights: weights["logit_scale"].fill_(float("nan"))), "NaN or infinite numbers in logit_scale"),
+        (
+            lambda folder: change_json(folder / "preprocessor_config.json", crop_size=64),
+            r"makes images of .*64.* pixels .*its model reads 32",
+        ),
+        (lambda folder: change_json(folder / "preprocessor_config.json", size={"shortest_edge": 10**7}), "8192 is the most"),
+        (
+            lambda folder: change_json(folder / "preprocessor_config.json", image_mean="x"),
+            "preprocessor_config.json that transformers does not take",
+        ),
+        (lambda folder: (folder / "vocab.json").write_text("[]"), "has a tokenizer that cannot be read"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"no tensors"), "model.safetensors cannot be read"),
+    ],
+    ids=lambda value: value[:50] if isinstance(value, str) else "",
+)
 def test_what_is_not_understood_in_a_folder_is_named(folder, tmp_path, change, sentence):
     broken = copied(folder, tmp_path)
     change(broken)
@@ -202,13 +231,17 @@ def test_no_pickle_is_run(folder, tmp_path):
         loading.load(str(broken))
 
 
-@pytest.mark.parametrize("tensors, sentence", [
-    ({"fc.weight": torch.zeros(1, WIDTH)}, "holds fc.weight; needed are weight and bias"),
-    ({**head(), "layers.7.bias": torch.zeros(2)}, "layers of shapes"),
-    ({**head(), "layers.2.weight": torch.zeros(16, 23)}, "layers of shapes"),
-    ({**head(), "layers.0.bias": torch.full((24,), float("inf"))}, "NaN or infinite numbers in layers.0.bias"),
-    (head(width=24), "reads embeddings of a CLIP model, 24 wide, and there is none beside it"),
-], ids=lambda value: value[:40] if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    "tensors, sentence",
+    [
+        ({"fc.weight": torch.zeros(1, WIDTH)}, "holds fc.weight; needed are weight and bias"),
+        ({**head(), "layers.7.bias": torch.zeros(2)}, "layers of shapes"),
+        ({**head(), "layers.2.weight": torch.zeros(16, 23)}, "layers of shapes"),
+        ({**head(), "layers.0.bias": torch.full((24,), float("inf"))}, "NaN or infinite numbers in layers.0.bias"),
+        (head(width=24), "reads embeddings of a CLIP model, 24 wide, and there is none beside it"),
+    ],
+    ids=lambda value: value[:40] if isinstance(value, str) else "",
+)
 def test_what_is_no_head_is_named(folder, tmp_path, tensors, sentence):
     copied(folder, tmp_path)
     torch.save(tensors, tmp_path / "head.pth")

@@ -29,7 +29,10 @@ from tools.templates import graph_of
 
 SMALL_WORLD = ["flux_schnell_aesthetics", "flux_dev_complexity_schedule"]
 FAMILIES = [
-    "sd35_large_complexity", "sd35_large_dmd2_complexity", "hidream_i1_fast_complexity", "hunyuan_video_text_to_video",
+    "sd35_large_complexity",
+    "sd35_large_dmd2_complexity",
+    "hidream_i1_fast_complexity",
+    "hunyuan_video_text_to_video",
     "flux_kontext_edit_realism",
 ]
 PROJECTED = ["anima_clip_scales_complexity", "anima_max_pool_complexity", "cosmos_predict2_realism", "wan_causvid_video"]
@@ -109,10 +112,16 @@ def test_a_workflow_gives_a_plain_and_another_guided_picture(client, name):
     assert not same(made["Plain"], made["Guided"])
 
 
-@pytest.mark.parametrize("name, kinds", [
-    ("first_steps_small_world", ["images", "images"]), ("modulation_guidance_one_node", ["images", "images"]),
-    ("plain_against_guided", ["a_images", "b_images"]), ("sweep_and_grid", ["images"]), ("inspect_guidance", ["images"]),
-])
+@pytest.mark.parametrize(
+    "name, kinds",
+    [
+        ("first_steps_small_world", ["images", "images"]),
+        ("modulation_guidance_one_node", ["images", "images"]),
+        ("plain_against_guided", ["a_images", "b_images"]),
+        ("sweep_and_grid", ["images"]),
+        ("inspect_guidance", ["images"]),
+    ],
+)
 def test_a_workflow_of_the_small_world_runs_as_it_is(client, name, kinds):
     prompt = json.loads((CHECKOUT / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
     for node in nodes(prompt, "KSampler"):
@@ -184,11 +193,15 @@ def test_without_a_schedule_a_workflow_is_guided_as_the_reference_does(client, n
     assert not same(by_itself, scheduled(start_layer, 1 - final_layer))
 
 
-@pytest.mark.parametrize("name, blueprint, settings", [
-    ("flux_schnell_aesthetics", "FLUX.1", (3.0, "Extremely complex, the highest quality", "Very simple, no details at all")),
-    ("sd35_large_complexity", "SD3.5", (2.0, "Extremely complex, the highest quality", "Very simple, no details at all")),
-    ("anima_max_pool_complexity", "Anima", (3.0, "absurdres, masterpiece, score_9", "worst quality, low quality, score_1")),
-], indirect=["name"])
+@pytest.mark.parametrize(
+    "name, blueprint, settings",
+    [
+        ("flux_schnell_aesthetics", "FLUX.1", (3.0, "Extremely complex, the highest quality", "Very simple, no details at all")),
+        ("sd35_large_complexity", "SD3.5", (2.0, "Extremely complex, the highest quality", "Very simple, no details at all")),
+        ("anima_max_pool_complexity", "Anima", (3.0, "absurdres, masterpiece, score_9", "worst quality, low quality, score_1")),
+    ],
+    indirect=["name"],
+)
 def test_a_blueprint_in_place_of_our_nodes_guides_as_they_do(client, name, blueprint, settings):
     apart, (w, positive, negative) = workflow(name), settings
     (apply,), (encode,) = (nodes(apart, class_type) for class_type in ("ApplyModulationGuidance", "EncodeGuidanceDirection"))
@@ -304,7 +317,9 @@ def with_sweep(**inputs):
 
 def test_a_sweep_samples_each_model_once_and_its_grid_is_one_picture(client):
     prompt = with_sweep()
-    made = {prompt[node].get("_meta", {}).get("title", node): [picture(file) for file in files] for node, files in client.run(prompt).items()}
+    made = {
+        prompt[node].get("_meta", {}).get("title", node): [picture(file) for file in files] for node, files in client.run(prompt).items()
+    }
     plain, swept, (grid,) = made["Plain"], made["Guided"], made["saved"]
     assert len(swept) == 3 and same(swept[0], plain[0])
     assert not any(same(one, other) for i, one in enumerate(swept) for other in swept[:i])
@@ -430,7 +445,9 @@ def test_an_ended_demo_leaves_no_process_and_no_picture(tmp_path, models, how):
     temporary, out = tmp_path / "temporary", tmp_path / "out"
     temporary.mkdir()
     process = subprocess.Popen(
-        demo("--small", "--steps", 10000, "--out", out), stdout=subprocess.PIPE, text=True,
+        demo("--small", "--steps", 10000, "--out", out),
+        stdout=subprocess.PIPE,
+        text=True,
         env={**os.environ, "TMPDIR": str(temporary)},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where the tests run in the background
     )

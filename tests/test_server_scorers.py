@@ -63,8 +63,17 @@ def large(w, start_layer):
         "applied": guidance(w=w, schedule=["schedule", 0]),
         "large latent": node("EmptySD3LatentImage", width=128, height=128, batch_size=1),
         "large sample": node(
-            "KSampler", seed=SEED, steps=2, cfg=3.0, sampler_name="euler", scheduler="simple", denoise=1.0, model=["applied", 0],
-            positive=["prompt", 0], negative=["empty", 0], latent_image=["large latent", 0],
+            "KSampler",
+            seed=SEED,
+            steps=2,
+            cfg=3.0,
+            sampler_name="euler",
+            scheduler="simple",
+            denoise=1.0,
+            model=["applied", 0],
+            positive=["prompt", 0],
+            negative=["empty", 0],
+            latent_image=["large latent", 0],
         ),
         "large decode": node("VAEDecode", samples=["large sample", 0], vae=["vae", 0]),
         "large": node("SaveImage", images=["large decode", 0], filename_prefix="large"),
@@ -94,12 +103,16 @@ def test_the_choice_goes_into_the_large_image_in_the_same_run(client):
     (drawn,) = pictures["diagram"]
     assert drawn.shape[1] == 1280
     assert ("ScorePictures", 5) in seen, "progress is reported"
-    again = {name: each for name, each in swept().items() if name in ("model", "clip", "vae", "prompt", "empty", "direction")} | large(w, start)
+    again = {name: each for name, each in swept().items() if name in ("model", "clip", "vae", "prompt", "empty", "direction")} | large(
+        w, start
+    )
     assert np.array_equal(run(client, again)[0]["large"][0], pictures["large"][0])
 
 
 def test_the_plain_image_is_chosen_where_nothing_may_be_lost_and_all_lose(client):
-    pictures, texts, _ = run(client, swept(wanted=node("LoadPictureScorer", scorer_name="clip"), tolerance=0.0, w_values="0", start_layers="0"))
+    pictures, texts, _ = run(
+        client, swept(wanted=node("LoadPictureScorer", scorer_name="clip"), tolerance=0.0, w_values="0", start_layers="0")
+    )
     assert (texts["label"], float(texts["w"]), int(texts["start"])) == ("plain", 0.0, 0)
     plain = graph(guidance(w=0.0), SEED, PROMPT) | {"direction": encoded()}
     assert np.array_equal(run(client, plain)[0]["save"][0], pictures["chosen"][0])
@@ -111,7 +124,7 @@ def test_seeds_as_a_batch_and_another_packs_scorer(client):
     assert len(lines) == 3 and all(line.endswith("| 3 |") for line in lines)
     bright = {line.split(" | ")[0].strip("| "): float(line.split(" | ")[1]) for line in lines}
     assert texts["label"] == max(bright, key=bright.get) and len(pictures["chosen"]) == 3
-    means = [np.mean([picture / 255 for picture in pictures["save"][i * 3:i * 3 + 3]]) for i in range(3)]
+    means = [np.mean([picture / 255 for picture in pictures["save"][i * 3 : i * 3 + 3]]) for i in range(3)]
     assert np.allclose(means, list(bright.values()), atol=0.005)
 
 
@@ -133,7 +146,9 @@ def test_the_template_runs_with_the_users_scorer(client):
 def test_a_scorer_that_is_not_there_is_refused_with_what_to_put_where(client):
     prompt = swept()
     prompt["scorer"]["inputs"]["scorer_name"] = "clip-vit-large-patch14"
-    with pytest.raises(PromptError, match="LoadPictureScorer .*there is no scorer 'clip-vit-large-patch14' in models/picture_scorers .*Put a folder there"):
+    with pytest.raises(
+        PromptError, match="LoadPictureScorer .*there is no scorer 'clip-vit-large-patch14' in models/picture_scorers .*Put a folder there"
+    ):
         client.queue(prompt)
 
 

@@ -49,13 +49,16 @@ class Heard:
         async for message in self.connection:
             if isinstance(message.data, bytes) and struct.unpack(">I", message.data[:4])[0] == TEXT:
                 length = struct.unpack(">I", message.data[4:8])[0]
-                self.texts.append((message.data[8:8 + length].decode(), message.data[8 + length:].decode()))
+                self.texts.append((message.data[8 : 8 + length].decode(), message.data[8 + length :].decode()))
             yield message
 
 
 async def _told(client, prompt, on_progress, queued_by_us):
     client_id = uuid.uuid4().hex
-    async with aiohttp.ClientSession() as session, session.ws_connect(f"{client.url}/ws?clientId={client_id}", max_msg_size=0) as connection:
+    async with (
+        aiohttp.ClientSession() as session,
+        session.ws_connect(f"{client.url}/ws?clientId={client_id}", max_msg_size=0) as connection,
+    ):
         heard = Heard(connection)
         if queued_by_us:
             try:
@@ -123,12 +126,28 @@ def test_high_and_low_noise_each_have_their_node(client):
     prompt["low"] = json.loads(json.dumps(prompt[APPLY]))
     prompt["low"]["inputs"]["w"] = 0.5
     common = {name: value for name, value in prompt[SAMPLER]["inputs"].items() if name not in ("seed", "denoise")}
-    advanced = common | {"noise_seed": 1, "steps": 4, "add_noise": "enable", "start_at_step": 0, "end_at_step": 2, "return_with_leftover_noise": "enable"}
+    advanced = common | {
+        "noise_seed": 1,
+        "steps": 4,
+        "add_noise": "enable",
+        "start_at_step": 0,
+        "end_at_step": 2,
+        "return_with_leftover_noise": "enable",
+    }
     prompt[SAMPLER].update(class_type="KSamplerAdvanced", inputs=advanced)
-    prompt["rest"] = {"class_type": "KSamplerAdvanced", "_meta": {"title": "Rest"}, "inputs": advanced | {
-        "model": ["low", 0], "add_noise": "disable", "start_at_step": 2, "end_at_step": 4, "return_with_leftover_noise": "disable",
-        "latent_image": [SAMPLER, 0],
-    }}
+    prompt["rest"] = {
+        "class_type": "KSamplerAdvanced",
+        "_meta": {"title": "Rest"},
+        "inputs": advanced
+        | {
+            "model": ["low", 0],
+            "add_noise": "disable",
+            "start_at_step": 2,
+            "end_at_step": 4,
+            "return_with_leftover_noise": "disable",
+            "latent_image": [SAMPLER, 0],
+        },
+    }
     prompt["16"]["inputs"]["samples"] = ["rest", 0]
     texts = dict(told(client, prompt))
     assert "w 1.3, cfg_rows both, 2 of 2 steps" in texts[APPLY] and "w 0.5, cfg_rows both, 2 of 2 steps" in texts["low"]
@@ -167,10 +186,16 @@ def test_an_interrupted_run_is_told(client):
 
 def test_text_variance_tells_on_its_node(client):
     prompt = workflow(w=1.7)
-    prompt["scaled"] = {"class_type": "ScaleTextVariance", "inputs": {"model": [APPLY, 0], "scale": 1.25, "start_percent": 0.0, "end_percent": 1.0}}
+    prompt["scaled"] = {
+        "class_type": "ScaleTextVariance",
+        "inputs": {"model": [APPLY, 0], "scale": 1.25, "start_percent": 0.0, "end_percent": 1.0},
+    }
     prompt[SAMPLER]["inputs"]["model"] = ["scaled", 0]
     texts = dict(told(client, prompt))
-    assert texts["scaled"] == "FLUX.1, layers 0-3 of 12, scale 1.25, both sides of CFG, prompt tokens, 4 of 4 steps" and "w 1.7" in texts[APPLY]
+    assert (
+        texts["scaled"] == "FLUX.1, layers 0-3 of 12, scale 1.25, both sides of CFG, prompt tokens, 4 of 4 steps"
+        and "w 1.7" in texts[APPLY]
+    )
 
 
 def test_a_sweep_tells_on_its_node_a_line_for_each_model(client):

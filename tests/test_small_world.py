@@ -1,4 +1,5 @@
 """The small world: scenes, captions, checkers, training, shipped weights, and a check of the weights from outside."""
+
 import json
 import os
 import shutil
@@ -40,6 +41,7 @@ WEIGHTS = ROOT / "tools" / "small_world" / "weights"
 
 # ---- scenes and captions ------------------------------------------------------------------------------------------
 
+
 def test_a_seed_is_a_scene():
     assert sample_scene(7) == sample_scene(7) != sample_scene(8)
     assert np.array_equal(render(sample_scene(7)), render(sample_scene(7)))
@@ -60,8 +62,9 @@ def test_scenes_hold_one_to_five_objects_apart():
 def test_rare_kinds_are_never_trained_on_and_always_asked_for():
     kinds = {(thing.color, thing.shape) for seed in range(3000) for thing in sample_scene(seed).things}
     assert len(kinds) == 6 * 4 - len(RARE) and not kinds & RARE
-    assert all((sample_scene(seed, rare=True).things[0].color, sample_scene(seed, rare=True).things[0].shape) in RARE
-               for seed in range(100))
+    assert all(
+        (sample_scene(seed, rare=True).things[0].color, sample_scene(seed, rare=True).things[0].shape) in RARE for seed in range(100)
+    )
 
 
 def test_captions_say_what_is_there_in_varied_words():
@@ -70,12 +73,12 @@ def test_captions_say_what_is_there_in_varied_words():
     assert min(lengths) <= 4 and max(lengths) >= 25 and len(set(texts)) > 1700
     spoken = sum("detail" in text or "simple" in text or "flat" in text for text in texts) / len(texts)
     assert 0.3 < spoken < 0.7
-    named = [all(color in text and shape in text for _, color, shape in sample_scene(seed).groups)
-             for seed, text in enumerate(texts)]
+    named = [all(color in text and shape in text for _, color, shape in sample_scene(seed).groups) for seed, text in enumerate(texts)]
     assert 0.94 < np.mean(named) < 0.98  # the others are quality words alone
 
 
 # ---- checkers -----------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("rare", (False, True))
 def test_checkers_read_held_out_scenes_right(rare):
@@ -95,15 +98,14 @@ def test_checkers_see_what_is_wrong():
 
 
 def test_detail_and_sharpness_follow_the_rendering():
-    scene = replace(sample_scene(HELD_OUT), things=(Thing("square", "blue", "large", 17.0, 40, 40),),
-                    texture=None, blurred=False)
-    flat, detailed, blurred = (read_picture(render(s)) for s in
-                               (scene, replace(scene, texture="checks"), replace(scene, blurred=True)))
+    scene = replace(sample_scene(HELD_OUT), things=(Thing("square", "blue", "large", 17.0, 40, 40),), texture=None, blurred=False)
+    flat, detailed, blurred = (read_picture(render(s)) for s in (scene, replace(scene, texture="checks"), replace(scene, blurred=True)))
     assert detailed.detail > flat.detail and detailed.gradient > flat.gradient
     assert blurred.sharpness < flat.sharpness
 
 
 # ---- text encoder -------------------------------------------------------------------------------------------------
+
 
 def test_text_encoder_weights_are_fixed_by_the_seed():
     name, (shape, std) = "encoder.layers.0.mlp.fc1.weight", clip_l_shapes()["encoder.layers.0.mlp.fc1.weight"]
@@ -146,14 +148,17 @@ def test_a_resumed_training_is_bit_equal(tmp_path, monkeypatch):
 
 # ---- shipped weights ----------------------------------------------------------------------------------------------
 
+
 def test_the_first_steps_see_easy_scenes_and_the_start_of_their_text():
-    world = Scenes(torch.zeros(8, 16, 4, 4), torch.arange(9.0)[:, None, None].expand(9, 77, 768), torch.zeros(9, 768),
-                   easy=torch.tensor([2, 5]))
+    world = Scenes(
+        torch.zeros(8, 16, 4, 4), torch.arange(9.0)[:, None, None].expand(9, 77, 768), torch.zeros(9, 768), easy=torch.tensor([2, 5])
+    )
     seen = []
 
     def model(noisy, sigmas, context, y):
         seen.append(context)
         return noisy
+
     loss = flux_loss(world, replace(TINY, batch=64))
     for step in range(3):
         loss(model, torch.Generator().manual_seed(step), step)
@@ -170,7 +175,7 @@ def test_muon_steps_on_convolutions_by_rows_of_output_channels():
         kernel = torch.nn.Parameter(torch.zeros(8, 4, 3, 3).to(memory_format=torch.channels_last))
         kernel.grad = 100 * torch.randn(8, 4, 3, 3)
         Muon([kernel], lr=0.5, weight_decay=0.0).step()
-    size = 0.5 * 0.2 * 36 ** 0.5
+    size = 0.5 * 0.2 * 36**0.5
     values = torch.linalg.svdvals(kernel.detach().flatten(1)) / size
     assert 0.65 < values.min() and values.max() < 1.25
     assert (kernel * kernel.grad).sum() < 0
@@ -207,14 +212,31 @@ def test_one_command_trains_all_models_two_at_a_time(tmp_path, text_encoder):
     work, out = tmp_path / "work", tmp_path / "out"
     work.mkdir()
     (work / "small_world_clip_l.safetensors").hardlink_to(text_encoder)
-    command = [sys.executable, "-m", "tools.small_world.train", "--side-by-side", "--preset", "cpu", "--scenes", "24", "--steps", "2",
-               "--out", str(out), "--work", str(work), "--workers", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "tools.small_world.train",
+        "--side-by-side",
+        "--preset",
+        "cpu",
+        "--scenes",
+        "24",
+        "--steps",
+        "2",
+        "--out",
+        str(out),
+        "--work",
+        str(work),
+        "--workers",
+        "1",
+    ]
     comfyui = Path(comfy.model_management.__file__).parent.parent
     trained = subprocess.run([*command, "--comfyui", str(comfyui)], cwd=ROOT, capture_output=True, text=True)
     assert trained.returncode == 0, trained.stderr[-2000:]
     names = {"autoencoder": "small_world_vae", "flux": "small_world_flux", "wan": "small_world_wan"}
     assert sorted(file.name for file in out.iterdir()) == sorted(
-        part for name, weights in names.items() for part in (f"{name}.json", f"{name}_loss.png", f"{weights}.safetensors"))
+        part for name, weights in names.items() for part in (f"{name}.json", f"{name}_loss.png", f"{weights}.safetensors")
+    )
     assert all(json.loads((out / f"{name}.json").read_text())["settings"]["steps"] == 2 for name in names)
     assert load("wan", out, text_encoder).model.model.diffusion_model.dim == 128
 
@@ -260,8 +282,10 @@ def test_shipped_directions_turn_what_they_are_named_after(kind, w, sampling, at
     loaded = load(kind, WEIGHTS, text_encoder, shift=1.0 if kind == "wan" else None)
 
     def measure(w):
-        model, = node("ApplyModulationGuidance", model=loaded.model, direction=direction, w=w)
-        drawn = (pictures(replace(loaded, model=model), prompt, 4, seed=3, **sampling) for prompt in ("a large red square", "two blue circles"))
+        (model,) = node("ApplyModulationGuidance", model=loaded.model, direction=direction, w=w)
+        drawn = (
+            pictures(replace(loaded, model=model), prompt, 4, seed=3, **sampling) for prompt in ("a large red square", "two blue circles")
+        )
         return np.mean([getattr(read_picture(picture), measured) for of_prompt in drawn for picture in of_prompt])
 
     up, down = (0.0, -w) if attribute == "sharpness" else (w, 0.0)  # plain pictures are as sharp as they get
@@ -270,24 +294,38 @@ def test_shipped_directions_turn_what_they_are_named_after(kind, w, sampling, at
 
 # ---- a check from outside: diffusers ------------------------------------------------------------------------------
 
+
 def to_diffusers(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The host's FLUX weights under diffusers' names."""
     width, out = FLUX["hidden_size"], {}
-    top = {"img_in": "x_embedder", "txt_in": "context_embedder", "final_layer.linear": "proj_out",
-           "time_in.in_layer": "time_text_embed.timestep_embedder.linear_1",
-           "time_in.out_layer": "time_text_embed.timestep_embedder.linear_2",
-           "vector_in.in_layer": "time_text_embed.text_embedder.linear_1",
-           "vector_in.out_layer": "time_text_embed.text_embedder.linear_2"}
-    double = {"img_mod.lin": "norm1.linear", "txt_mod.lin": "norm1_context.linear",
-              "img_attn.proj": "attn.to_out.0", "txt_attn.proj": "attn.to_add_out",
-              "img_attn.norm.query_norm": "attn.norm_q", "img_attn.norm.key_norm": "attn.norm_k",
-              "txt_attn.norm.query_norm": "attn.norm_added_q", "txt_attn.norm.key_norm": "attn.norm_added_k",
-              "img_mlp.0": "ff.net.0.proj", "img_mlp.2": "ff.net.2",
-              "txt_mlp.0": "ff_context.net.0.proj", "txt_mlp.2": "ff_context.net.2"}
-    double_qkv = {"img_attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
-                  "txt_attn.qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj")}
-    single = {"linear2": "proj_out", "modulation.lin": "norm.linear", "norm.query_norm": "attn.norm_q",
-              "norm.key_norm": "attn.norm_k"}
+    top = {
+        "img_in": "x_embedder",
+        "txt_in": "context_embedder",
+        "final_layer.linear": "proj_out",
+        "time_in.in_layer": "time_text_embed.timestep_embedder.linear_1",
+        "time_in.out_layer": "time_text_embed.timestep_embedder.linear_2",
+        "vector_in.in_layer": "time_text_embed.text_embedder.linear_1",
+        "vector_in.out_layer": "time_text_embed.text_embedder.linear_2",
+    }
+    double = {
+        "img_mod.lin": "norm1.linear",
+        "txt_mod.lin": "norm1_context.linear",
+        "img_attn.proj": "attn.to_out.0",
+        "txt_attn.proj": "attn.to_add_out",
+        "img_attn.norm.query_norm": "attn.norm_q",
+        "img_attn.norm.key_norm": "attn.norm_k",
+        "txt_attn.norm.query_norm": "attn.norm_added_q",
+        "txt_attn.norm.key_norm": "attn.norm_added_k",
+        "img_mlp.0": "ff.net.0.proj",
+        "img_mlp.2": "ff.net.2",
+        "txt_mlp.0": "ff_context.net.0.proj",
+        "txt_mlp.2": "ff_context.net.2",
+    }
+    double_qkv = {
+        "img_attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
+        "txt_attn.qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+    }
+    single = {"linear2": "proj_out", "modulation.lin": "norm.linear", "norm.query_norm": "attn.norm_q", "norm.key_norm": "attn.norm_k"}
     for key, weight in weights.items():
         name, kind = key.rsplit(".", 1)
         part, _, rest = name.partition(".")
@@ -314,10 +352,19 @@ def to_diffusers(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 @cache
 def theirs():
     from diffusers import FluxTransformer2DModel
+
     model = FluxTransformer2DModel(
-        patch_size=1, in_channels=64, num_layers=FLUX["depth"], num_single_layers=FLUX["depth_single_blocks"],
-        attention_head_dim=128, num_attention_heads=1, joint_attention_dim=768, pooled_projection_dim=768,
-        guidance_embeds=False, axes_dims_rope=tuple(FLUX["axes_dim"]))
+        patch_size=1,
+        in_channels=64,
+        num_layers=FLUX["depth"],
+        num_single_layers=FLUX["depth_single_blocks"],
+        attention_head_dim=128,
+        num_attention_heads=1,
+        joint_attention_dim=768,
+        pooled_projection_dim=768,
+        guidance_embeds=False,
+        axes_dims_rope=tuple(FLUX["axes_dim"]),
+    )
     weights = load_file(WEIGHTS / "small_world_flux.safetensors")
     model.load_state_dict(to_diffusers({name: weight.float() for name, weight in weights.items()}))
     return model.eval()
@@ -330,9 +377,10 @@ def their_velocity(x, sigma, tokens, pooled, w, start_layer, positive, negative)
     sigmas = sigma.expand(count)
     y = theirs().time_text_embed
     delta = w * (y(sigmas * 1000, positive) - y(sigmas * 1000, negative))
-    hooks = [block.register_forward_pre_hook(
-        lambda _, args, kwargs: (args, {**kwargs, "temb": kwargs["temb"] + delta}), with_kwargs=True)
-        for block in [*theirs().transformer_blocks, *theirs().single_transformer_blocks][start_layer:]]
+    hooks = [
+        block.register_forward_pre_hook(lambda _, args, kwargs: (args, {**kwargs, "temb": kwargs["temb"] + delta}), with_kwargs=True)
+        for block in [*theirs().transformer_blocks, *theirs().single_transformer_blocks][start_layer:]
+    ]
     packed = x.view(count, 16, rows, 2, columns, 2).permute(0, 2, 4, 1, 3, 5).flatten(1, 2).flatten(2)
     places = torch.cartesian_prod(torch.zeros(1), torch.arange(float(rows)), torch.arange(float(columns)))
     velocity = theirs()(packed, tokens, pooled, sigmas, img_ids=places, txt_ids=torch.zeros(tokens.shape[1], 3)).sample
@@ -347,7 +395,8 @@ def ours(text_encoder):
     path = str(WEIGHTS / "small_world_flux.safetensors")
     clip = load("flux", WEIGHTS, text_encoder).clip
     return comfy.sd.load_diffusion_model(path, model_options={"dtype": torch.float32}), cache(
-        lambda text: clip.encode_from_tokens_scheduled(clip.tokenize(text)))
+        lambda text: clip.encode_from_tokens_scheduled(clip.tokenize(text))
+    )
 
 
 @pytest.mark.parametrize("w, start_layer, cfg", ((0.0, 0, 3.0), (3.0, 0, 1.0), (3.0, None, 1.0), (3.0, None, 3.0), (6.0, 2, 3.0)))
@@ -355,9 +404,9 @@ def test_the_node_on_the_host_samples_what_the_equation_samples_in_diffusers(our
     """start_layer None: the default one, 5."""
     model, encoded = ours
     sides = {"positive": "Extremely complex, the highest quality", "negative": "Very simple, no details at all"}
-    direction, = node("GuidanceDirectionFromConditioning", **{name: encoded(text) for name, text in sides.items()})
+    (direction,) = node("GuidanceDirectionFromConditioning", **{name: encoded(text) for name, text in sides.items()})
     schedule = {} if start_layer is None else {"schedule": node("GuidanceLayerSchedule", start_layer=start_layer)[0]}
-    guided, = node("ApplyModulationGuidance", model=model, direction=direction, w=w, **schedule)
+    (guided,) = node("ApplyModulationGuidance", model=model, direction=direction, w=w, **schedule)
     prompts = [encoded(text) for text in ("three red circles", "")]
     noise = torch.randn(2, 16, 10, 10, generator=torch.Generator().manual_seed(0))
     sampled = comfy.sample.sample(guided, noise, steps, cfg, "euler", "simple", *prompts, torch.zeros_like(noise), disable_pbar=True)
@@ -365,8 +414,10 @@ def test_the_node_on_the_host_samples_what_the_equation_samples_in_diffusers(our
     x, pooled = noise, {name: encoded(text)[0][1]["pooled_output"] for name, text in sides.items()}
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", steps)
     for sigma, following in zip(sigmas, sigmas[1:]):
-        wanted, unwanted = (their_velocity(x, sigma, tokens, extras["pooled_output"], w, 5 if start_layer is None else start_layer, **pooled)
-                            for (tokens, extras), in prompts)
+        wanted, unwanted = (
+            their_velocity(x, sigma, tokens, extras["pooled_output"], w, 5 if start_layer is None else start_layer, **pooled)
+            for ((tokens, extras),) in prompts
+        )
         x = x + (following - sigma) * (unwanted + cfg * (wanted - unwanted))
     assert x.std() > 0.3
     torch.testing.assert_close(model.model.process_latent_in(sampled), x, atol=1e-4, rtol=1e-4)
@@ -375,6 +426,8 @@ def test_the_node_on_the_host_samples_what_the_equation_samples_in_diffusers(our
 def test_the_guidance_compared_there_moves_the_output():
     prompt, positive, negative = torch.randn(3, 1, 768, generator=torch.Generator().manual_seed(0))
     noise, tokens = torch.randn(1, 16, 10, 10), torch.randn(1, 77, 768)
-    plain, guided, later = (their_velocity(noise, torch.tensor(0.7), tokens, prompt, w, start, positive, negative)
-                            for w, start in ((0.0, 0), (3.0, 0), (3.0, 5)))
+    plain, guided, later = (
+        their_velocity(noise, torch.tensor(0.7), tokens, prompt, w, start, positive, negative)
+        for w, start in ((0.0, 0), (3.0, 0), (3.0, 5))
+    )
     assert min((plain - guided).abs().max(), (guided - later).abs().max(), (plain - later).abs().max()) > 1e-2

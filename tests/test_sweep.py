@@ -24,7 +24,9 @@ def schnell():
 
 
 def sweep(model, **inputs):
-    return node("SweepModulationGuidance", **{"model": model, "direction": flux.direction(), "w_values": "0, 2", "start_layers": "0, 5"} | inputs)
+    return node(
+        "SweepModulationGuidance", **{"model": model, "direction": flux.direction(), "w_values": "0, 2", "start_layers": "0, 5"} | inputs
+    )
 
 
 def grid(images, labels, title=None):
@@ -47,7 +49,8 @@ def test_each_model_is_what_apply_makes_of_it(schnell):
         f"w {w}, start {start}": flux.apply(
             schnell, flux.direction(), w=float(w), schedule=flux.schedule(start), cfg_rows="opposed", keep_norm=True, start_percent=0.1
         )
-        for w in (-1, 2) for start in (0, 5)
+        for w in (-1, 2)
+        for start in (0, 5)
     }
     assert labels == list(expected)
     pictures = [flux.sample(model, cfg=2.0, steps=2) for model in models]
@@ -56,11 +59,20 @@ def test_each_model_is_what_apply_makes_of_it(schnell):
     assert all((a - b).abs().max() > 1e-3 for i, a in enumerate(pictures) for b in pictures[:i])
 
 
-@pytest.mark.parametrize("schedule, alike", [
-    (lambda: flux.schedule(3, end_layer=6, taper_layers=1, final_layer=0.5), lambda: flux.schedule(1, end_layer=6, taper_layers=1, final_layer=0.5)),
-    (lambda: node("GuidanceLayerScheduleText", layers="0-2: 0.5, 6: 2", final_layer=0.3)[0],
-     lambda: node("GuidanceLayerScheduleText", layers="1-2: 0.5, 6: 2", final_layer=0.3)[0]),
-], ids=["a range moves", "a text loses what is before"])
+@pytest.mark.parametrize(
+    "schedule, alike",
+    [
+        (
+            lambda: flux.schedule(3, end_layer=6, taper_layers=1, final_layer=0.5),
+            lambda: flux.schedule(1, end_layer=6, taper_layers=1, final_layer=0.5),
+        ),
+        (
+            lambda: node("GuidanceLayerScheduleText", layers="0-2: 0.5, 6: 2", final_layer=0.3)[0],
+            lambda: node("GuidanceLayerScheduleText", layers="1-2: 0.5, 6: 2", final_layer=0.3)[0],
+        ),
+    ],
+    ids=["a range moves", "a text loses what is before"],
+)
 def test_start_layers_in_a_schedule(schnell, schedule, alike):
     (model,), _ = sweep(schnell, w_values="2", start_layers="1", schedule=schedule())
     assert torch.equal(flux.sample(model), flux.sample(flux.apply(schnell, flux.direction(), w=2.0, schedule=alike())))
@@ -97,20 +109,26 @@ def test_nothing_is_loaded_again(schnell):
     assert sum(loaded.real_model() is schnell.model for loaded in comfy.model_management.current_loaded_models) == 1
 
 
-@pytest.mark.parametrize("inputs, sentence", [
-    ({"w_values": "0, x"}, r"Sweep Modulation Guidance: 'x' in w_values is not a number. Write e.g. 0, 1.5, 3, 6"),
-    ({"w_values": ""}, "'' in w_values is not a number"),
-    ({"w_values": "1, inf"}, "'inf' in w_values is not a number"),
-    ({"w_values": "60"}, "w_values holds 60; w goes from -50 to 50"),
-    ({"start_layers": "0, 2.5"}, "'2.5' in start_layers is not a whole number"),
-    ({"start_layers": "-1"}, "start_layers holds -1; layers count from 0 and go up to 1000"),
-    ({"start_layers": "1" + "0" * 400}, r"start_layers holds 1000*\.\.\.0*; layers count from 0 and go up to 1000"),
-    ({"w_values": ", ".join(map(str, range(2000)))}, r"w_values holds 2000 numbers, '0, 1, 2.*\.\.\..*1999', and 1000 is the most"),
-    ({"w_values": ", ".join(f"{w / 20}" for w in range(900)), "start_layers": "0, 1"},
-     "900 numbers in w_values and 2 in start_layers make 1800 models to sample; 1000 is the most"),
-    ({"start_layers": "0, 8"}, r"layer 8 is beyond this model, which has 8 layers \(0 to 7\)"),
-    ({"start_percent": 0.5, "end_percent": 0.1}, "start_percent 0.5 is past end_percent 0.1"),
-], ids=lambda value: value[:40] if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    "inputs, sentence",
+    [
+        ({"w_values": "0, x"}, r"Sweep Modulation Guidance: 'x' in w_values is not a number. Write e.g. 0, 1.5, 3, 6"),
+        ({"w_values": ""}, "'' in w_values is not a number"),
+        ({"w_values": "1, inf"}, "'inf' in w_values is not a number"),
+        ({"w_values": "60"}, "w_values holds 60; w goes from -50 to 50"),
+        ({"start_layers": "0, 2.5"}, "'2.5' in start_layers is not a whole number"),
+        ({"start_layers": "-1"}, "start_layers holds -1; layers count from 0 and go up to 1000"),
+        ({"start_layers": "1" + "0" * 400}, r"start_layers holds 1000*\.\.\.0*; layers count from 0 and go up to 1000"),
+        ({"w_values": ", ".join(map(str, range(2000)))}, r"w_values holds 2000 numbers, '0, 1, 2.*\.\.\..*1999', and 1000 is the most"),
+        (
+            {"w_values": ", ".join(f"{w / 20}" for w in range(900)), "start_layers": "0, 1"},
+            "900 numbers in w_values and 2 in start_layers make 1800 models to sample; 1000 is the most",
+        ),
+        ({"start_layers": "0, 8"}, r"layer 8 is beyond this model, which has 8 layers \(0 to 7\)"),
+        ({"start_percent": 0.5, "end_percent": 0.1}, "start_percent 0.5 is past end_percent 0.1"),
+    ],
+    ids=lambda value: value[:40] if isinstance(value, str) else "",
+)
 def test_bad_lists_are_refused(schnell, inputs, sentence):
     with pytest.raises(ValueError, match=sentence):
         sweep(schnell, **inputs)
@@ -168,7 +186,9 @@ def test_a_label_stands_over_its_own_column(six, column, w):
 @pytest.mark.parametrize("row, start", [*enumerate((1, 4))])
 def test_a_start_layer_stands_beside_its_own_row(six, row, start):
     labels, pictures, places = six
-    left, top, right, bottom = changed(grid(pictures, labels), grid(pictures, [label.replace(f"start {start}", "start 8") for label in labels]))
+    left, top, right, bottom = changed(
+        grid(pictures, labels), grid(pictures, [label.replace(f"start {start}", "start 8") for label in labels])
+    )
     x, y = places[3 * row]
     assert x - 160 - 40 < left < right < x - 160, "left of its first picture"
     assert y - 20 < top < bottom < y + 20, "in the middle beside the row"
@@ -179,16 +199,14 @@ def test_a_caption_stands_below_its_own_picture(which):
     captions, pictures = ["one", "two", "six", "ten"], [plain(color) for color in COLORS[:4]]
     image = grid(pictures, captions)
     [(x, y)] = centers(image, COLORS[which], 320, 240)
-    other = grid(pictures, [*captions[:which], "new", *captions[which + 1:]])
+    other = grid(pictures, [*captions[:which], "new", *captions[which + 1 :]])
     left, top, right, bottom = changed(image, other)
     assert x - 40 < left < right < x + 40, "in the middle below the picture"
     assert y + 120 <= top < bottom < y + 120 + 40, "directly below the picture"
 
 
 def test_w_goes_across_and_start_layers_down():
-    image = grid(
-        [plain(GREY), plain(RED), plain(GREEN), plain(BLUE)], ["w 0", "w 2, start 0", "w 2, start 5", "w 4, start 5"], "A wolf"
-    )
+    image = grid([plain(GREY), plain(RED), plain(GREEN), plain(BLUE)], ["w 0", "w 2, start 0", "w 2, start 5", "w 4, start 5"], "A wolf")
     grey, red, green, blue = (centers(image, color, 320, 240) for color in (GREY, RED, GREEN, BLUE))
     assert len(grey) == 2 and len(red) == len(green) == len(blue) == 1, "the unguided picture stands in both rows"
     (red,), (green,), (blue,) = red, green, blue
@@ -201,7 +219,9 @@ def test_the_plain_picture_stands_in_every_row_under_its_name():
     pictures = [plain(GREY), plain(RED), plain(GREEN)]
     image, numbered = grid(pictures, labels), grid(pictures, ["w 0", *labels[1:]])
     assert centers(image, GREY, 320, 240) == centers(numbered, GREY, 320, 240) and len(centers(image, GREY, 320, 240)) == 2
-    assert (image != numbered).any(dim=-1).nonzero()[:, 1].max() < min(center[0] for center in centers(image, RED, 320, 240)), "its column alone"
+    assert (image != numbered).any(dim=-1).nonzero()[:, 1].max() < min(center[0] for center in centers(image, RED, 320, 240)), (
+        "its column alone"
+    )
 
 
 def test_other_labels_stand_below_their_pictures():
@@ -209,7 +229,7 @@ def test_other_labels_stand_below_their_pictures():
     below = [center for color in (RED, GREEN, BLUE) for center in centers(image, color, 320, 240)]
     assert len(below) == 3
     for x, y in below:
-        caption = image[0, y + 120:y + 120 + 24, x - 160:x + 160].amin(dim=-1)
+        caption = image[0, y + 120 : y + 120 + 24, x - 160 : x + 160].amin(dim=-1)
         assert (caption < 0.5).sum() > 20, "ink below the picture"
 
 
@@ -269,7 +289,9 @@ def peak(make):
         watching.join()
 
 
-@pytest.mark.parametrize("shape", [(0, 8, 8, 3), (1, 0, 8, 3), (1, 8, 0, 3), (1, 8, 8, 0), (1, 8, 8, 2), (1, 1, 8, 8, 3), (8, 8, 3), (8,)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(0, 8, 8, 3), (1, 0, 8, 3), (1, 8, 0, 3), (1, 8, 8, 0), (1, 8, 8, 2), (1, 1, 8, 8, 3), (8, 8, 3), (8,)], ids=str
+)
 def test_odd_pictures_are_refused_by_their_shape(shape):
     words = rf"Guidance Grid: picture 2 is of shape {re.escape(str(shape))}; pictures are of shape \(count, height, width, channels\)"
     with pytest.raises(ValueError, match=words):
@@ -289,7 +311,8 @@ def test_pictures_of_other_kinds_of_numbers_are_drawn(dtype, channels):
 
 
 @pytest.mark.parametrize(
-    "text", ["\u6c49\u5b57" * 50_000, "a" * 3_000_000, "a " * 1_500_000, "\n" * 1_000_000 + "a", "w " + "5" * 1_000_000 + ", start 0"],
+    "text",
+    ["\u6c49\u5b57" * 50_000, "a" * 3_000_000, "a " * 1_500_000, "\n" * 1_000_000 + "a", "w " + "5" * 1_000_000 + ", start 0"],
     ids=lambda text: text[:3],
 )
 def test_titles_and_labels_of_any_length_are_drawn_at_once(text):

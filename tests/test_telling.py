@@ -54,13 +54,17 @@ def test_one_line_says_what_was_done(schnell, told):
     assert not warns and re.fullmatch(r"FLUX.1, layers 5-7 of 8, w 0.25, cfg_rows both, 4 of 4 steps, longest shift 0.\d+ of y", text)
 
 
-@pytest.mark.parametrize("inputs, part", [
-    (dict(schedule=schedule(2, final_layer=0.5)), "layers 2-7 of 8 and the final output layer,"),
-    (dict(schedule=written("0: 1, 2-3: -1, 7: 0.5")), "layers 0, 2-3, 7 of 8,"),
-    (dict(schedule=written("0: 1, 2: 1, 4: 1, 6: 1, 7: 0")), "layers 0, 2, 4, 6 of 8,"),
-    (dict(schedule=written("0: 1, 2: 1, 4: 1, 6: 1"), cfg_rows="cond"), "rows cond,"),
-    (dict(end_percent=0.3), ", 2 of 5 steps,"),
-], ids=["head", "ranges", "single layers", "rows", "window"])
+@pytest.mark.parametrize(
+    "inputs, part",
+    [
+        (dict(schedule=schedule(2, final_layer=0.5)), "layers 2-7 of 8 and the final output layer,"),
+        (dict(schedule=written("0: 1, 2-3: -1, 7: 0.5")), "layers 0, 2-3, 7 of 8,"),
+        (dict(schedule=written("0: 1, 2: 1, 4: 1, 6: 1, 7: 0")), "layers 0, 2, 4, 6 of 8,"),
+        (dict(schedule=written("0: 1, 2: 1, 4: 1, 6: 1"), cfg_rows="cond"), "rows cond,"),
+        (dict(end_percent=0.3), ", 2 of 5 steps,"),
+    ],
+    ids=["head", "ranges", "single layers", "rows", "window"],
+)
 def test_layers_rows_and_steps_are_those_guided(schnell, told, inputs, part):
     sample(apply(schnell, direction(), w=W, **inputs), cfg=2.0, steps=5)
     [(_, text)] = told()
@@ -71,8 +75,18 @@ def test_layers_rows_and_steps_are_those_guided(schnell, told, inputs, part):
 def test_steps_are_the_samplers_whatever_calls_it_makes(schnell, told, sampler, steps):
     image, count = torch.zeros(1, 16, 8, 8), []
     comfy.sample.sample(
-        apply(schnell, direction(), w=W), comfy.sample.prepare_noise(image, 5), 4, 1.0, sampler, "simple", conditioning(1), conditioning(2),
-        image, callback=lambda step, *state: count.append(step), disable_pbar=True, seed=5,
+        apply(schnell, direction(), w=W),
+        comfy.sample.prepare_noise(image, 5),
+        4,
+        1.0,
+        sampler,
+        "simple",
+        conditioning(1),
+        conditioning(2),
+        image,
+        callback=lambda step, *state: count.append(step),
+        disable_pbar=True,
+        seed=5,
     )
     [(_, text)] = told()
     done = steps or max(count) + 1
@@ -141,9 +155,15 @@ def test_the_longest_shift_of_a_projection_is_beside_the_time_embedding(small, t
     small.sample(model)
     handle.remove()
     told()
-    small.sample(apply(
-        model, small.pooled_direction(10, text_blind_families.CONTEXT), w=W, projection=projection, schedule=schedule(1, final_layer=0.5),
-    ))
+    small.sample(
+        apply(
+            model,
+            small.pooled_direction(10, text_blind_families.CONTEXT),
+            w=W,
+            projection=projection,
+            schedule=schedule(1, final_layer=0.5),
+        )
+    )
     [(_, text)] = told()
     term = text_blind_families.Term(tensors, [])
     c = [small.pooled(seed, text_blind_families.CONTEXT)[0][1]["pooled_output"] for seed in (10, 11)]
@@ -175,24 +195,44 @@ def cancelling():
 
 
 NOTHING = {
-    "w 0": (lambda model: apply(model, direction(), w=0.0), "Nothing was guided: w is 0. (FLUX.1, layers 5-7 of 8, w 0, cfg_rows both, 0 of 3 steps)"),
-    "equal prompts": (lambda model: apply(model, equal_prompts()), "Nothing was guided: the direction's positive and negative are the same to"),
-    "directions that cancel": (lambda model: apply(model, cancelling()), "Nothing was guided: the direction's positive and negative are the"),
+    "w 0": (
+        lambda model: apply(model, direction(), w=0.0),
+        "Nothing was guided: w is 0. (FLUX.1, layers 5-7 of 8, w 0, cfg_rows both, 0 of 3 steps)",
+    ),
+    "equal prompts": (
+        lambda model: apply(model, equal_prompts()),
+        "Nothing was guided: the direction's positive and negative are the same to",
+    ),
+    "directions that cancel": (
+        lambda model: apply(model, cancelling()),
+        "Nothing was guided: the direction's positive and negative are the",
+    ),
     "window": (
         lambda model: apply(model, direction(), start_percent=0.45, end_percent=0.46),
         "Nothing was guided: no step lies between start_percent 0.45 and end_percent 0.46.",
     ),
-    "weights": (lambda model: apply(model, direction(), schedule=written("0-7: 0")), "Nothing was guided: all layer weights are 0. (FLUX.1, layers none"),
-    "never reached": (lambda model: copied_model(model)(apply(model, direction())), "Modulation guidance did nothing in this sampling of 3 calls"),
+    "weights": (
+        lambda model: apply(model, direction(), schedule=written("0-7: 0")),
+        "Nothing was guided: all layer weights are 0. (FLUX.1, layers none",
+    ),
+    "never reached": (
+        lambda model: copied_model(model)(apply(model, direction())),
+        "Modulation guidance did nothing in this sampling of 3 calls",
+    ),
     "never called": (lambda model: answering(apply(model, direction())), "Modulation guidance did nothing in this sampling of 0 calls"),
     "scale 1": (
-        lambda model: scaled(model, scale=1.0), "Nothing was scaled: scale is 1. (FLUX.1, layers 0-2 of 8, scale 1, both sides of CFG, prompt tokens, 0",
+        lambda model: scaled(model, scale=1.0),
+        "Nothing was scaled: scale is 1. (FLUX.1, layers 0-2 of 8, scale 1, both sides of CFG, prompt tokens, 0",
     ),
     "scaled outside the window": (
-        lambda model: scaled(model, start_percent=0.45, end_percent=0.46), "Nothing was scaled: no step lies between start_percent 0.45",
+        lambda model: scaled(model, start_percent=0.45, end_percent=0.46),
+        "Nothing was scaled: no step lies between start_percent 0.45",
     ),
     "scaled by weights": (lambda model: scaled(model, schedule=written("0-7: 0")), "Nothing was scaled: all layer weights are 0."),
-    "scaled, never reached": (lambda model: copied_model(model)(scaled(model)), "Scale Text Variance did nothing in this sampling of 3 calls"),
+    "scaled, never reached": (
+        lambda model: copied_model(model)(scaled(model)),
+        "Scale Text Variance did nothing in this sampling of 3 calls",
+    ),
 }
 
 
@@ -217,6 +257,7 @@ def test_a_warning_says_why_nothing_was_done(schnell, told, case):
 
 def losing(number):
     """A pack that makes every picture of that number."""
+
     def change(model):
         model = model.clone()
         model.set_model_sampler_post_cfg_function(lambda args: args["denoised"] * number)
@@ -286,7 +327,10 @@ def test_the_scaling_of_text_says_what_it_did(schnell, told):
 def test_each_that_is_applied_tells_its_own(schnell, told):
     sample(scaled(apply(apply(schnell, direction(), w=W), direction(20), w=-W, schedule=schedule(2), end_percent=0.4)), cfg=2.0, steps=4)
     third, first, second = (text for _, text in told())
-    assert "layers 5-7 of 8, w 0.25, cfg_rows both, 4 of 4 steps" in first and "layers 2-7 of 8, w -0.25, cfg_rows both, 2 of 4 steps" in second
+    assert (
+        "layers 5-7 of 8, w 0.25, cfg_rows both, 4 of 4 steps" in first
+        and "layers 2-7 of 8, w -0.25, cfg_rows both, 2 of 4 steps" in second
+    )
     assert "scale 1.5" in third and longest(first) != longest(second)
 
 
@@ -376,8 +420,12 @@ def test_what_cannot_be_measured_costs_no_picture(schnell, told, monkeypatch):
 
 def test_rows_of_another_number_are_measured_too(schnell, told):
     """Another node hands the blocks one row at a time; the number is that of the row where it is largest."""
+
     def one_by_one(args, extra):
-        rows = [extra["original_block"]({name: value[i:i + 1] if name in ("img", "vec", "pe") else value for name, value in args.items()}) for i in range(2)]
+        rows = [
+            extra["original_block"]({name: value[i : i + 1] if name in ("img", "vec", "pe") else value for name, value in args.items()})
+            for i in range(2)
+        ]
         return {"img": torch.cat([row["img"] for row in rows])}
 
     model = apply(schnell, direction(), w=W)

@@ -22,7 +22,11 @@ PACK = PRESET.__module__.rpartition(".nodes.")[0]
 text_files = importlib.import_module(f"{PACK}.model_patches.text_files")
 
 MARKS = {
-    "utf-8": b"", "utf-8-sig": b"", "utf-16-le": codecs.BOM_UTF16_LE, "utf-16-be": codecs.BOM_UTF16_BE, "utf-32-le": codecs.BOM_UTF32_LE,
+    "utf-8": b"",
+    "utf-8-sig": b"",
+    "utf-16-le": codecs.BOM_UTF16_LE,
+    "utf-16-be": codecs.BOM_UTF16_BE,
+    "utf-32-le": codecs.BOM_UTF32_LE,
     "utf-32-be": codecs.BOM_UTF32_BE,
 }
 TEXT = "a café\r\nein Bär 🐻\n日本語"
@@ -49,16 +53,13 @@ def queued(name):
 # Every reader, by (the file's name, what reads it, what its sentences begin with).
 READERS = {
     "preset": (
-        "modulation_guidance_presets.json", lambda path: node("GuidancePreset", preset="complexity", subject=""), "Guidance Preset: .*",
+        "modulation_guidance_presets.json",
+        lambda path: node("GuidancePreset", preset="complexity", subject=""),
+        "Guidance Preset: .*",
     ),
-    "node": (
-        "prompts.txt", lambda path: queued(path.name),
-        "Distill Pooled Projection: prompts_file 'prompts.txt' ",
-    ),
+    "node": ("prompts.txt", lambda path: queued(path.name), "Distill Pooled Projection: prompts_file 'prompts.txt' "),
     "command": ("prompts.txt", lambda path: command_lines("--prompts", path), "--prompts .*prompts.txt "),
-    "effect": (
-        "prompts.txt", lambda path: draw_own(None, None, Namespace(prompts_file=path)), "--prompts-file .*prompts.txt ",
-    ),
+    "effect": ("prompts.txt", lambda path: draw_own(None, None, Namespace(prompts_file=path)), "--prompts-file .*prompts.txt "),
 }
 
 
@@ -92,14 +93,23 @@ def test_prompts_in_any_of_these(place, encoding):
         DISTILL.check_lazy_status(prompts="", prompts_file="prompts.txt", model=None)
 
 
-@pytest.mark.parametrize("content, words", [
-    ("a\r\nb\r\nein Bär\n".encode("cp1252"), "is no UTF-8 text: line 3 holds the byte 0xE4. Save it as UTF-8"),
-    (codecs.BOM_UTF8 + "a\nBär\n".encode("latin-1"), "is no UTF-8 text: line 2 holds the byte 0xE4. Save it as UTF-8"),
-    (codecs.BOM_UTF16_LE + "a\nb\nc".encode("utf-16-le") + b"\0\xd8", "is no UTF-16-LE text: line 3 holds the byte 0x00. Save it as UTF-8"),
-    (codecs.BOM_UTF32_BE + "a\n".encode("utf-32-be") + b"\0\x11\0\0", "is no UTF-32-BE text: line 2 holds the byte 0x00. Save it as UTF-8"),
-    ("a\nb".encode("utf-16-le"), "is no text, or none that says its encoding: line 1 holds a NUL. Save it as UTF-8"),
-    (b"a\nb\nc\0d", ".*: line 3 holds a NUL. Save it as UTF-8"),
-])
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        ("a\r\nb\r\nein Bär\n".encode("cp1252"), "is no UTF-8 text: line 3 holds the byte 0xE4. Save it as UTF-8"),
+        (codecs.BOM_UTF8 + "a\nBär\n".encode("latin-1"), "is no UTF-8 text: line 2 holds the byte 0xE4. Save it as UTF-8"),
+        (
+            codecs.BOM_UTF16_LE + "a\nb\nc".encode("utf-16-le") + b"\0\xd8",
+            "is no UTF-16-LE text: line 3 holds the byte 0x00. Save it as UTF-8",
+        ),
+        (
+            codecs.BOM_UTF32_BE + "a\n".encode("utf-32-be") + b"\0\x11\0\0",
+            "is no UTF-32-BE text: line 2 holds the byte 0x00. Save it as UTF-8",
+        ),
+        ("a\nb".encode("utf-16-le"), "is no text, or none that says its encoding: line 1 holds a NUL. Save it as UTF-8"),
+        (b"a\nb\nc\0d", ".*: line 3 holds a NUL. Save it as UTF-8"),
+    ],
+)
 def test_what_is_no_such_text_is_refused_by_its_line(reader, content, words):
     path, read, begin = reader
     path.write_bytes(content)
@@ -150,13 +160,16 @@ def test_a_missing_file_is_said(tmp_path):
         command_lines("--prompts", tmp_path / "none.txt")
 
 
-@pytest.mark.parametrize("name, words", [
-    ("a\0b.txt", r"prompts_file 'a\\x00b.txt' holds a character that no file's name can have"),
-    ("\ud800", "holds a character that no file's name can have"),
-    ("none.txt", "prompts_file 'none.txt' is not in ComfyUI's input folder"),
-    ("x" * 100_000, r"prompts_file 'x*\.\.\.x*' is not in ComfyUI's input folder"),
-    ("../prompts.txt", "is not in ComfyUI's input folder"),
-])
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("a\0b.txt", r"prompts_file 'a\\x00b.txt' holds a character that no file's name can have"),
+        ("\ud800", "holds a character that no file's name can have"),
+        ("none.txt", "prompts_file 'none.txt' is not in ComfyUI's input folder"),
+        ("x" * 100_000, r"prompts_file 'x*\.\.\.x*' is not in ComfyUI's input folder"),
+        ("../prompts.txt", "is not in ComfyUI's input folder"),
+    ],
+)
 def test_names_that_lead_nowhere(place, name, words):
     with pytest.raises(ValueError, match=words) as refused:
         queued(name)

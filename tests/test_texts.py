@@ -138,8 +138,10 @@ def test_a_translated_page_is_the_english_one_in_another_language(node, language
     assert not told_apart(english, other)
     bold = r"\*\*(.+?)\*\*"
     ours = [{name: node for node, name in names_of(each).items()} for each in ("en", language)]
-    wanted, found = (Counter(names[name] for name in re.findall(bold, text.replace("\n", " ")) if name in names)
-                     for names, text in zip(ours, (english, other), strict=True))
+    wanted, found = (
+        Counter(names[name] for name in re.findall(bold, text.replace("\n", " ")) if name in names)
+        for names, text in zip(ours, (english, other), strict=True)
+    )
     assert wanted.keys() == found.keys()
 
 

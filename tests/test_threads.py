@@ -20,12 +20,12 @@ def in_two_threads(apply_model, args):
     outputs, options = {}, args["c"]["transformer_options"]
 
     def run(i, number):
-        chunk = {
-            name: value.chunk(2)[i] if isinstance(value, torch.Tensor) else value for name, value in args["c"].items()
-        }
+        chunk = {name: value.chunk(2)[i] if isinstance(value, torch.Tensor) else value for name, value in args["c"].items()}
         with torch.inference_mode():
             outputs[i] = apply_model(
-                args["input"].chunk(2)[i], args["timestep"].chunk(2)[i], **chunk | {"transformer_options": options | {"cond_or_uncond": [number]}}
+                args["input"].chunk(2)[i],
+                args["timestep"].chunk(2)[i],
+                **chunk | {"transformer_options": options | {"cond_or_uncond": [number]}},
             )
 
     threads = [threading.Thread(target=run, args=one) for one in enumerate(args["cond_or_uncond"])]

@@ -33,7 +33,16 @@ PACK = nodes.NODE_CLASS_MAPPINGS["ScaleTextVariance"].__module__.rpartition(".no
 variance = importlib.import_module(f"{PACK}.model_patches.variance")
 
 FAMILIES = (
-    FluxSmall, SD35_MEDIUM, HIDREAM_I1, TEXT_TO_VIDEO, QWEN_IMAGE, MOCHI, FLUX2, CHROMA, HUNYUAN_VIDEO15, replace(AURAFLOW, output_scale=1.0),
+    FluxSmall,
+    SD35_MEDIUM,
+    HIDREAM_I1,
+    TEXT_TO_VIDEO,
+    QWEN_IMAGE,
+    MOCHI,
+    FLUX2,
+    CHROMA,
+    HUNYUAN_VIDEO15,
+    replace(AURAFLOW, output_scale=1.0),
 )
 
 
@@ -182,8 +191,11 @@ def test_no_number_compiles_again():
     check(lambda model: model, 1)
     check(scale, 2)
     for same in (
-        lambda model: scale(model, 2.0), lambda model: scale(model, 2.0, schedule=layers("0: 0.5")), lambda model: model,
-        lambda model: scale(scale(model, 0.5), 1.2), lambda model: scale(model, tokens="all"),
+        lambda model: scale(model, 2.0),
+        lambda model: scale(model, 2.0, schedule=layers("0: 0.5")),
+        lambda model: model,
+        lambda model: scale(scale(model, 0.5), 1.2),
+        lambda model: scale(model, tokens="all"),
     ):
         check(same, 2)
     check(lambda model: guided(scale(model)), 3)
@@ -204,12 +216,15 @@ def test_models_without_joint_attention_are_refused():
         scale(KANDINSKY5_VIDEO.load())
 
 
-@pytest.mark.parametrize("inputs, sentence", [
-    ({"scale": float("nan")}, "scale is nan; it must be 0 or more"),
-    ({"scale": -1.0}, "scale is -1.0; it must be 0 or more"),
-    ({"start_percent": 0.6, "end_percent": 0.3}, "start_percent 0.6 is past end_percent 0.3"),
-    ({"tokens": "some"}, "tokens is 'some'; choose prompt or all"),
-])
+@pytest.mark.parametrize(
+    "inputs, sentence",
+    [
+        ({"scale": float("nan")}, "scale is nan; it must be 0 or more"),
+        ({"scale": -1.0}, "scale is -1.0; it must be 0 or more"),
+        ({"start_percent": 0.6, "end_percent": 0.3}, "start_percent 0.6 is past end_percent 0.3"),
+        ({"tokens": "some"}, "tokens is 'some'; choose prompt or all"),
+    ],
+)
 def test_bad_numbers_are_refused(schnell, inputs, sentence):
     with pytest.raises(ValueError, match=sentence):
         scale(schnell, **inputs)

@@ -48,7 +48,11 @@ def redux(conditioning, *ways):
     for seed, (strength_type, strength) in enumerate(ways):
         seen = SimpleNamespace(last_hidden_state=torch.randn(1, PICTURE, 8, generator=torch.Generator().manual_seed(seed)))
         conditioning = node(
-            "StyleModelApply", conditioning=conditioning, style_model=style_model, clip_vision_output=seen, strength=strength,
+            "StyleModelApply",
+            conditioning=conditioning,
+            style_model=style_model,
+            clip_vision_output=seen,
+            strength=strength,
             strength_type=strength_type,
         )[0]
     return conditioning
@@ -130,6 +134,7 @@ def uso(model):
 
 def beside(before, after, width=flux.HIDDEN, factor=1.0, cut=0):
     """A post_input patch that puts tokens before and after the text, multiplies it and cuts off its first tokens."""
+
     def patch(args):
         text = factor * args["txt"][:, cut:]
         ids = args["txt_ids"][:, cut:]

@@ -64,7 +64,7 @@ def test_rows_handed_over_one_by_one_are_refused_with_what_helps_here(schnell):
 
     def one_by_one(executor, *args, **inputs):
         def of(row):
-            return [value[row:row + 1] if isinstance(value, torch.Tensor) else value for value in args]
+            return [value[row : row + 1] if isinstance(value, torch.Tensor) else value for value in args]
 
         return torch.cat([executor(*of(row), **inputs) for row in range(len(args[0]))])
 
@@ -106,10 +106,12 @@ def prompts_of(clip, *texts):
     known = [(encode(clip, text)[0][0][0], torch.arange(256) < t5_count(clip, text)) for text in texts]
 
     def of_row(row):
-        return torch.cat([
-            next((mask for tokens, mask in known if torch.equal(part, tokens)), torch.zeros(256, dtype=torch.bool))
-            for part in row.split(256)
-        ])
+        return torch.cat(
+            [
+                next((mask for tokens, mask in known if torch.equal(part, tokens)), torch.zeros(256, dtype=torch.bool))
+                for part in row.split(256)
+            ]
+        )
 
     return lambda kwargs: torch.stack([of_row(row) for row in kwargs["context"]])
 
@@ -213,17 +215,26 @@ def guided(guider, model, **inputs):
     latent = {"samples": torch.zeros(1, 16, 8, 8)}
     sigmas = node("BasicScheduler", model=model, scheduler="simple", steps=3, denoise=1.0)[0]
     return node(
-        "SamplerCustomAdvanced", noise=node("RandomNoise", noise_seed=5)[0], guider=node(guider, model=model, **inputs)[0],
-        sampler=node("KSamplerSelect", sampler_name="euler")[0], sigmas=sigmas, latent_image=latent,
+        "SamplerCustomAdvanced",
+        noise=node("RandomNoise", noise_seed=5)[0],
+        guider=node(guider, model=model, **inputs)[0],
+        sampler=node("KSamplerSelect", sampler_name="euler")[0],
+        sigmas=sigmas,
+        latent_image=latent,
     )[0]["samples"]
 
 
-@pytest.mark.parametrize("guider, conditionings", [
-    ("PerpNegGuider", dict(positive=LONG, negative=NEGATIVE, empty_conditioning="")),
-    ("DualCFGGuider", dict(cond1=LONG, cond2=SHORT, negative=NEGATIVE)),
-])
+@pytest.mark.parametrize(
+    "guider, conditionings",
+    [
+        ("PerpNegGuider", dict(positive=LONG, negative=NEGATIVE, empty_conditioning="")),
+        ("DualCFGGuider", dict(cond1=LONG, cond2=SHORT, negative=NEGATIVE)),
+    ],
+)
 def test_guiders_of_three_prompts(schnell, clip, guider, conditionings):
-    inputs = dict(PerpNegGuider=dict(cfg=2.0, neg_scale=0.5), DualCFGGuider=dict(cfg_conds=2.0, cfg_cond2_negative=1.5, style="regular"))[guider]
+    inputs = dict(PerpNegGuider=dict(cfg=2.0, neg_scale=0.5), DualCFGGuider=dict(cfg_conds=2.0, cfg_cond2_negative=1.5, style="regular"))[
+        guider
+    ]
     inputs |= {name: encode(clip, text) for name, text in conditionings.items()}
     first, *others = conditionings.values()
     model = scale(schnell, 2.0, clip=clip, prompt=first, prompts=dict(enumerate(others)))
@@ -252,14 +263,18 @@ def test_each_model_of_a_guider_that_runs_two_counts_its_own(schnell, clip):
 NOT_THESE = "holds none of the texts on prompt, negative_prompt and prompts"
 
 
-@pytest.mark.parametrize("positive", [
-    lambda clip: encode(clip, SHORT),
-    lambda clip: combined(encode(clip, LONG), encode(clip, SHORT)),
-    lambda clip: combined(during(encode(clip, LONG), 0.0, 0.5), during(encode(clip, SHORT), 0.5, 1.0)),
-    lambda clip: averaged(encode(clip, LONG), encode(clip, SHORT)),
-    lambda clip: flux.conditioning(1),
-    lambda clip: concatenated(zeroed(encode(clip, LONG)), encode(clip, SHORT)),
-], ids=["another", "combined", "later", "averaged", "another encoder's", "after zeros"])
+@pytest.mark.parametrize(
+    "positive",
+    [
+        lambda clip: encode(clip, SHORT),
+        lambda clip: combined(encode(clip, LONG), encode(clip, SHORT)),
+        lambda clip: combined(during(encode(clip, LONG), 0.0, 0.5), during(encode(clip, SHORT), 0.5, 1.0)),
+        lambda clip: averaged(encode(clip, LONG), encode(clip, SHORT)),
+        lambda clip: flux.conditioning(1),
+        lambda clip: concatenated(zeroed(encode(clip, LONG)), encode(clip, SHORT)),
+    ],
+    ids=["another", "combined", "later", "averaged", "another encoder's", "after zeros"],
+)
 def test_other_prompts_are_refused_before_sampling(schnell, clip, positive):
     steps = []
     with pytest.raises(ValueError, match=NOT_THESE):
@@ -332,7 +347,13 @@ def test_sd3_without_some_of_its_encoders(loaded):
 
 def _sd35(width):
     return OpenAISignatureMMDITWrapper(
-        input_size=None, in_channels=16, depth=4, adm_in_channels=32, num_patches=64, pos_embed_max_size=8, qk_norm="rms",
+        input_size=None,
+        in_channels=16,
+        depth=4,
+        adm_in_channels=32,
+        num_patches=64,
+        pos_embed_max_size=8,
+        qk_norm="rms",
         context_embedder_config={"target": "torch.nn.Linear", "params": {"in_features": width, "out_features": 256}},
         operations=comfy.ops.disable_weight_init,
     )

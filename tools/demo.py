@@ -53,8 +53,11 @@ def arguments():
     parser.add_argument("--seed", type=int)
     parser.add_argument("--steps", type=int, help="sampling steps")
     parser.add_argument("--size", type=int, help="width and height in pixels")
-    parser.add_argument("--workflow", default="flux_schnell_aesthetics",
-                        help="one of workflows/api, or a .json file in that format with two Save Image nodes titled Plain and Guided")
+    parser.add_argument(
+        "--workflow",
+        default="flux_schnell_aesthetics",
+        help="one of workflows/api, or a .json file in that format with two Save Image nodes titled Plain and Guided",
+    )
     parser.add_argument("--small", action="store_true", help="use the small world's models even where the real ones are there")
     parser.add_argument("--grid", action="store_true", help="draw the grid with real models, too (13 pictures)")
     parser.add_argument("--out", type=Path, default=CHECKOUT / "out", help="folder for the pictures")
@@ -95,7 +98,9 @@ def use_server(options):
         prompt = with_small_world(prompt, options)
     prompt, missing = with_files_of(client, prompt)
     if missing:
-        raise DemoError(f"ComfyUI at {client.url} has no {', '.join(missing)}: put that into its models folder, or give another --workflow.")
+        raise DemoError(
+            f"ComfyUI at {client.url} has no {', '.join(missing)}: put that into its models folder, or give another --workflow."
+        )
     return draw(client, prompt, options)
 
 
@@ -185,7 +190,10 @@ def draw(client, prompt, options):
 
 def fits_learned(prompt):
     """Whether the prompt guides the small world's model towards what its direction was learned from."""
-    asked = [shown(prompt, "UNETLoader", "unet_name"), *(shown(prompt, "EncodeGuidanceDirection", side) for side in ("positive", "negative"))]
+    asked = [
+        shown(prompt, "UNETLoader", "unet_name"),
+        *(shown(prompt, "EncodeGuidanceDirection", side) for side in ("positive", "negative")),
+    ]
     return asked == ["small_world_flux.safetensors", SMALL_WORLD["positive"], SMALL_WORLD["negative"]]
 
 
@@ -207,9 +215,13 @@ def apply_options(prompt, options):
     if options.start_layer is not None:
         set_start_layer(prompt, options.start_layer)
     for option, class_type, name in (
-        ("positive", "EncodeGuidanceDirection", "positive"), ("negative", "EncodeGuidanceDirection", "negative"),
-        ("w", "ApplyModulationGuidance", "w"), ("seed", "KSampler", "seed"), ("steps", "KSampler", "steps"),
-        ("size", "EmptySD3LatentImage", "width"), ("size", "EmptySD3LatentImage", "height"),
+        ("positive", "EncodeGuidanceDirection", "positive"),
+        ("negative", "EncodeGuidanceDirection", "negative"),
+        ("w", "ApplyModulationGuidance", "w"),
+        ("seed", "KSampler", "seed"),
+        ("steps", "KSampler", "steps"),
+        ("size", "EmptySD3LatentImage", "width"),
+        ("size", "EmptySD3LatentImage", "height"),
     ):
         if getattr(options, option) is not None:
             set_input(prompt, class_type, name, getattr(options, option))

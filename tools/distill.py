@@ -52,7 +52,9 @@ OF_A_DIRECTION = dict(steps=400, learning_rate=5e-3)
 def pack(name: str):
     """A module of this pack, which is a package wherever its folder is and whatever its name."""
     if "modulation_guidance" not in sys.modules:
-        spec = importlib.util.spec_from_file_location("modulation_guidance", CHECKOUT / "__init__.py", submodule_search_locations=[str(CHECKOUT)])
+        spec = importlib.util.spec_from_file_location(
+            "modulation_guidance", CHECKOUT / "__init__.py", submodule_search_locations=[str(CHECKOUT)]
+        )
         sys.modules["modulation_guidance"] = importlib.util.module_from_spec(spec)
     return importlib.import_module(f"modulation_guidance.{name}")
 
@@ -149,11 +151,12 @@ def run(accelerator: Accelerator, options: argparse.Namespace) -> None:
     checkpoint = files.checkpoint()
     with loop.out_of_memory_explained(settings):
         training = course.training(
-            *loaded(options), prompts, settings, held_out=held_out, workers=workers, checkpoint=checkpoint, origin=origin(options),
+            *loaded(options), prompts, settings, held_out=held_out, workers=workers, checkpoint=checkpoint, origin=origin(options)
         )
         accelerator.wait_for_everyone()  # all have looked at the files before one writes them
         files.begin(training)
         with torch.inference_mode(), tqdm(disable=workers.rank > 0, leave=False) as bar:
+
             def show(what, done, total):
                 bar.set_description(f"{what}: {done} of {total}")
 
@@ -240,7 +243,9 @@ class Files:
         except (ValueError, RecursionError, TypeError, KeyError):
             step = None
         if not isinstance(step, int):
-            raise ValueError(f"{self.metrics}, line {number} is not what this command has written. Remove the line, or choose another --out.")
+            raise ValueError(
+                f"{self.metrics}, line {number} is not what this command has written. Remove the line, or choose another --out."
+            )
         return step
 
     def note(self, measured: dict) -> None:
@@ -274,7 +279,10 @@ class Files:
 def origin(options) -> dict:
     """What of the command a run must share with its checkpoint, beside its settings: files by what is in them, not by name."""
     return {
-        "model": contents([options.model]), "clip": contents(options.clip), "clip_type": options.clip_type, "shift": options.shift,
+        "model": contents([options.model]),
+        "clip": contents(options.clip),
+        "clip_type": options.clip_type,
+        "shift": options.shift,
         "pooled_clip": contents(options.pooled_clip or options.clip),
         "pooled_clip_type": options.pooled_clip_type if options.pooled_clip else options.clip_type,
     }

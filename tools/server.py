@@ -50,9 +50,19 @@ def running_server(host, models=(), arguments=(), timeout=300, pack=CHECKOUT):
         port = free_port()
         log = base / "server.log"
         command = [
-            host.folder / "main.py", "--port", port, "--disable-api-nodes", "--base-directory", base,
-            "--extra-model-paths-config", base / "models.yaml", "--database-url", "sqlite:///:memory:",
-            *([] if has_gpu(host) else ["--cpu"]), *own_editor(host), *arguments,
+            host.folder / "main.py",
+            "--port",
+            port,
+            "--disable-api-nodes",
+            "--base-directory",
+            base,
+            "--extra-model-paths-config",
+            base / "models.yaml",
+            "--database-url",
+            "sqlite:///:memory:",
+            *([] if has_gpu(host) else ["--cpu"]),
+            *own_editor(host),
+            *arguments,
         ]
         with open(log, "wb") as output, leashed(host.python, command, cwd=host.folder, stdout=output) as process:
             try:
@@ -77,8 +87,12 @@ def add_pack(custom_nodes, pack=CHECKOUT):
 def extra_model_paths(folders):
     """The text of a ComfyUI extra_model_paths.yaml for folders laid out like its models folder (JSON is YAML)."""
     kinds = {
-        "diffusion_models": "diffusion_models\nunet", "text_encoders": "text_encoders\nclip", "vae": "vae",
-        "loras": "loras", "checkpoints": "checkpoints", "pooled_projections": "pooled_projections",
+        "diffusion_models": "diffusion_models\nunet",
+        "text_encoders": "text_encoders\nclip",
+        "vae": "vae",
+        "loras": "loras",
+        "checkpoints": "checkpoints",
+        "pooled_projections": "pooled_projections",
         "guidance_directions": "guidance_directions",
         "picture_scorers": "picture_scorers",
     }
@@ -211,7 +225,8 @@ class Client:
         outputs = self.get(f"/history/{prompt_id}")[prompt_id]["outputs"]
         return {
             node: [self.request("/view?" + urllib.parse.urlencode(image)) for image in output["images"]]
-            for node, output in outputs.items() if "images" in output
+            for node, output in outputs.items()
+            if "images" in output
         }
 
     def cancel(self, prompt_id):
@@ -280,5 +295,6 @@ def node_errors(errors):
     """One line for each error of each node, from the server's node_errors."""
     return [
         f"{found['class_type']} (node {node}): {each['message']}: {each['details']}"
-        for node, found in errors.items() for each in found["errors"]
+        for node, found in errors.items()
+        for each in found["errors"]
     ]

@@ -27,7 +27,10 @@ def write_small_models(folder):
     Returns their paths.
     """
     shipped = (
-        ("diffusion_models", DIFFUSION_MODEL), ("diffusion_models", TEXT_BLIND), ("pooled_projections", PROJECTION), ("vae", VAE),
+        ("diffusion_models", DIFFUSION_MODEL),
+        ("diffusion_models", TEXT_BLIND),
+        ("pooled_projections", PROJECTION),
+        ("vae", VAE),
         *(("guidance_directions", name) for name in DIRECTIONS),
     )
     models = [folder / kind / name for kind, name in shipped]

@@ -1,7 +1,7 @@
 """Runs the tests on the real ComfyUI, set up as host.py says.
 
-    python tools/test.py [--comfyui-version 0.30.0] [pytest's arguments]
-    python tools/test.py --comfyui-version all        each pinned version in turn, and a table at the end
+python tools/test.py [--comfyui-version 0.30.0] [pytest's arguments]
+python tools/test.py --comfyui-version all        each pinned version in turn, and a table at the end
 """
 
 import argparse

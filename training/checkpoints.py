@@ -106,7 +106,8 @@ def _checkpoint(file: tensor_files.TensorFile) -> Checkpoint:
     weights, means, squares = ({name: file.read([f"{part} {name}"])[f"{part} {name}"] for name in names} for part in _PARTS)
     right = losses.ndim == 1 and all(
         part[name].shape == tensor.shape and part[name].dtype == torch.float32 and bool(part[name].isfinite().all())
-        for name, tensor in weights.items() for part in (weights, means, squares)
+        for name, tensor in weights.items()
+        for part in (weights, means, squares)
     )
     if not right or not all(map(math.isfinite, losses.tolist())):
         raise ValueError("holds numbers that no training leaves. It is damaged; remove it.")

@@ -73,8 +73,10 @@ def _outside_inference_mode(model: nn.Module):
     """The weights that were loaded in inference mode, which autograd refuses, in the same memory as ordinary tensors."""
     replaced = [
         (tensors, name, tensor)
-        for module in model.modules() for tensors in (module._parameters, module._buffers)
-        for name, tensor in tensors.items() if tensor is not None and tensor.is_inference()
+        for module in model.modules()
+        for tensors in (module._parameters, module._buffers)
+        for name, tensor in tensors.items()
+        if tensor is not None and tensor.is_inference()
     ]
     try:
         for tensors, name, tensor in replaced:
@@ -140,18 +142,17 @@ class _Recomputed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *gradients):
-        inputs = [tensor.detach().requires_grad_(needed) for tensor, needed in zip(ctx.saved_tensors, ctx.needs_input_grad[1:], strict=True)]
+        inputs = [
+            tensor.detach().requires_grad_(needed) for tensor, needed in zip(ctx.saved_tensors, ctx.needs_input_grad[1:], strict=True)
+        ]
         with torch.enable_grad():
             outputs = ctx.run(*(tensor.clone() for tensor in inputs))
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         followed = [  # a last block's text comes to None
-            (output, gradient) for output, gradient in zip(outputs, gradients, strict=True)
-            if output is not None and output.requires_grad
+            (output, gradient) for output, gradient in zip(outputs, gradients, strict=True) if output is not None and output.requires_grad
         ]
         wanted = [tensor for tensor in inputs if tensor.requires_grad]
-        found = torch.autograd.grad(
-            [output for output, _ in followed], wanted, [gradient for _, gradient in followed], allow_unused=True
-        )
+        found = torch.autograd.grad([output for output, _ in followed], wanted, [gradient for _, gradient in followed], allow_unused=True)
         found = iter(found)
         return None, *(next(found) if tensor.requires_grad else None for tensor in inputs)
 

@@ -56,7 +56,9 @@ class Strength(NamedTuple):
     def told(self, prompts: int) -> str:
         on = f"on {prompts} {'prompt' if prompts == 1 else 'prompts'}"
         if self.alike < LEAST_ALIKE:
-            return f"w 1 is {self.far:.2f} times as strong as the words, {on}, and goes another way (alike by {self.alike:.2f}): learn longer."
+            return (
+                f"w 1 is {self.far:.2f} times as strong as the words, {on}, and goes another way (alike by {self.alike:.2f}): learn longer."
+            )
         meant = f"w 1 is {self.far:.2f} times as strong as the words, {on} (alike by {self.alike:.2f}; scaled by {self.scaled:.2f})."
         if self.scaled in (MOST_SCALED, 1 / MOST_SCALED):
             meant += f" It was scaled as far as is safe; w {1 / self.far:.1f} is about as strong as they are."
@@ -80,8 +82,17 @@ class DirectionTraining(Training):
     learned = "direction"
 
     def __init__(
-        self, model, clip, prompts: list[str], positive: str, negative: str, settings: Settings, direction: GuidanceDirection | None = None,
-        held_out: list[str] = (), workers: Workers = Workers(), checkpoint: Checkpoint | None = None,
+        self,
+        model,
+        clip,
+        prompts: list[str],
+        positive: str,
+        negative: str,
+        settings: Settings,
+        direction: GuidanceDirection | None = None,
+        held_out: list[str] = (),
+        workers: Workers = Workers(),
+        checkpoint: Checkpoint | None = None,
         origin: Mapping[str, Any] | None = None,
     ):
         check_words(positive, negative)
@@ -102,7 +113,9 @@ class DirectionTraining(Training):
         self.signs = [sign for sign, words in self.words.items() if words]
         self.strength: Strength | None = None
         run = {
-            "prompts": digest(*stripped(prompts)), "positive": self.words[+1], "negative": self.words[-1],
+            "prompts": digest(*stripped(prompts)),
+            "positive": self.words[+1],
+            "negative": self.words[-1],
             "direction": digest(b"" if direction is None else first.cpu().numpy().tobytes()),
         }
         self._begin({"shifts": first}, run | dict(origin or {}), checkpoint)
@@ -157,9 +170,9 @@ class DirectionTraining(Training):
 
     def _said(self, text: str) -> Said:
         plain = self._encoded(text)
-        return Said(plain, {
-            sign: self._encoded(", ".join(filter(None, (text, words)))) if words else plain for sign, words in self.words.items()
-        })
+        return Said(
+            plain, {sign: self._encoded(", ".join(filter(None, (text, words)))) if words else plain for sign, words in self.words.items()}
+        )
 
     def _encoded(self, text: str) -> list:
         return self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
@@ -270,7 +283,13 @@ class Learned:
 
 
 def learn_direction(
-    model, clip, prompts: list[str], positive: str, negative: str, settings: Settings, direction: GuidanceDirection | None = None,
+    model,
+    clip,
+    prompts: list[str],
+    positive: str,
+    negative: str,
+    settings: Settings,
+    direction: GuidanceDirection | None = None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> Learned:
     """A direction for the model's family. An interrupt, or a step that would make it NaN, ends it early and keeps what was learned.

@@ -68,7 +68,7 @@ class Lessons:
         return math.ceil(len(self.samples) * self.pairs / self.batch_size)
 
     def __getitem__(self, number: int) -> Batch:
-        rows = self._order[number * self.batch_size:(number + 1) * self.batch_size]
+        rows = self._order[number * self.batch_size : (number + 1) * self.batch_size]
         samples, pairs = rows // self.pairs, rows % self.pairs
         draw = generator(*self.seeds, "pairs", number)
         return Batch(
@@ -98,14 +98,16 @@ def _permutation(length: int, *seeds) -> Tensor:
 def sampled_prompts(prompts: int, per_prompt: int, rows: int, pairs: int, seeds: tuple) -> list[int]:
     """Which prompts to make samples of, in order: no more than `rows` rows of a whole training run need, all prompts alike."""
     order = torch.cat([torch.randperm(prompts, generator=generator(*seeds, "prompts", turn)) for turn in range(per_prompt)])
-    return order[:math.ceil(rows / pairs)].tolist()
+    return order[: math.ceil(rows / pairs)].tolist()
 
 
 def latent_shape(latent_format, width: int, height: int, frames: int) -> tuple[int, ...]:
     """(C, H, W), or (C, T, H, W), of pictures of that many pixels. Raises ValueError where that is less than one latent."""
     ratio = latent_format.spacial_downscale_ratio
     if min(width, height) < ratio:
-        raise ValueError(f"A picture of {width} x {height} pixels is less than one latent of this model, which is {ratio} x {ratio}. Raise width and height.")
+        raise ValueError(
+            f"A picture of {width} x {height} pixels is less than one latent of this model, which is {ratio} x {ratio}. Raise width and height."
+        )
     size = (height // ratio, width // ratio)
     if latent_format.latent_dimensions != 3:
         return latent_format.latent_channels, *size
@@ -113,16 +115,14 @@ def latent_shape(latent_format, width: int, height: int, frames: int) -> tuple[i
 
 
 def make_samples(
-    model, conditionings: list, empty, shape: tuple[int, ...], steps: int, cfg: float, seeds: tuple,
-    on_progress: Callable[[int, int], None],
+    model, conditionings: list, empty, shape: tuple[int, ...], steps: int, cfg: float, seeds: tuple, on_progress: Callable[[int, int], None]
 ) -> Tensor:
     """(S, ...) latents as the model has them: a picture of each of S conditionings, by the host's sampler. empty: the negative of CFG."""
     samples = []
     for number, conditioning in enumerate(conditionings):
         noise = torch.randn(1, *shape, generator=generator(*seeds, "sample", number))
         latent = comfy.sample.sample(
-            model, noise, steps, cfg, SAMPLER, SCHEDULER, conditioning, empty, torch.zeros_like(noise),
-            disable_pbar=True, seed=number,
+            model, noise, steps, cfg, SAMPLER, SCHEDULER, conditioning, empty, torch.zeros_like(noise), disable_pbar=True, seed=number
         )
         samples.append(model.model.process_latent_in(latent).float().cpu())
         on_progress(number + 1, len(conditionings))

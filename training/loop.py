@@ -74,7 +74,9 @@ class Training:
                 "from before that node."
             )
         if not hasattr(model.get_model_object("latent_format"), "temporal_downscale_ratio"):
-            raise ValueError("Distilling needs ComfyUI 0.24.0 or newer: this one does not say how its models compress time. Update ComfyUI.")
+            raise ValueError(
+                "Distilling needs ComfyUI 0.24.0 or newer: this one does not say how its models compress time. Update ComfyUI."
+            )
         # The host's dynamic loading casts weights into memory that it uses again before the gradients come back.
         self.model = model.clone(disable_dynamic=True)
         if PRECISIONS[settings.precision]:
@@ -124,7 +126,12 @@ class Training:
 
     def _record(self) -> dict[str, Any]:
         """Of this run, for the file of what was learned."""
-        run = asdict(self.settings) | {"steps": self.step, "of": self.settings.steps, "prompts": len(self.prompts), "processes": self.workers.count}
+        run = asdict(self.settings) | {
+            "steps": self.step,
+            "of": self.settings.steps,
+            "prompts": len(self.prompts),
+            "processes": self.workers.count,
+        }
         if self.losses:
             run["last loss"] = sum(self.losses[-100:]) / len(self.losses[-100:])
         return run
@@ -159,7 +166,13 @@ class Training:
         settings, seeds = self.settings, (self.settings.seed, *seeds)
         if settings.data == "samples":
             samples = make_samples(
-                self.model, conditionings, empty, self.shape, settings.sample_steps, settings.cfg, seeds,
+                self.model,
+                conditionings,
+                empty,
+                self.shape,
+                settings.sample_steps,
+                settings.cfg,
+                seeds,
                 lambda done, total: on_progress("Making samples", done, total),
             )
         else:
@@ -216,7 +229,9 @@ class Training:
         norm = nn.utils.clip_grad_norm_(self.parameters, GRADIENT_NORM).item()
         for what, number in (("loss", loss), ("gradient", norm)):
             if not math.isfinite(number):
-                raise Diverged(f"Distilling: the {what} is {number} at step {self.step + 1}. Lower learning_rate, now {settings.learning_rate}.")
+                raise Diverged(
+                    f"Distilling: the {what} is {number} at step {self.step + 1}. Lower learning_rate, now {settings.learning_rate}."
+                )
         for group in self.optimizer.param_groups:
             group["lr"] = settings.rate(self.step)
         self.optimizer.step()
@@ -326,7 +341,8 @@ def _share(prompts: list[str], workers: Workers) -> list[str]:
     lines = stripped(prompts)
     if len(lines) < workers.count:
         raise ValueError(
-            f"Distilling: there are {len(lines)} prompts for {workers.count} processes. Give each one at least." if lines else
-            "Distilling: prompts is empty. Write prompts like those you use, one per line."
+            f"Distilling: there are {len(lines)} prompts for {workers.count} processes. Give each one at least."
+            if lines
+            else "Distilling: prompts is empty. Write prompts like those you use, one per line."
         )
-    return lines[workers.rank::workers.count]
+    return lines[workers.rank :: workers.count]

@@ -59,8 +59,17 @@ class Distillation(Training):
     learned = "projection"
 
     def __init__(
-        self, model, clip, prompts: list[str], settings: ProjectionSettings, pooled_clip=None, projection: PooledProjection | None = None,
-        held_out: list[str] = (), workers: Workers = Workers(), checkpoint: Checkpoint | None = None, origin: Mapping[str, Any] | None = None,
+        self,
+        model,
+        clip,
+        prompts: list[str],
+        settings: ProjectionSettings,
+        pooled_clip=None,
+        projection: PooledProjection | None = None,
+        held_out: list[str] = (),
+        workers: Workers = Workers(),
+        checkpoint: Checkpoint | None = None,
+        origin: Mapping[str, Any] | None = None,
     ):
         super().__init__(model, clip, prompts, settings, held_out, workers)
         if self.family.text is not None:
@@ -72,7 +81,9 @@ class Distillation(Training):
             raise ValueError(
                 f"Distilling: {self.family.name} takes no shift at its {settings.injection}. Set injection to {' or '.join(self.family.injections)}."
             )
-        self.pooling, self.injection = (settings.pooling, settings.injection) if projection is None else (projection.pooling, projection.injection)
+        self.pooling, self.injection = (
+            (settings.pooling, settings.injection) if projection is None else (projection.pooling, projection.injection)
+        )
         self.empty = self._encoded("")
         given = {} if projection is None else projection.weights
         numbers = (part for name, tensor in sorted(given.items()) for part in (name, tensor.float().cpu().numpy().tobytes()))
@@ -97,7 +108,9 @@ class Distillation(Training):
         return Course(self._lessons(conditionings, numbers, self.empty.conditioning, seeds, on_progress), prompts)
 
     def _teaching(self):
-        return ProjectionTeaching(self.model, self.family, self.shape, self.settings, self.network, self.pooling, self.injection, self.empty)
+        return ProjectionTeaching(
+            self.model, self.family, self.shape, self.settings, self.network, self.pooling, self.injection, self.empty
+        )
 
     def _encoded(self, text: str) -> Prompt:
         conditioning = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
@@ -126,7 +139,7 @@ class Distillation(Training):
         hidden = self.family.injections[TIME].width(self.diffusion_model)
         output = self.family.injections[self.injection].width(self.diffusion_model)
         draw = generator(self.settings.seed, "projection")
-        bound = width ** -0.5
+        bound = width**-0.5
         weights = {
             "linear_1.weight": torch.empty(hidden, width).uniform_(-bound, bound, generator=draw),
             "linear_1.bias": torch.empty(hidden).uniform_(-bound, bound, generator=draw),
@@ -204,7 +217,12 @@ class Distilled:
 
 
 def distill(
-    model, clip, prompts: list[str], settings: ProjectionSettings, pooled_clip=None, projection: PooledProjection | None = None,
+    model,
+    clip,
+    prompts: list[str],
+    settings: ProjectionSettings,
+    pooled_clip=None,
+    projection: PooledProjection | None = None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> Distilled:
     """A projection of the model's family. An interrupt, or a step that would make it NaN, ends it early and keeps what was learned.

@@ -60,8 +60,17 @@ class Settings:
             if isinstance(value, float) and not math.isfinite(value):  # which no comparison below would notice of NaN
                 raise ValueError(f"Distilling: {name} is {value}; it must be a finite number.")
         least = {
-            "steps": 0, "batch_size": 1, "width": 1, "height": 1, "frames": 1, "accumulation": 1, "samples_per_prompt": 1,
-            "sample_steps": 1, "pairs": 1, "cfg": 0, "cache": 0,
+            "steps": 0,
+            "batch_size": 1,
+            "width": 1,
+            "height": 1,
+            "frames": 1,
+            "accumulation": 1,
+            "samples_per_prompt": 1,
+            "sample_steps": 1,
+            "pairs": 1,
+            "cfg": 0,
+            "cache": 0,
         }
         for name, minimum in least.items():
             if getattr(self, name) < minimum:

@@ -132,7 +132,9 @@ def _alike(conds: list[dict]) -> list[list[int]]:
     for row, cond in enumerate(conds):
         for group in groups:
             first = conds[group[0]]
-            if first.keys() == cond.keys() and all(first[name].size() == cond[name].size() and first[name].can_concat(cond[name]) for name in cond):
+            if first.keys() == cond.keys() and all(
+                first[name].size() == cond[name].size() and first[name].can_concat(cond[name]) for name in cond
+            ):
                 group.append(row)
                 break
         else:

@@ -49,7 +49,9 @@ def arguments(given=None):
     parser.add_argument("--text-encoder", type=Path, nargs="+", metavar="FILE", help="(small world: written once where it is not yet)")
     small = parser.add_argument_group("on the small world")
     small.add_argument("--prompts", type=int, help="prompts in each set (default 24 general ones, 32 in the others; learned: 16)")
-    small.add_argument("--variance", action="store_true", help="Scale Text Variance instead, on kinds that training never showed and on others")
+    small.add_argument(
+        "--variance", action="store_true", help="Scale Text Variance instead, on kinds that training never showed and on others"
+    )
     small.add_argument("--projection", action="store_true", help="the distilled projection instead, on the small world's text-blind model")
     small.add_argument("--learned", choices=SAMPLING, help="directions learned from words instead, on that model")
     small.add_argument("--quick", action="store_true", help="one prompt a set, one seed, 2 steps: do all conditions run?")
@@ -66,7 +68,10 @@ def arguments(given=None):
     own.add_argument("--start-layers", type=int, nargs="+", default=[0, 5, 10], help="first guided layers (default 0 5 10)")
     own.add_argument("--size", type=int, help="width and height in pixels (default 1024)")
     own.add_argument(
-        "--scorer", nargs="+", metavar="SCORER", help="scores pictures for their prompts: a path as Load Picture Scorer reads it, or MODULE:FUNCTION"
+        "--scorer",
+        nargs="+",
+        metavar="SCORER",
+        help="scores pictures for their prompts: a path as Load Picture Scorer reads it, or MODULE:FUNCTION",
     )
     options = parser.parse_args(given)
     check(parser, options)
@@ -112,8 +117,15 @@ def main():
 
         with torch.inference_mode():  # as the host runs its nodes
             mode = (
-                own_models if options.diffusion_model else small_world_variance if options.variance
-                else small_world_projection if options.projection else small_world_learned if options.learned else small_world
+                own_models
+                if options.diffusion_model
+                else small_world_variance
+                if options.variance
+                else small_world_projection
+                if options.projection
+                else small_world_learned
+                if options.learned
+                else small_world
             )
             mode(options)
     except (SetupError, ValueError) as error:
@@ -132,14 +144,18 @@ def small_world(options):
     jobs = jobs_of(options.prompts)
     results, made_by = drawn_and_scored(options, jobs)
     about = description(options, jobs, results, made_by)
-    write_whole(options.out / "effect.json", json.dumps({"about": about, "best": [condition.name for condition in results.best()],
-                                                         "sets": results.as_json()}, indent=1))
+    write_whole(
+        options.out / "effect.json",
+        json.dumps({"about": about, "best": [condition.name for condition in results.best()], "sets": results.as_json()}, indent=1),
+    )
     write_whole(options.out / "table.md", table(results, about))
     pareto(results, options.out / "pareto.png")
     detail_by_w(results, options.out / "detail_by_w.png")
     grid(jobs, results, options.seeds, options.out / "pictures", options.out / "grid.png")
     gallery(jobs, options.seeds, options.out / "pictures", options.out / "gallery.png")
-    print(*(options.out / name for name in ("table.md", "effect.json", "pareto.png", "detail_by_w.png", "grid.png", "gallery.png")), sep="\n")
+    print(
+        *(options.out / name for name in ("table.md", "effect.json", "pareto.png", "detail_by_w.png", "grid.png", "gallery.png")), sep="\n"
+    )
 
 
 def small_world_variance(options):
@@ -219,7 +235,7 @@ def description(options, jobs, results, made_by):
     shift = "" if settings.shift is None else f", shift {settings.shift:g}"
     return {
         "model": f"the small world's {model}, {settings.steps} steps, {settings.sampler}, {settings.scheduler}{shift}, "
-                 f"CFG {settings.cfg:g}, negative prompt empty, {settings.size} x {settings.size} pixels",
+        f"CFG {settings.cfg:g}, negative prompt empty, {settings.size} x {settings.size} pixels",
         "prompts": f"{counts}; {options.seeds} seeds each; {results.pictures} pictures",
         "made by": f"ComfyUI {comfyui_version.__version__}, torch {torch.__version__}, weights and code {made_by}",
         "for scale": drawn_scale(),

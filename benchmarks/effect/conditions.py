@@ -50,7 +50,7 @@ class Condition:
     @property
     def name(self) -> str:
         if self.words:
-            return f"plain, \"{self.words}\" in the prompt"
+            return f'plain, "{self.words}" in the prompt'
         if self.variance != 1:
             return f"text variance x {self.variance:g}"
         if not self.guided:
@@ -78,7 +78,10 @@ def of_set(name: str) -> list[Condition]:
     """The conditions measured on a set of prompts, plain first."""
     if name == "general":
         return [
-            PLAIN, ZEROED, EMPTY, IN_WORDS,
+            PLAIN,
+            ZEROED,
+            EMPTY,
+            IN_WORDS,
             *(complexity(w, start) for start in START_LAYERS for w in WEIGHTS),
             complexity(-2.0),
             *(complexity(w, keep_norm=True) for w in NORM_KEPT_WEIGHTS),

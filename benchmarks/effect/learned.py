@@ -71,7 +71,8 @@ def jobs_of(model: str, directions: Mapping[str, Path], count: int | None) -> li
     return [
         Job(name, index, prompt, condition, known[condition.learned])
         for name, share in SETS.items()
-        for index, prompt in enumerate(held_out(-(-(count or PROMPTS) // share))) for condition in conditions(model, name)
+        for index, prompt in enumerate(held_out(-(-(count or PROMPTS) // share)))
+        for condition in conditions(model, name)
     ]
 
 
@@ -90,6 +91,7 @@ def times(results: Results, first: Condition, second: Condition) -> Estimate:
 def at_detail_of(results: Results, wanted: Condition, line: Sequence[Condition]) -> tuple[Estimate, float]:
     """Adherence on the line from plain through the conditions where it has the detail of `wanted`, less that of `wanted`, nan where it
     does not reach it; and the share of resamples in which it does (the interval is of those)."""
+
     def compared(average):
         detail, exact = ([average(results.of("general", each, score)) for each in (wanted, PLAIN, *line)] for score in ("detail", "exact"))
         detail, exact = np.stack(detail, -1), np.stack(exact, -1)
@@ -101,18 +103,26 @@ def at_detail_of(results: Results, wanted: Condition, line: Sequence[Condition])
 
 def table(model: str, results: Results, about: dict) -> str:
     """The report in markdown. about: what was run, in words."""
-    return "\n\n".join((
-        f"# Directions learned from words, measured on the small world's {'FLUX' if model == 'flux' else 'Wan'}-shaped model",
-        "\n".join(f"- {name}: {value}" for name, value in about.items()),
-        "Means with 95 % intervals (bootstrap over prompts); differences are to plain on the same prompts and seeds, in bold where their "
-        "interval leaves out zero. No prompt here was learned on. The scores are those of `table.md`. "
-        "Conditions are picked and reported on the same prompts, so a little flattering.",
-        "## The aims", "\n".join(f"- {line}" for line in _aims(model, results)),
-        "## Detail", "First row the means, then differences to plain.", _rows(results, (IN_WORDS, *guided(model))),
-        "## The other way, and sharpness",
-        "On half of the prompts. Plain pictures have next to no detail to lose, and are nearly as sharp as they get.",
-        _rows(results, turned(), "turned"),
-    )) + "\n"
+    return (
+        "\n\n".join(
+            (
+                f"# Directions learned from words, measured on the small world's {'FLUX' if model == 'flux' else 'Wan'}-shaped model",
+                "\n".join(f"- {name}: {value}" for name, value in about.items()),
+                "Means with 95 % intervals (bootstrap over prompts); differences are to plain on the same prompts and seeds, in bold where their "
+                "interval leaves out zero. No prompt here was learned on. The scores are those of `table.md`. "
+                "Conditions are picked and reported on the same prompts, so a little flattering.",
+                "## The aims",
+                "\n".join(f"- {line}" for line in _aims(model, results)),
+                "## Detail",
+                "First row the means, then differences to plain.",
+                _rows(results, (IN_WORDS, *guided(model))),
+                "## The other way, and sharpness",
+                "On half of the prompts. Plain pictures have next to no detail to lose, and are nearly as sharp as they get.",
+                _rows(results, turned(), "turned"),
+            )
+        )
+        + "\n"
+    )
 
 
 def _aims(model: str, results: Results) -> list[str]:
@@ -162,6 +172,6 @@ def plot(model: str, results: Results, path: Path) -> None:
         with_line(axes, results, TEXT_GUIDED, "text guidance, start 2", labelled=1)
     for start in LINES[model]:
         with_line(axes, results, line(model, start), f"learned from the words, start {start}", labelled=len(LINES[model][start]))
-    with_line(axes, results, [IN_WORDS], f"\"{IN_WORDS.words}\" in the prompt", linestyle="none", origin=False)
+    with_line(axes, results, [IN_WORDS], f'"{IN_WORDS.words}" in the prompt', linestyle="none", origin=False)
     axes.axhline(-LOST, color="grey", linewidth=0.5, linestyle="--")
     write_figure(figure, axes, results, f"{'FLUX' if model == 'flux' else 'Wan'}-shaped model: what detail costs in adherence", path)

@@ -62,7 +62,8 @@ def conditions_of(options) -> dict[tuple[float, int], Condition]:
     how = {"sides": (options.positive, options.negative)} if options.positive is not None else {"preset": options.preset or "complexity"}
     return {
         (w, start): Condition(w=w, start_layer=start, **how) if w else Condition()
-        for w in dict.fromkeys([0.0, *options.w]) for start in dict.fromkeys(options.start_layers)
+        for w in dict.fromkeys([0.0, *options.w])
+        for start in dict.fromkeys(options.start_layers)
     }
 
 
@@ -111,26 +112,39 @@ def write_scores(scorers: dict, prompts: list[str], conditions: dict, drawn: dic
     distinct = list(dict.fromkeys(conditions.values()))
     scores = {
         name: {
-            condition: np.array([
-                [float(scorer(read_strip(drawn[i, seed, condition], 1)[0].astype(np.float32) / 255, prompt)) for seed in range(options.seeds)]
-                for i, prompt in enumerate(prompts)
-            ])
+            condition: np.array(
+                [
+                    [
+                        float(scorer(read_strip(drawn[i, seed, condition], 1)[0].astype(np.float32) / 255, prompt))
+                        for seed in range(options.seeds)
+                    ]
+                    for i, prompt in enumerate(prompts)
+                ]
+            )
             for condition in distinct
         }
         for name, scorer in scorers.items()
     }
     summary = {
         name: {
-            condition.name: {"mean": asdict(mean(values)), "minus_plain": asdict(difference(values, its[Condition()])), "scores": values.tolist()}
+            condition.name: {
+                "mean": asdict(mean(values)),
+                "minus_plain": asdict(difference(values, its[Condition()])),
+                "scores": values.tolist(),
+            }
             for condition, values in its.items()
         }
         for name, its in scores.items()
     }
     rows = [
-        [condition.name, *(
-            "{mean:.4g} ({low:.4g} to {high:.4g})".format(**its[condition.name][each])
-            for its in summary.values() for each in ("mean", "minus_plain")
-        )]
+        [
+            condition.name,
+            *(
+                "{mean:.4g} ({low:.4g} to {high:.4g})".format(**its[condition.name][each])
+                for its in summary.values()
+                for each in ("mean", "minus_plain")
+            ),
+        ]
         for condition in distinct
     ]
     title = f"{len(prompts)} prompts, {options.seeds} seeds; means with 95 % intervals, bootstrap over prompts.\n\n"
@@ -151,7 +165,8 @@ def choice_picture(conditions: dict, wanted: dict, kept: dict) -> Image.Image:
     for (w, start), condition in conditions.items():
         settings.setdefault(condition, choice.Setting(f"w {w:g}, start {start}" if w else "plain", w, start, plain=not w))
     rows = [
-        (setting, *scores) for condition, setting in settings.items()
+        (setting, *scores)
+        for condition, setting in settings.items()
         for scores in zip(wanted[condition].flat, kept[condition].flat, strict=True)
     ]
     return of_pack("nodes.choice_diagram").choice_picture(choice.choose(*zip(*rows, strict=True), choice.TOLERANCE), choice.TOLERANCE)

@@ -25,7 +25,7 @@ GALLERY = {
     "complexity\nw 6\nstart 0": complexity(6.0),
     "aesthetics\nw 3\nstart 0": Condition(preset="aesthetics", w=3.0),
     "sharpness\nw 3\nstart 0": Condition(sides=SHARPNESS, w=3.0),
-    "\"highly\ndetailed\"\nin the prompt": IN_WORDS,
+    '"highly\ndetailed"\nin the prompt': IN_WORDS,
 }
 
 
@@ -42,12 +42,18 @@ def with_line(axes, results: Results, conditions: list[Condition], label: str, l
     """A line through the conditions, by growing w; the last `labelled` of them with their w. origin: whether it begins at plain."""
     detail, exact = ([results.gain("general", each, score) for each in conditions] for score in ("detail", "exact"))
     begin = [0] * origin
-    line, = axes.plot([*begin, *(e.mean for e in detail)], [*begin, *(e.mean for e in exact)], marker="o", label=label, **style)
+    (line,) = axes.plot([*begin, *(e.mean for e in detail)], [*begin, *(e.mean for e in exact)], marker="o", label=label, **style)
     axes.errorbar(
-        [e.mean for e in detail], [e.mean for e in exact], xerr=_bars(detail), yerr=_bars(exact), fmt="none",
-        ecolor=line.get_color(), elinewidth=0.7, alpha=0.5,
+        [e.mean for e in detail],
+        [e.mean for e in exact],
+        xerr=_bars(detail),
+        yerr=_bars(exact),
+        fmt="none",
+        ecolor=line.get_color(),
+        elinewidth=0.7,
+        alpha=0.5,
     )
-    for condition, x, y in list(zip(conditions, detail, exact))[len(conditions) - labelled:]:
+    for condition, x, y in list(zip(conditions, detail, exact))[len(conditions) - labelled :]:
         axes.annotate(f"w {condition.w:g}", (x.mean, y.mean), xytext=(4, 4), textcoords="offset points", color=line.get_color(), fontsize=8)
 
 
@@ -57,8 +63,11 @@ def write_figure(figure, axes, results: Results, title: str, path: Path) -> None
     axes.plot(0, 0, "ks", markersize=9, zorder=5, label="plain")
     axes.axhline(0, color="grey", linewidth=0.5)
     axes.axvline(0, color="grey", linewidth=0.5)
-    axes.set(xlabel=f"detail (texture contrast in the objects), points above plain's {plain[0]:.1f} %",
-             ylabel=f"adherence (pictures exactly as asked), points above plain's {plain[1]:.0f} %", title=title)
+    axes.set(
+        xlabel=f"detail (texture contrast in the objects), points above plain's {plain[0]:.1f} %",
+        ylabel=f"adherence (pictures exactly as asked), points above plain's {plain[1]:.0f} %",
+        title=title,
+    )
     axes.legend()
     _save(figure, path)
 
@@ -72,11 +81,14 @@ def detail_by_w(results: Results, path: Path) -> None:
     for name, points in lines.items():
         weights = [w for w, _ in points]
         gains = [results.gain("general", condition if w else PLAIN, "detail") for w, condition in points]
-        line, = axes.plot(weights, [e.mean for e in gains], "--" if "norm" in name else "-", marker="o", label=name)
+        (line,) = axes.plot(weights, [e.mean for e in gains], "--" if "norm" in name else "-", marker="o", label=name)
         axes.fill_between(weights, [e.low for e in gains], [e.high for e in gains], color=line.get_color(), alpha=0.12)
     axes.axhline(0, color="grey", linewidth=0.5)
-    axes.set(xlabel="w", ylabel=f"detail, points above plain's {results.mean('general', PLAIN, 'detail').mean:.1f} %",
-             title="Complexity direction: detail by w")
+    axes.set(
+        xlabel="w",
+        ylabel=f"detail, points above plain's {results.mean('general', PLAIN, 'detail').mean:.1f} %",
+        title="Complexity direction: detail by w",
+    )
     axes.legend()
     _save(figure, path)
 
@@ -90,7 +102,7 @@ def grid(jobs: list[Job], results: Results, seeds: int, folder: Path, path: Path
         for start in START_LAYERS
     ]
     columns = ["plain", *(f"w {w:g}" for w in WEIGHTS)]
-    title = f"\"{shown[PLAIN].prompt.text}\", complexity direction; a picture of average effect"
+    title = f'"{shown[PLAIN].prompt.text}", complexity direction; a picture of average effect'
     save_png(path, sheet(cells, columns, [f"start {start}" for start in START_LAYERS], [title], GRID_WIDTH), optimize=True)
 
 
@@ -99,10 +111,13 @@ def gallery(jobs: list[Job], seeds: int, folder: Path, path: Path) -> None:
     shown = {(job.index, job.condition): job for job in jobs if job.set_name == "general" and job.index < GALLERY_PROMPTS}
     numbers = sorted({index for index, _ in shown})
     cells = [
-        [Image.fromarray(read_strip(folder / shown[index, condition].strip, seeds)[0]) for index in numbers] for condition in GALLERY.values()
+        [Image.fromarray(read_strip(folder / shown[index, condition].strip, seeds)[0]) for index in numbers]
+        for condition in GALLERY.values()
     ]
     title = "The first prompts and seeds of the measurement, none left out"
-    save_png(path, sheet(cells, [shown[index, PLAIN].prompt.text for index in numbers], list(GALLERY), [title], GALLERY_WIDTH), optimize=True)
+    save_png(
+        path, sheet(cells, [shown[index, PLAIN].prompt.text for index in numbers], list(GALLERY), [title], GALLERY_WIDTH), optimize=True
+    )
 
 
 def _start(layer: int) -> str:

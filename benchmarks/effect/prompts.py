@@ -40,9 +40,7 @@ def prompt_set(name: str, count: int) -> list[Prompt]:
     return _chosen(first, count, LAYOUTS, _layout, _sentences)
 
 
-def _chosen(
-    first: int, count: int, kinds: Sequence, kind_of: Callable, words: Callable, with_relation: bool = True
-) -> list[Prompt]:
+def _chosen(first: int, count: int, kinds: Sequence, kind_of: Callable, words: Callable, with_relation: bool = True) -> list[Prompt]:
     """Scenes from seed `first` on whose kinds are `kinds` in turn, put into words; no words twice."""
     prompts, seed = [], first
     while len(prompts) < count:

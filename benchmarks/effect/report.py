@@ -29,8 +29,15 @@ SCORE = {"counting": "count", "color": "color", "position": "position", "general
 def table(results: Results, about: dict) -> str:
     """The whole report in markdown. about: what was run, in words."""
     parts = [
-        _head(results, about), _pooled(results), _attributes(results), _detail(results), _start_layers(results),
-        _norm(results), _schedules(results), _other(results), _best(results),
+        _head(results, about),
+        _pooled(results),
+        _attributes(results),
+        _detail(results),
+        _start_layers(results),
+        _norm(results),
+        _schedules(results),
+        _other(results),
+        _best(results),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -53,21 +60,29 @@ def _pooled(results: Results) -> str:
     for name in results.scores:
         right = SCORE[name]
         for condition in (condition for condition in of_set(name) if condition in (PLAIN, ZEROED, EMPTY)):
-            differences = [] if condition == PLAIN else [
-                _gain(results, condition, right, name), _gain(results, condition, "detail", name),
-                f"{results.of(name, condition, 'change').mean():.1f}",
-            ]
+            differences = (
+                []
+                if condition == PLAIN
+                else [
+                    _gain(results, condition, right, name),
+                    _gain(results, condition, "detail", name),
+                    f"{results.of(name, condition, 'change').mean():.1f}",
+                ]
+            )
             rows.append([name, condition.name, _mean(results, condition, right, name), *differences])
         answers.append(
             f"- {name}: zeroing it {_verb(results.gain(name, ZEROED, right))} {right} ({_gain(results, ZEROED, right, name)} points); the "
             f"picture changes by {results.of(name, ZEROED, 'change').mean():.1f} steps{_other_seed(results, name)}."
         )
-    return "\n\n".join((
-        "## Is pooled text, as a plain condition, nearly inactive?",
-        markdown(["prompts", "condition", "right, %", "difference", "detail, difference", "change"], rows), "\n".join(answers),
-        "This model was trained with its pooled vector taken away in half of the rows (so that attention can't lean on it), which makes "
-        "it dispensable by training: the finding is of this model, not a test of the paper's claim about large ones.",
-    ))
+    return "\n\n".join(
+        (
+            "## Is pooled text, as a plain condition, nearly inactive?",
+            markdown(["prompts", "condition", "right, %", "difference", "detail, difference", "change"], rows),
+            "\n".join(answers),
+            "This model was trained with its pooled vector taken away in half of the rows (so that attention can't lean on it), which makes "
+            "it dispensable by training: the finding is of this model, not a test of the paper's claim about large ones.",
+        )
+    )
 
 
 def _other_seed(results: Results, name: str) -> str:
@@ -81,8 +96,13 @@ def _attributes(results: Results) -> str:
         right, guided = SCORE[name], [condition for condition in of_set(name) if condition.guided]
         rows.append([name, "plain", _mean(results, PLAIN, right, name), "", "", f"{before} to {after}"])
         rows += [
-            [name, condition.name, _mean(results, condition, right, name), _gain(results, condition, right, name),
-             _gain(results, condition, "exact", name)]
+            [
+                name,
+                condition.name,
+                _mean(results, condition, right, name),
+                _gain(results, condition, right, name),
+                _gain(results, condition, "exact", name),
+            ]
             for condition in (ZEROED, *guided)
         ]
         gains = {condition: results.gain(name, condition, right) for condition in guided}
@@ -91,12 +111,15 @@ def _attributes(results: Results) -> str:
             f"- {name}: {_outcome(gains.values())}; the largest difference is {_gain(results, top, right, name)} points "
             f"(w {top.w:g}, start {top.start_layer}), the paper's {after - before:+d}."
         )
-    return "\n\n".join((
-        "## Does guidance raise counting, color, position?",
-        "p+ is the prompt's own words (\"three red circles\"), p- \"Very simple, no details at all\". The paper's figures are GenEval's on "
-        "FLUX schnell: other tasks under the same names, so only directions compare.",
-        markdown(["prompts", "condition", "right, %", "difference", "exact, difference", "paper"], rows), "\n".join(answers),
-    ))
+    return "\n\n".join(
+        (
+            "## Does guidance raise counting, color, position?",
+            'p+ is the prompt\'s own words ("three red circles"), p- "Very simple, no details at all". The paper\'s figures are GenEval\'s on '
+            "FLUX schnell: other tasks under the same names, so only directions compare.",
+            markdown(["prompts", "condition", "right, %", "difference", "exact, difference", "paper"], rows),
+            "\n".join(answers),
+        )
+    )
 
 
 def _detail(results: Results) -> str:
@@ -107,15 +130,18 @@ def _detail(results: Results) -> str:
     gains = {condition: results.gain("general", condition, "detail") for condition in grid}
     top = max(gains, key=lambda condition: gains[condition].mean)
     away = complexity(-2.0)
-    return "\n\n".join((
-        "## Does the complexity direction raise detail, and what does it cost?", "First row the means, then differences to plain.",
-        markdown(["condition", "detail, %", "exact, %", "gradient", "sharpness, %"], rows),
-        f"- Detail: {_outcome(gains.values())} of w and start layer; adherence: "
-        f"{_outcome([results.gain('general', condition, 'exact') for condition in grid])}.\n"
-        f"- Most detail: w {top.w:g}, start {top.start_layer}: {_gain(results, top, 'detail')} on {_mean(results, PLAIN, 'detail')}, "
-        f"adherence {_gain(results, top, 'exact')} points.\n"
-        f"- w -2 {_verb(results.gain('general', away, 'detail'))} detail ({_gain(results, away, 'detail')}).",
-    ))
+    return "\n\n".join(
+        (
+            "## Does the complexity direction raise detail, and what does it cost?",
+            "First row the means, then differences to plain.",
+            markdown(["condition", "detail, %", "exact, %", "gradient", "sharpness, %"], rows),
+            f"- Detail: {_outcome(gains.values())} of w and start layer; adherence: "
+            f"{_outcome([results.gain('general', condition, 'exact') for condition in grid])}.\n"
+            f"- Most detail: w {top.w:g}, start {top.start_layer}: {_gain(results, top, 'detail')} on {_mean(results, PLAIN, 'detail')}, "
+            f"adherence {_gain(results, top, 'exact')} points.\n"
+            f"- w -2 {_verb(results.gain('general', away, 'detail'))} detail ({_gain(results, away, 'detail')}).",
+        )
+    )
 
 
 def _start_layers(results: Results) -> str:
@@ -129,20 +155,29 @@ def _start_layers(results: Results) -> str:
         compared = results.at_equal_detail(start)
         for share, equal in compared.items():
             reached = "" if equal.reached > 0.995 else f" (in {equal.reached:.0%} of resamples)"
-            rows.append([
-                f"start {start}", f"{share:.0%}", f"{equal.strength:.2f}{reached}", f"{equal.first:.1f}", f"{equal.second:.1f}",
-                _signed(equal.difference),
-            ])
+            rows.append(
+                [
+                    f"start {start}",
+                    f"{share:.0%}",
+                    f"{equal.strength:.2f}{reached}",
+                    f"{equal.first:.1f}",
+                    f"{equal.second:.1f}",
+                    _signed(equal.difference),
+                ]
+            )
         words = ("adherence higher", "adherence lower", "adherence not clearly different")
         outcome = _outcome([equal.difference for equal in compared.values()], *words) if compared else "no common gain to compare at"
         answers.append(f"- start {start}: at equal detail {outcome}; {most}.")
-    return "\n\n".join((
-        "## Does a start layer beat constant guidance at equal detail?",
-        "Between the measured points of w each curve (`pareto.png`) is read off straight lines, at "
-        f"{', '.join(f'{share:.0%}' for share in SHARES)} of the gain in detail that both reach "
-        "(where not all resamples do, the interval is of those that do).",
-        markdown(["", "of the gain", "detail, %", "exact, %", "constant, exact, %", "difference"], rows), "\n".join(answers),
-    ))
+    return "\n\n".join(
+        (
+            "## Does a start layer beat constant guidance at equal detail?",
+            "Between the measured points of w each curve (`pareto.png`) is read off straight lines, at "
+            f"{', '.join(f'{share:.0%}' for share in SHARES)} of the gain in detail that both reach "
+            "(where not all resamples do, the interval is of those that do).",
+            markdown(["", "of the gain", "detail, %", "exact, %", "constant, exact, %", "difference"], rows),
+            "\n".join(answers),
+        )
+    )
 
 
 def _norm(results: Results) -> str:
@@ -153,10 +188,14 @@ def _norm(results: Results) -> str:
         f"{_verb(results.gain('general', kept, 'exact', over=other), *words)}."
         for kept, other in pairs
     ]
-    return "\n\n".join((
-        "## Does keeping the norm help?", "Paired differences to the same w without it, start 0.", _against(results, pairs),
-        "\n".join(answers),
-    ))
+    return "\n\n".join(
+        (
+            "## Does keeping the norm help?",
+            "Paired differences to the same w without it, start 0.",
+            _against(results, pairs),
+            "\n".join(answers),
+        )
+    )
 
 
 def _schedules(results: Results) -> str:
@@ -179,10 +218,11 @@ def _other(results: Results) -> str:
     lines = [
         f"- {condition.name}: {_verb(results.gain('general', condition, score))} {score} ({_gain(results, condition, score)} on "
         f"{_mean(results, PLAIN, score)}), adherence {_gain(results, condition, 'exact')} points."
-        for score, direction in directions for condition in (Condition(w=w, **direction) for w in (1.0, 3.0))
+        for score, direction in directions
+        for condition in (Condition(w=w, **direction) for w in (1.0, 3.0))
     ]
     words = (
-        f"- For comparison, \"{IN_WORDS.words}\" in the prompt itself: detail {_gain(results, IN_WORDS, 'detail')}, adherence "
+        f'- For comparison, "{IN_WORDS.words}" in the prompt itself: detail {_gain(results, IN_WORDS, "detail")}, adherence '
         f"{_gain(results, IN_WORDS, 'exact')} points."
     )
     return "## Other directions\n\n" + "\n".join((*lines, words))
@@ -191,16 +231,19 @@ def _other(results: Results) -> str:
 def _best(results: Results) -> str:
     scores = ("detail", "exact", "sharpness")
     rows = [[condition.name, *(_gain(results, condition, score) for score in scores)] for condition in results.best()]
-    return "\n\n".join((
-        "## Which w and start layer are best here?",
-        "The rule, fixed before the run: the most detail among the complexity conditions with w > 0 whose adherence is not significantly "
-        "below plain's (its paired interval reaches up to zero). Picked and reported on the same prompts, so a little flattering.",
-        f"**{rows[0][0]}**, and what follows it:" if rows else "None: each lowers adherence.",
-        markdown(["condition", "detail, %", "exact, %", "sharpness, %"], rows[:5]),
-    ))
+    return "\n\n".join(
+        (
+            "## Which w and start layer are best here?",
+            "The rule, fixed before the run: the most detail among the complexity conditions with w > 0 whose adherence is not significantly "
+            "below plain's (its paired interval reaches up to zero). Picked and reported on the same prompts, so a little flattering.",
+            f"**{rows[0][0]}**, and what follows it:" if rows else "None: each lowers adherence.",
+            markdown(["condition", "detail, %", "exact, %", "sharpness, %"], rows[:5]),
+        )
+    )
 
 
 # ---- words and cells -----------------------------------------------------------------------------------------------
+
 
 def _mean(results: Results, condition: Condition, score: str, set_name: str = "general") -> str:
     estimate, digits = results.mean(set_name, condition, score), DIGITS.get(score, 1)

@@ -74,7 +74,8 @@ class Results:
             set_name: {
                 condition: {
                     score: {"mean": asdict(mean(values)), "minus_plain": asdict(difference(values, conditions[PLAIN.name][score]))}
-                    for score, values in named.items() if not np.isnan(values).any()
+                    for score, values in named.items()
+                    if not np.isnan(values).any()
                 }
                 for condition, named in conditions.items()
             }

@@ -22,7 +22,16 @@ from .conditions import PLAIN, Condition, of_set
 from .prompts import PROMPTS, Prompt, prompt_set
 from .settings import Settings
 
-PERCENT = ("count", "color", "shape", "exact", "position", "detail", "sharpness", "ground")  # scores told in percent; the others in 8-bit steps
+PERCENT = (
+    "count",
+    "color",
+    "shape",
+    "exact",
+    "position",
+    "detail",
+    "sharpness",
+    "ground",
+)  # scores told in percent; the others in 8-bit steps
 CODE = ("model_patches/*.py", "model_patches/families/*.py", "pooled_proj/*.py", "nodes/presets.json", "tools/small_world/checkers.py")
 
 
@@ -99,8 +108,7 @@ def run(draw: Callable, jobs: list[Job], settings: Settings, seeds: int, made_by
     folder.mkdir(parents=True, exist_ok=True)
     keys = [key_of(job, settings, seeds, made_by) for job in jobs]
     missing = [
-        (job, seeds, key, folder) for job, key in zip(jobs, keys)
-        if key not in scores.records or strip_key(folder / job.strip) != key
+        (job, seeds, key, folder) for job, key in zip(jobs, keys) if key not in scores.records or strip_key(folder / job.strip) != key
     ]
     done = len(jobs) - len(missing)
     with tqdm(total=len(jobs) * seeds, initial=done * seeds, unit="picture", desc="effect", mininterval=pause(), smoothing=0.05) as bar:
@@ -121,11 +129,13 @@ def draw_job(studio, job: Job, seeds: int, key: str, folder: Path) -> dict:
     pictures = studio.pictures(job.prompt.text, job.condition, job.prompt.seed, seeds)
     write_strip(folder / job.strip, pictures, key)
     rows = [score(read_picture(picture), job.prompt.wanted) for picture in pictures]
-    scores = {
-        name: [None if row[name] is None else float(row[name]) * (100 if name in PERCENT else 1) for row in rows] for name in rows[0]
-    }
+    scores = {name: [None if row[name] is None else float(row[name]) * (100 if name in PERCENT else 1) for row in rows] for name in rows[0]}
     return {
-        "key": key, "set": job.set_name, "prompt": job.prompt.text, "condition": job.condition.name, "scores": scores,
+        "key": key,
+        "set": job.set_name,
+        "prompt": job.prompt.text,
+        "condition": job.condition.name,
+        "scores": scores,
         "seconds": round(time.monotonic() - started, 3),
     }
 
@@ -150,6 +160,7 @@ def to_bytes(pictures: np.ndarray) -> np.ndarray:
 
 
 # ---- pictures side by side, with the key of what they show ---------------------------------------------------------
+
 
 def write_strip(path: Path, pictures: np.ndarray, key: str) -> None:
     """Writes pictures (N, H, W, 3) in [0, 1] beside each other, whole or not at all."""

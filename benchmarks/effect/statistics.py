@@ -92,6 +92,4 @@ def equal_strength(first: tuple, second: tuple, wanted: float) -> EqualStrength:
         means.append(float(at_strength(*(np.array([[s.mean() for s in scores]]) for scores in (strengths, adherences)), wanted)[0]))
         drawn.append(at_strength(*(np.stack([resampled_means(s) for s in scores], 1) for scores in (strengths, adherences)), wanted))
     differences = drawn[0] - drawn[1]
-    return EqualStrength(
-        wanted, *means, Estimate(means[0] - means[1], *interval(differences)), float(np.isfinite(differences).mean())
-    )
+    return EqualStrength(wanted, *means, Estimate(means[0] - means[1], *interval(differences)), float(np.isfinite(differences).mean()))

@@ -24,12 +24,12 @@ class Studio:
     def __init__(self, files: Files, settings: Settings):
         comfy.utils.PROGRESS_BAR_ENABLED = False  # the sampler's own bar; the command has one
         self.settings = settings
-        self.model, = node("UNETLoader", unet_name=_offered("diffusion_models", files.diffusion_model), weight_dtype="default")
+        (self.model,) = node("UNETLoader", unet_name=_offered("diffusion_models", files.diffusion_model), weight_dtype="default")
         if settings.shift is not None:
-            self.model, = node("ModelSamplingSD3", model=self.model, shift=settings.shift)
+            (self.model,) = node("ModelSamplingSD3", model=self.model, shift=settings.shift)
         self.projection = None
         if files.projection:
-            self.projection, = node("LoadPooledProjection", projection_name=_offered("pooled_projections", files.projection))
+            (self.projection,) = node("LoadPooledProjection", projection_name=_offered("pooled_projections", files.projection))
         self.learned = {
             name: node("LoadGuidanceDirection", direction_name=_offered("guidance_directions", file))[0]
             for name, file in files.directions.items()
@@ -38,8 +38,8 @@ class Studio:
         inputs = {"clip_name": names[0]} if len(names) == 1 else {f"clip_name{i + 1}": name for i, name in enumerate(names)}
         if len(names) <= 2:  # the loaders of more take no type
             inputs["type"] = files.clip_type
-        self.clip, = node(CLIP_LOADERS[len(names)], **inputs)
-        self.vae, = node("VAELoader", vae_name=_offered("vae", files.vae))
+        (self.clip,) = node(CLIP_LOADERS[len(names)], **inputs)
+        (self.vae,) = node("VAELoader", vae_name=_offered("vae", files.vae))
         self.encoded = cache(lambda text: node("CLIPTextEncode", clip=self.clip, text=text)[0])
         self.direction = cache(
             lambda positive, negative: node("EncodeGuidanceDirection", clip=self.clip, positive=positive, negative=negative)[0]
@@ -50,7 +50,7 @@ class Studio:
         encoded = self.encoded(text)
         if pooled == "prompt":
             return encoded
-        (tokens, extras), = encoded
+        ((tokens, extras),) = encoded
         replaced = {"zero": torch.zeros_like(extras["pooled_output"]), "empty": self.encoded("")[0][1]["pooled_output"]}[pooled]
         return [[tokens, {**extras, "pooled_output": replaced}]]
 
@@ -63,9 +63,16 @@ class Studio:
         name, inputs = SCHEDULES.get(condition.schedule, ("GuidanceLayerSchedule", {"start_layer": condition.start_layer}))
         base = {"base_positive": self.encoded(prompt), "base_negative": self.encoded("")} if condition.base else {}
         return node(
-            "ApplyModulationGuidance", model=self.model, direction=self.direction_of(condition, prompt), w=condition.w,
+            "ApplyModulationGuidance",
+            model=self.model,
+            direction=self.direction_of(condition, prompt),
+            w=condition.w,
             start_percent=condition.since,
-            cfg_rows=condition.rows, keep_norm=condition.keep_norm, schedule=node(name, **inputs)[0], projection=self.projection, **base,
+            cfg_rows=condition.rows,
+            keep_norm=condition.keep_norm,
+            schedule=node(name, **inputs)[0],
+            projection=self.projection,
+            **base,
         )[0]
 
     def direction_of(self, condition: Condition, prompt: str):
@@ -81,13 +88,21 @@ class Studio:
         """(count, size, size, 3) float in [0, 1], one batch."""
         settings = self.settings
         text = ", ".join(filter(None, (prompt, condition.words)))
-        empty, = node("EmptySD3LatentImage", width=settings.size, height=settings.size, batch_size=count)
-        latent, = node(
-            "KSampler", model=self.guided(condition, prompt), seed=seed, steps=settings.steps, cfg=settings.cfg,
-            sampler_name=settings.sampler, scheduler=settings.scheduler, positive=self.conditioning(text, condition.pooled),
-            negative=self.conditioning("", condition.pooled), latent_image=empty, denoise=1.0,
+        (empty,) = node("EmptySD3LatentImage", width=settings.size, height=settings.size, batch_size=count)
+        (latent,) = node(
+            "KSampler",
+            model=self.guided(condition, prompt),
+            seed=seed,
+            steps=settings.steps,
+            cfg=settings.cfg,
+            sampler_name=settings.sampler,
+            scheduler=settings.scheduler,
+            positive=self.conditioning(text, condition.pooled),
+            negative=self.conditioning("", condition.pooled),
+            latent_image=empty,
+            denoise=1.0,
         )
-        decoded, = node("VAEDecode", vae=self.vae, samples=latent)
+        (decoded,) = node("VAEDecode", vae=self.vae, samples=latent)
         return decoded.float().clamp(0, 1).cpu().numpy()
 
 

@@ -37,7 +37,9 @@ def jobs_of(count: int | None) -> list[Job]:
     """All there is to do, prompt by prompt, plain first."""
     return [
         Job(name, index, prompt, condition)
-        for name in SETS for index, prompt in enumerate(prompts(name, count or COUNT)) for condition in CONDITIONS
+        for name in SETS
+        for index, prompt in enumerate(prompts(name, count or COUNT))
+        for condition in CONDITIONS
     ]
 
 
@@ -54,10 +56,15 @@ def table(results: Results, about: dict) -> str:
         rows = []
         for condition in CONDITIONS:
             cells = [results.mean(name, condition, score) for score in SCORES]
-            rows.append([f"{condition.variance:g}", *(
-                f"{cell.mean:.{DIGITS.get(score, 1)}f}"
-                + ("" if condition == PLAIN or score == "change" else f", {_signed(results.gain(name, condition, score))}")
-                for score, cell in zip(SCORES, cells)
-            )])
+            rows.append(
+                [
+                    f"{condition.variance:g}",
+                    *(
+                        f"{cell.mean:.{DIGITS.get(score, 1)}f}"
+                        + ("" if condition == PLAIN or score == "change" else f", {_signed(results.gain(name, condition, score))}")
+                        for score, cell in zip(SCORES, cells)
+                    ),
+                ]
+            )
         parts += [f"## {what}", markdown(["scale", *SCORES], rows)]
     return "\n\n".join(parts) + "\n"

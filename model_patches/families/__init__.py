@@ -40,14 +40,47 @@ from .sd3 import SD3
 from .wan import WAN
 
 FAMILIES: tuple[Family, ...] = (
-    FLUX, SD3, HIDREAM, HUNYUAN_VIDEO, KANDINSKY5, NEWBIE, MOCHI, HUNYUAN_DIT,
-    ANIMA, COSMOS_PREDICT2, COSMOS1, WAN, QWEN_IMAGE, FLUX2, LUMINA2, CHROMA, LTXV, HUNYUAN_VIDEO15,
-    AURAFLOW, ERNIE_IMAGE, OMNIGEN2, PIXART,
+    FLUX,
+    SD3,
+    HIDREAM,
+    HUNYUAN_VIDEO,
+    KANDINSKY5,
+    NEWBIE,
+    MOCHI,
+    HUNYUAN_DIT,
+    ANIMA,
+    COSMOS_PREDICT2,
+    COSMOS1,
+    WAN,
+    QWEN_IMAGE,
+    FLUX2,
+    LUMINA2,
+    CHROMA,
+    LTXV,
+    HUNYUAN_VIDEO15,
+    AURAFLOW,
+    ERNIE_IMAGE,
+    OMNIGEN2,
+    PIXART,
 )
 
 __all__ = [
-    "FAMILIES", "OWN_TEXT", "RESULT", "BlockInput", "Call", "Counting", "Family", "Injection", "NoText", "OncePerPrompt", "Sampling",
-    "TextContext", "TextPath", "TextTokens", "family_of", "refuse_wrapped",
+    "FAMILIES",
+    "OWN_TEXT",
+    "RESULT",
+    "BlockInput",
+    "Call",
+    "Counting",
+    "Family",
+    "Injection",
+    "NoText",
+    "OncePerPrompt",
+    "Sampling",
+    "TextContext",
+    "TextPath",
+    "TextTokens",
+    "family_of",
+    "refuse_wrapped",
 ]
 
 

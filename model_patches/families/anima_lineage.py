@@ -7,7 +7,4 @@ those who compared the weights of both, block by block, found the same (willmiao
 
 ANIMA_BLOCKS = 28
 
-LINEAGE = (
-    (40, (2, 5, 8, 11, 14, 17, 21, 24, 27, 30, 33, 36)),
-    (52, (3, 7, 11, 15, 19, 23, 27, 31, 35, 39, 43, 47)),
-)
+LINEAGE = ((40, (2, 5, 8, 11, 14, 17, 21, 24, 27, 30, 33, 36)), (52, (3, 7, 11, 15, 19, 23, 27, 31, 35, 39, 43, 47)))

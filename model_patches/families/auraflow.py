@@ -21,15 +21,17 @@ AURAFLOW = Family(
     name="AuraFlow",
     matches=lambda model, cls: runs_as(cls, MMDiT),
     host_models=("AuraFlow",),
-    injections={"time embedding": Injection(
-        blocks=lambda model: [
-            *(BlockInput(block, "global_cond", 2) for block in model.double_layers),
-            *(BlockInput(block, "global_cond", 1) for block in model.single_layers),
-        ],
-        head=lambda model: BlockInput(model.modF, "input", 0),
-        y=lambda model, call: model.t_embedder(call.timestep, call.dtype),
-        width=lambda model: out_width(model.t_embedder.mlp[2]),
-    )},
+    injections={
+        "time embedding": Injection(
+            blocks=lambda model: [
+                *(BlockInput(block, "global_cond", 2) for block in model.double_layers),
+                *(BlockInput(block, "global_cond", 1) for block in model.single_layers),
+            ],
+            head=lambda model: BlockInput(model.modF, "input", 0),
+            y=lambda model, call: model.t_embedder(call.timestep, call.dtype),
+            width=lambda model: out_width(model.t_embedder.mlp[2]),
+        )
+    },
     text=None,
     context=TextContext(lambda model: in_width(model.cond_seq_linear)),
     encoder="Pile-T5 XL, of AuraFlow's checkpoint or with CLIPLoader",

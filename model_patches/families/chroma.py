@@ -46,12 +46,12 @@ def _by_row(model, shifts):
     if shifts[0] is None:
         return None
     *layers, head = shifts
-    doubles, singles = layers[:len(model.double_blocks)], layers[len(model.double_blocks):]
+    doubles, singles = layers[: len(model.double_blocks)], layers[len(model.double_blocks) :]
     counted = [*((shift, 3) for shift in singles), *((shift, 6) for _ in ("img", "txt") for shift in doubles)]
     counted.append((head, _ROWS - sum(count for _, count in counted)))  # and rows that nobody reads
     parts, first = [], 0
     for shift, count in counted:
-        parts.append(shift.unsqueeze(1).expand(-1, count, -1) if shift.ndim == 2 else shift[:, first:first + count])
+        parts.append(shift.unsqueeze(1).expand(-1, count, -1) if shift.ndim == 2 else shift[:, first : first + count])
         first += count
     return torch.cat(parts, dim=1)
 
@@ -73,16 +73,18 @@ CHROMA = Family(
     # Radiance, a subclass, ends in another head.
     matches=lambda model, cls: runs_as(cls, Chroma),
     host_models=("Chroma",),
-    injections={"time embedding": Injection(
-        blocks=lambda model: [
-            *(BlockInput(block, "vec", 2, part=partial(_double, i=i)) for i, block in enumerate(model.double_blocks)),
-            *(BlockInput(block, "vec", 1, part=partial(_single, i=i)) for i, block in enumerate(model.single_blocks)),
-        ],
-        head=lambda model: BlockInput(model.final_layer, "vec", 1, part=_final),
-        y=_hidden,
-        carry_all=_carry,
-        width=lambda model: out_width(model.distilled_guidance_layer.in_proj),
-    )},
+    injections={
+        "time embedding": Injection(
+            blocks=lambda model: [
+                *(BlockInput(block, "vec", 2, part=partial(_double, i=i)) for i, block in enumerate(model.double_blocks)),
+                *(BlockInput(block, "vec", 1, part=partial(_single, i=i)) for i, block in enumerate(model.single_blocks)),
+            ],
+            head=lambda model: BlockInput(model.final_layer, "vec", 1, part=_final),
+            y=_hidden,
+            carry_all=_carry,
+            width=lambda model: out_width(model.distilled_guidance_layer.in_proj),
+        )
+    },
     text=None,
     context=TextContext(lambda model: in_width(model.txt_in)),
     encoder="T5-XXL, with CLIPLoader and type chroma",

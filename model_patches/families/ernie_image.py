@@ -26,12 +26,14 @@ ERNIE_IMAGE = Family(
     name="Ernie-Image",
     matches=lambda model, cls: runs_as(cls, ErnieImageModel),
     host_models=("ErnieImage",),
-    injections={"time embedding": Injection(
-        blocks=lambda model: [BlockInput(block, "temb", 2, _carry) for block in model.layers],
-        head=lambda model: BlockInput(model.final_norm, "conditioning", 1),
-        y=_time_embedding,
-        width=lambda model: model.hidden_size,
-    )},
+    injections={
+        "time embedding": Injection(
+            blocks=lambda model: [BlockInput(block, "temb", 2, _carry) for block in model.layers],
+            head=lambda model: BlockInput(model.final_norm, "conditioning", 1),
+            y=_time_embedding,
+            width=lambda model: model.hidden_size,
+        )
+    },
     text=None,
     # Without a layer for it, the text is as wide as the model.
     context=TextContext(lambda model: model.hidden_size if model.text_proj is None else in_width(model.text_proj)),

@@ -26,15 +26,14 @@ FLUX = Family(
     matches=_matches,
     host_models=("Flux",),
     # Where the head reads y, and not the head itself: some packs run its parts one by one.
-    injections={"modulation": Injection(
-        _blocks,
-        head=lambda model: BlockInput(model.final_layer.adaLN_modulation, "input", 0, repeats=True),
-        width=lambda model: model.hidden_size,
-    )},
-    text=PooledText(
-        width=lambda model: model.params.vec_in_dim,
-        modulation=lambda model, pooled: model.vector_in(pooled),
-    ),
+    injections={
+        "modulation": Injection(
+            _blocks,
+            head=lambda model: BlockInput(model.final_layer.adaLN_modulation, "input", 0, repeats=True),
+            width=lambda model: model.hidden_size,
+        )
+    },
+    text=PooledText(width=lambda model: model.params.vec_in_dim, modulation=lambda model, pooled: model.vector_in(pooled)),
     blank=blank(lambda model: model.params.context_in_dim, lambda model: model.params.vec_in_dim),
     encoder="CLIP-L, with DualCLIPLoader and type flux",
     w=3.0,

@@ -61,15 +61,17 @@ FLUX2 = Family(
     name="FLUX.2",
     matches=lambda model, cls: runs_as(cls, Flux) and model.params.global_modulation,
     host_models=("Flux2",),
-    injections={"time embedding": Injection(
-        blocks=lambda model: [
-            *(BlockInput(block, "vec", 2, _carry_double, repeats=True) for block in model.double_blocks),
-            *(BlockInput(block, "vec", 1, _carry_single, repeats=True) for block in model.single_blocks),
-        ],
-        head=lambda model: BlockInput(model.final_layer, "vec", 1, repeats=True),
-        y=_time_embedding,
-        width=lambda model: model.hidden_size,
-    )},
+    injections={
+        "time embedding": Injection(
+            blocks=lambda model: [
+                *(BlockInput(block, "vec", 2, _carry_double, repeats=True) for block in model.double_blocks),
+                *(BlockInput(block, "vec", 1, _carry_single, repeats=True) for block in model.single_blocks),
+            ],
+            head=lambda model: BlockInput(model.final_layer, "vec", 1, repeats=True),
+            y=_time_embedding,
+            width=lambda model: model.hidden_size,
+        )
+    },
     text=None,
     context=TextContext(lambda model: in_width(model.txt_in), of_prompt=_padded),
     encoder="Mistral 3 (dev) or Qwen3 (Klein), with CLIPLoader and type flux2",

@@ -48,14 +48,13 @@ HIDREAM = Family(
     matches=lambda model, cls: runs_as(cls, HiDreamImageTransformer2DModel),
     host_models=("HiDream",),
     # Where the head reads y, and not the head itself: some packs run its parts one by one.
-    injections={"modulation": Injection(
-        _blocks,
-        head=lambda model: BlockInput(model.final_layer.adaLN_modulation, "input", 0),
-        width=lambda model: model.inner_dim,
-    )},
+    injections={
+        "modulation": Injection(
+            _blocks, head=lambda model: BlockInput(model.final_layer.adaLN_modulation, "input", 0), width=lambda model: model.inner_dim
+        )
+    },
     text=PooledText(
-        width=lambda model: in_width(model.p_embedder.pooled_embedder.linear_1),
-        modulation=lambda model, pooled: model.p_embedder(pooled),
+        width=lambda model: in_width(model.p_embedder.pooled_embedder.linear_1), modulation=lambda model, pooled: model.p_embedder(pooled)
     ),
     blank=_blank,
     encoder="CLIP-L and CLIP-G, with QuadrupleCLIPLoader",

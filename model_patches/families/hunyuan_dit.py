@@ -51,22 +51,28 @@ class _PooledTokens(TextPath):
 
 
 def _blank(model):
-    return EncodedPrompt(None, torch.zeros(1, model.text_len, model.text_states_dim), {
-        "attention_mask": torch.ones(1, model.text_len),
-        TOKENS: torch.zeros(1, model.text_len_t5, model.text_states_dim_t5),
-        "attention_mask_mt5xl": torch.ones(1, model.text_len_t5),
-    })
+    return EncodedPrompt(
+        None,
+        torch.zeros(1, model.text_len, model.text_states_dim),
+        {
+            "attention_mask": torch.ones(1, model.text_len),
+            TOKENS: torch.zeros(1, model.text_len_t5, model.text_states_dim_t5),
+            "attention_mask_mt5xl": torch.ones(1, model.text_len_t5),
+        },
+    )
 
 
 HUNYUAN_DIT = Family(
     name="Hunyuan-DiT",
     matches=lambda model, cls: runs_as(cls, HunYuanDiT),
     host_models=("HunyuanDiT",),
-    injections={"modulation": Injection(
-        blocks=lambda model: [BlockInput(block, "c", 1) for block in model.blocks],
-        head=lambda model: BlockInput(model.final_layer, "c", 1),
-        width=lambda model: model.hidden_size,
-    )},
+    injections={
+        "modulation": Injection(
+            blocks=lambda model: [BlockInput(block, "c", 1) for block in model.blocks],
+            head=lambda model: BlockInput(model.final_layer, "c", 1),
+            width=lambda model: model.hidden_size,
+        )
+    },
     text=_PooledTokens(),
     blank=_blank,
     encoder="CLIP and mT5-XL, which its checkpoint holds, with CheckpointLoaderSimple",

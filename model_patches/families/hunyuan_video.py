@@ -26,13 +26,10 @@ HUNYUAN_VIDEO = Family(
     name="HunyuanVideo",
     matches=_matches,
     host_models=("HunyuanVideo", "HunyuanVideoI2V", "HunyuanVideoSkyreelsI2V"),
-    injections={"modulation": Injection(
-        _blocks, head=lambda model: BlockInput(model.final_layer, "vec", 1), width=lambda model: model.hidden_size,
-    )},
-    text=PooledText(
-        width=lambda model: model.params.vec_in_dim,
-        modulation=lambda model, pooled: model.vector_in(pooled),
-    ),
+    injections={
+        "modulation": Injection(_blocks, head=lambda model: BlockInput(model.final_layer, "vec", 1), width=lambda model: model.hidden_size)
+    },
+    text=PooledText(width=lambda model: model.params.vec_in_dim, modulation=lambda model, pooled: model.vector_in(pooled)),
     blank=blank(lambda model: model.params.context_in_dim, lambda model: model.params.vec_in_dim),
     encoder="CLIP-L, with DualCLIPLoader and type hunyuan_video",
     w=3.5,

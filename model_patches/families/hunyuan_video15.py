@@ -54,15 +54,17 @@ HUNYUAN_VIDEO15 = Family(
     name="HunyuanVideo 1.5",
     matches=lambda model, cls: runs_as(cls, HunyuanVideo) and model.vector_in is None,
     host_models=("HunyuanVideo15", "HunyuanVideo15_SR_Distilled", "HunyuanImage21", "HunyuanImage21Refiner"),
-    injections={"time embedding": Injection(
-        blocks=lambda model: [
-            *(BlockInput(block, "vec", 2) for block in model.double_blocks),
-            *(BlockInput(block, "vec", 1) for block in model.single_blocks),
-        ],
-        head=lambda model: BlockInput(model.final_layer, "vec", 1),
-        y=_time_embedding,
-        width=lambda model: model.hidden_size,
-    )},
+    injections={
+        "time embedding": Injection(
+            blocks=lambda model: [
+                *(BlockInput(block, "vec", 2) for block in model.double_blocks),
+                *(BlockInput(block, "vec", 1) for block in model.single_blocks),
+            ],
+            head=lambda model: BlockInput(model.final_layer, "vec", 1),
+            y=_time_embedding,
+            width=lambda model: model.hidden_size,
+        )
+    },
     text=None,
     context=TextContext(lambda model: in_width(model.txt_in.input_embedder)),
     blank=blank(lambda model: in_width(model.txt_in.input_embedder), lambda model: 1),  # the host asks for a pooled output all the same

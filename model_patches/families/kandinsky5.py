@@ -12,11 +12,13 @@ KANDINSKY5 = Family(
     name="Kandinsky 5",
     matches=lambda model, cls: runs_as(cls, Kandinsky5),
     host_models=("Kandinsky5", "Kandinsky5Image"),
-    injections={"modulation": Injection(
-        blocks=lambda model: [BlockInput(block, "time_embed", 2) for block in model.visual_transformer_blocks],
-        head=lambda model: BlockInput(model.out_layer, "time_embed", 1),
-        width=lambda model: out_width(model.time_embeddings.out_layer),
-    )},
+    injections={
+        "modulation": Injection(
+            blocks=lambda model: [BlockInput(block, "time_embed", 2) for block in model.visual_transformer_blocks],
+            head=lambda model: BlockInput(model.out_layer, "time_embed", 1),
+            width=lambda model: out_width(model.time_embeddings.out_layer),
+        )
+    },
     text=PooledText(
         width=lambda model: in_width(model.pooled_text_embeddings.in_layer),
         modulation=lambda model, pooled: model.pooled_text_embeddings(pooled),

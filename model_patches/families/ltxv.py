@@ -39,12 +39,14 @@ LTXV = Family(
     # LTXAV, of the same base class, has two streams.
     matches=lambda model, cls: runs_as(cls, LTXVModel),
     host_models=("LTXV",),
-    injections={"time embedding": Injection(
-        blocks=lambda model: [BlockInput(block, "timestep", 3, _carry) for block in model.transformer_blocks],
-        head=lambda model: BlockInput(model.adaln_single, RESULT, 1, _carry_to_head),
-        y=_time_embedding,
-        width=lambda model: in_width(model.adaln_single.linear),
-    )},
+    injections={
+        "time embedding": Injection(
+            blocks=lambda model: [BlockInput(block, "timestep", 3, _carry) for block in model.transformer_blocks],
+            head=lambda model: BlockInput(model.adaln_single, RESULT, 1, _carry_to_head),
+            y=_time_embedding,
+            width=lambda model: in_width(model.adaln_single.linear),
+        )
+    },
     text=None,
     context=TextContext(lambda model: model.caption_channels),
     encoder="T5-XXL, with CLIPLoader and type ltxv",

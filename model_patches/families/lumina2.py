@@ -14,12 +14,14 @@ LUMINA2 = Family(
     # Its subclass for pixel space has another head.
     matches=lambda model, cls: runs_as(cls, NextDiT) and model.clip_text_pooled_proj is None,
     host_models=("Lumina2",),
-    injections={"time embedding": Injection(
-        blocks=lambda model: [BlockInput(block, "adaln_input", 3, repeats=True) for block in model.layers],
-        head=lambda model: BlockInput(model.final_layer, "c", 1, repeats=True),
-        y=lambda model, call: model.t_embedder((1.0 - call.timestep) * model.time_scale, dtype=call.dtype),
-        width=lambda model: in_width(model.layers[0].adaLN_modulation[-1]),
-    )},
+    injections={
+        "time embedding": Injection(
+            blocks=lambda model: [BlockInput(block, "adaln_input", 3, repeats=True) for block in model.layers],
+            head=lambda model: BlockInput(model.final_layer, "c", 1, repeats=True),
+            y=lambda model, call: model.t_embedder((1.0 - call.timestep) * model.time_scale, dtype=call.dtype),
+            width=lambda model: in_width(model.layers[0].adaLN_modulation[-1]),
+        )
+    },
     text=None,
     context=TextContext(lambda model: in_width(model.cap_embedder[1])),
     encoder="Gemma 2 2B (Lumina 2) or Qwen3 4B (Z-Image), with CLIPLoader and type lumina2",

@@ -26,9 +26,7 @@ class _PooledTokens(TextPath):
             )
 
     def contributions(self, model, texts, call):
-        return {
-            prompt: call.to_rows(self.pooled.get(model, prompt, call, lambda: self._pooled(model, prompt, call))) for prompt in texts
-        }
+        return {prompt: call.to_rows(self.pooled.get(model, prompt, call, lambda: self._pooled(model, prompt, call))) for prompt in texts}
 
     def _pooled(self, model, prompt, call):
         mask = prompt.extras.get("attention_mask")
@@ -40,11 +38,13 @@ MOCHI = Family(
     name="Mochi",
     matches=lambda model, cls: runs_as(cls, AsymmDiTJoint),
     host_models=("GenmoMochi",),
-    injections={"modulation": Injection(
-        blocks=lambda model: [BlockInput(block, "c", 1) for block in model.blocks],
-        head=lambda model: BlockInput(model.final_layer, "c", 1),
-        width=lambda model: model.hidden_size_x,
-    )},
+    injections={
+        "modulation": Injection(
+            blocks=lambda model: [BlockInput(block, "c", 1) for block in model.blocks],
+            head=lambda model: BlockInput(model.final_layer, "c", 1),
+            width=lambda model: model.hidden_size_x,
+        )
+    },
     text=_PooledTokens(),
     blank=lambda model: EncodedPrompt(None, torch.zeros(1, 8, model.t5_feat_dim), {"attention_mask": torch.ones(1, 8)}),
     encoder="T5-XXL, with CLIPLoader and type mochi",

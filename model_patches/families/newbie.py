@@ -21,11 +21,13 @@ NEWBIE = Family(
     name="NewBie",
     matches=lambda model, cls: runs_as(cls, NextDiT) and model.clip_text_pooled_proj is not None,
     host_models=("Lumina2",),
-    injections={"modulation": Injection(
-        blocks=lambda model: [BlockInput(block, "adaln_input", 3, repeats=True) for block in model.layers],
-        head=lambda model: BlockInput(model.final_layer, "c", 1, repeats=True),
-        width=lambda model: in_width(model.layers[0].adaLN_modulation[-1]),
-    )},
+    injections={
+        "modulation": Injection(
+            blocks=lambda model: [BlockInput(block, "adaln_input", 3, repeats=True) for block in model.layers],
+            head=lambda model: BlockInput(model.final_layer, "c", 1, repeats=True),
+            width=lambda model: in_width(model.layers[0].adaLN_modulation[-1]),
+        )
+    },
     text=PooledText(width=lambda model: model.clip_text_dim, modulation=_modulation),
     blank=blank(lambda model: in_width(model.cap_embedder[1]), lambda model: model.clip_text_dim),
     encoder="Gemma 3 4B and Jina CLIP v2, with DualCLIPLoader and type newbie",

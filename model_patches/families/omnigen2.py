@@ -31,12 +31,14 @@ OMNIGEN2 = Family(
     # Boogu, of a host class derived from OmniGen 2's, runs a model class of its own.
     matches=lambda model, cls: runs_as(cls, OmniGen2Transformer2DModel),
     host_models=("Omnigen2",),
-    injections={"time embedding": Injection(
-        blocks=lambda model: [BlockInput(block, "temb", 3) for block in model.layers],
-        head=lambda model: BlockInput(model.norm_out, "conditioning_embedding", 1),
-        y=_time_embedding,
-        width=lambda model: in_width(model.norm_out.linear_1),
-    )},
+    injections={
+        "time embedding": Injection(
+            blocks=lambda model: [BlockInput(block, "temb", 3) for block in model.layers],
+            head=lambda model: BlockInput(model.norm_out, "conditioning_embedding", 1),
+            y=_time_embedding,
+            width=lambda model: in_width(model.norm_out.linear_1),
+        )
+    },
     text=None,
     context=TextContext(_text_width),
     blank=_blank,

@@ -33,12 +33,14 @@ PIXART = Family(
     name="PixArt",
     matches=lambda model, cls: runs_as(cls, PixArtMS),
     host_models=("PixArt",),
-    injections={"time embedding": Injection(
-        blocks=lambda model: [BlockInput(block, "t", 2, _carry) for block in model.blocks],
-        head=lambda model: BlockInput(model.final_layer, "t", 1),
-        y=_time_embedding,
-        width=lambda model: model.hidden_size,
-    )},
+    injections={
+        "time embedding": Injection(
+            blocks=lambda model: [BlockInput(block, "t", 2, _carry) for block in model.blocks],
+            head=lambda model: BlockInput(model.final_layer, "t", 1),
+            y=_time_embedding,
+            width=lambda model: model.hidden_size,
+        )
+    },
     text=None,
     context=TextContext(lambda model: in_width(model.y_embedder.y_proj.fc1)),
     encoder="T5-XXL, with CLIPLoader and type pixart",

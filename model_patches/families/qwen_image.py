@@ -18,12 +18,14 @@ QWEN_IMAGE = Family(
     name="Qwen-Image",
     matches=lambda model, cls: runs_as(cls, QwenImageTransformer2DModel, "NunchakuQwenImageTransformer2DModel"),
     host_models=("QwenImage",),
-    injections={"time embedding": Injection(
-        blocks=lambda model: [BlockInput(block, "temb", 3, repeats=True) for block in model.transformer_blocks],
-        head=lambda model: BlockInput(model.norm_out, "conditioning_embedding", 1, repeats=True),
-        y=_time_embedding,
-        width=lambda model: model.inner_dim,
-    )},
+    injections={
+        "time embedding": Injection(
+            blocks=lambda model: [BlockInput(block, "temb", 3, repeats=True) for block in model.transformer_blocks],
+            head=lambda model: BlockInput(model.norm_out, "conditioning_embedding", 1, repeats=True),
+            y=_time_embedding,
+            width=lambda model: model.inner_dim,
+        )
+    },
     text=None,
     context=TextContext(lambda model: in_width(model.txt_in)),
     encoder="Qwen2.5-VL 7B, with CLIPLoader and type qwen_image",

@@ -19,15 +19,14 @@ SD3 = Family(
     name="SD3",
     matches=lambda model, cls: runs_as(cls, OpenAISignatureMMDITWrapper) and model.y_embedder is not None,
     host_models=("SD3",),
-    injections={"modulation": Injection(
-        blocks=lambda model: [BlockInput(block, "c", 2) for block in model.joint_blocks],
-        head=lambda model: BlockInput(model.final_layer, "c", 1),
-        width=lambda model: model.hidden_size,
-    )},
-    text=PooledText(
-        width=lambda model: in_width(model.y_embedder.mlp[0]),
-        modulation=lambda model, pooled: model.y_embedder(pooled),
-    ),
+    injections={
+        "modulation": Injection(
+            blocks=lambda model: [BlockInput(block, "c", 2) for block in model.joint_blocks],
+            head=lambda model: BlockInput(model.final_layer, "c", 1),
+            width=lambda model: model.hidden_size,
+        )
+    },
+    text=PooledText(width=lambda model: in_width(model.y_embedder.mlp[0]), modulation=lambda model, pooled: model.y_embedder(pooled)),
     blank=blank(lambda model: in_width(model.context_embedder), lambda model: in_width(model.y_embedder.mlp[0])),
     encoder="CLIP-L and CLIP-G, with DualCLIPLoader and type sd3, or TripleCLIPLoader",
     w=2.0,

@@ -14,7 +14,15 @@ from .base import BlockInput, Family, Injection, TextContext, in_width, runs_as
 # Animate 2 runs its blocks past their forward.
 _KIN = ("CausalWanModel", "VaceWanModel", "CameraWanModel", "AnimateWanModel", "HumoWanModel", "SCAILWanModel", "SCAIL2WanModel")
 _HOST_MODELS = (
-    "WAN21", "WAN21_CausalAR", "WAN21_FlowRVS", "WAN21_Vace", "WAN21_Camera", "WAN21_HuMo", "WAN21_SCAIL", "WAN21_SCAIL2", "WAN22",
+    "WAN21",
+    "WAN21_CausalAR",
+    "WAN21_FlowRVS",
+    "WAN21_Vace",
+    "WAN21_Camera",
+    "WAN21_HuMo",
+    "WAN21_SCAIL",
+    "WAN21_SCAIL2",
+    "WAN22",
     "WAN22_Animate",
 )
 
@@ -37,12 +45,14 @@ WAN = Family(
     name="Wan",
     matches=lambda model, cls: runs_as(cls, WanModel, *_KIN),
     host_models=_HOST_MODELS,
-    injections={"time embedding": Injection(
-        blocks=lambda model: [BlockInput(block, "e", 1, _carry) for block in model.blocks],
-        head=lambda model: BlockInput(model.head, "e", 1),
-        y=_time_embedding,
-        width=lambda model: model.dim,
-    )},
+    injections={
+        "time embedding": Injection(
+            blocks=lambda model: [BlockInput(block, "e", 1, _carry) for block in model.blocks],
+            head=lambda model: BlockInput(model.head, "e", 1),
+            y=_time_embedding,
+            width=lambda model: model.dim,
+        )
+    },
     text=None,
     context=TextContext(lambda model: in_width(model.text_embedding[0])),
     encoder="UMT5-XXL, with CLIPLoader and type wan",

@@ -11,6 +11,17 @@ from .text import bounded_json, shown
 from .writing import can_be_written, write
 
 __all__ = [
-    "Stored", "TensorFile", "bounded_json", "can_be_written", "check_family", "check_finite", "check_record", "listed", "more",
-    "of_another_version", "opened", "shown", "write",
+    "Stored",
+    "TensorFile",
+    "bounded_json",
+    "can_be_written",
+    "check_family",
+    "check_finite",
+    "check_record",
+    "listed",
+    "more",
+    "of_another_version",
+    "opened",
+    "shown",
+    "write",
 ]

@@ -13,7 +13,9 @@ from .text import shown
 
 
 def of_another_version(metadata: Mapping[str, str], version: str) -> ValueError:
-    return ValueError(f"is of format version {shown(metadata.get('format_version'))}, and this pack reads version {version}. Update the pack.")
+    return ValueError(
+        f"is of format version {shown(metadata.get('format_version'))}, and this pack reads version {version}. Update the pack."
+    )
 
 
 def check_family(family: Any) -> None:

@@ -19,10 +19,23 @@ from .text import VALUES, shown
 
 _DTYPES = {f"torch.{name}": dtype for name, dtype in vars(torch).items() if isinstance(dtype, torch.dtype)}
 _KINDS = {
-    "Double": torch.float64, "Float": torch.float32, "Half": torch.float16, "BFloat16": torch.bfloat16, "Long": torch.int64,
-    "Int": torch.int32, "Short": torch.int16, "Char": torch.int8, "Byte": torch.uint8, "Bool": torch.bool,
-    "ComplexDouble": torch.complex128, "ComplexFloat": torch.complex64, "QInt8": torch.qint8, "QUInt8": torch.quint8,
-    "QInt32": torch.qint32, "QUInt4x2": torch.quint4x2, "QUInt2x4": torch.quint2x4,
+    "Double": torch.float64,
+    "Float": torch.float32,
+    "Half": torch.float16,
+    "BFloat16": torch.bfloat16,
+    "Long": torch.int64,
+    "Int": torch.int32,
+    "Short": torch.int16,
+    "Char": torch.int8,
+    "Byte": torch.uint8,
+    "Bool": torch.bool,
+    "ComplexDouble": torch.complex128,
+    "ComplexFloat": torch.complex64,
+    "QInt8": torch.qint8,
+    "QUInt8": torch.quint8,
+    "QInt32": torch.qint32,
+    "QUInt4x2": torch.quint4x2,
+    "QUInt2x4": torch.quint2x4,
 }
 _STORAGES = {f"{module}.{kind}Storage": dtype for module in ("torch", "torch.cuda") for kind, dtype in _KINDS.items()}
 _STORAGES["torch.storage.UntypedStorage"] = torch.uint8
@@ -41,10 +54,22 @@ _SUBCLASSED = "torch._tensor._rebuild_from_type_v2"
 _DICTS = {"collections.OrderedDict", "collections.Counter"}
 # What else training scripts leave in checkpoints, and torch and ComfyUI take: it is not looked at.
 _OTHERS = {
-    "torch.Tensor", "torch.device", "torch.serialization._get_layout", "_codecs.encode", "builtins.bytearray", "builtins.set",
-    "builtins.complex", "torch.per_tensor_affine", "torch.per_tensor_symmetric", "torch.per_channel_affine",
-    "torch.per_channel_symmetric", "torch.per_channel_affine_float_qparams", "numpy.core.multiarray.scalar",
-    "numpy._core.multiarray.scalar", "numpy.dtype", "numpy.dtypes.Float64DType",
+    "torch.Tensor",
+    "torch.device",
+    "torch.serialization._get_layout",
+    "_codecs.encode",
+    "builtins.bytearray",
+    "builtins.set",
+    "builtins.complex",
+    "torch.per_tensor_affine",
+    "torch.per_tensor_symmetric",
+    "torch.per_channel_affine",
+    "torch.per_channel_symmetric",
+    "torch.per_channel_affine_float_qparams",
+    "numpy.core.multiarray.scalar",
+    "numpy._core.multiarray.scalar",
+    "numpy.dtype",
+    "numpy.dtypes.Float64DType",
     "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
     *(f"{module}.{kind}Tensor" for module in ("torch", "torch.cuda") for kind in _KINDS),
 }
@@ -100,7 +125,7 @@ class Pickles:
             raise ValueError(f"cannot be read: its pickle has more than {VALUES:,} steps. Save its weights alone, or use another file.")
 
     def _take(self, length: int) -> bytes:
-        taken = self.data[self.at:self.at + length]
+        taken = self.data[self.at : self.at + length]
         self.at += length
         if len(taken) < length:
             raise IndexError
@@ -223,38 +248,41 @@ def _stored(name: str, storage: _Storage, offset: Any, shape: tuple, stride: tup
 
 _STOP = ord(".")
 
-_OPERATIONS: dict[int, Callable[[Pickles], None]] = {ord(code): operation for code, operation in {
-    "\x80": lambda pickle: pickle._take(1),  # the protocol
-    "c": Pickles._global,
-    "R": Pickles._reduce,
-    "\x81": Pickles._reduce,  # a new object
-    "b": lambda pickle: pickle._last(1),  # attributes of what was made: of no interest
-    "Q": Pickles._persistent,
-    "(": Pickles._mark,
-    "a": lambda pickle: pickle._append(pickle._last(1)),
-    "e": lambda pickle: pickle._append(pickle._marked()),
-    "s": lambda pickle: pickle._set(pickle._last(2)),
-    "u": lambda pickle: pickle._set(pickle._marked()),
-    ")": lambda pickle: pickle._push(()),
-    "t": lambda pickle: pickle._push(tuple(pickle._marked())),
-    "\x85": lambda pickle: pickle._push(tuple(pickle._last(1))),
-    "\x86": lambda pickle: pickle._push(tuple(pickle._last(2))),
-    "\x87": lambda pickle: pickle._push(tuple(pickle._last(3))),
-    "]": lambda pickle: pickle._push([]),
-    "}": lambda pickle: pickle._push({}),
-    "\x8f": lambda pickle: pickle._push(None),  # a set
-    "N": lambda pickle: pickle._push(None),
-    "\x88": lambda pickle: pickle._push(True),
-    "\x89": lambda pickle: pickle._push(False),
-    "J": lambda pickle: pickle._push(pickle._number("<i")),
-    "K": lambda pickle: pickle._push(pickle._number("B")),
-    "M": lambda pickle: pickle._push(pickle._number("<H")),
-    "\x8a": lambda pickle: pickle._push(int.from_bytes(pickle._take(pickle._number("B")), "little", signed=True)),
-    "G": lambda pickle: pickle._push(pickle._take(8) and None),  # no tensor depends on a float
-    "X": lambda pickle: pickle._push(pickle._take(pickle._number("<I")).decode("utf-8", "surrogatepass")),
-    "U": lambda pickle: pickle._push(pickle._take(pickle._number("B")).decode("latin-1")),
-    "h": lambda pickle: pickle._push(pickle.memo[pickle._number("B")]),
-    "j": lambda pickle: pickle._push(pickle.memo[pickle._number("<I")]),
-    "q": lambda pickle: pickle._remember(pickle._number("B")),
-    "r": lambda pickle: pickle._remember(pickle._number("<I")),
-}.items()}
+_OPERATIONS: dict[int, Callable[[Pickles], None]] = {
+    ord(code): operation
+    for code, operation in {
+        "\x80": lambda pickle: pickle._take(1),  # the protocol
+        "c": Pickles._global,
+        "R": Pickles._reduce,
+        "\x81": Pickles._reduce,  # a new object
+        "b": lambda pickle: pickle._last(1),  # attributes of what was made: of no interest
+        "Q": Pickles._persistent,
+        "(": Pickles._mark,
+        "a": lambda pickle: pickle._append(pickle._last(1)),
+        "e": lambda pickle: pickle._append(pickle._marked()),
+        "s": lambda pickle: pickle._set(pickle._last(2)),
+        "u": lambda pickle: pickle._set(pickle._marked()),
+        ")": lambda pickle: pickle._push(()),
+        "t": lambda pickle: pickle._push(tuple(pickle._marked())),
+        "\x85": lambda pickle: pickle._push(tuple(pickle._last(1))),
+        "\x86": lambda pickle: pickle._push(tuple(pickle._last(2))),
+        "\x87": lambda pickle: pickle._push(tuple(pickle._last(3))),
+        "]": lambda pickle: pickle._push([]),
+        "}": lambda pickle: pickle._push({}),
+        "\x8f": lambda pickle: pickle._push(None),  # a set
+        "N": lambda pickle: pickle._push(None),
+        "\x88": lambda pickle: pickle._push(True),
+        "\x89": lambda pickle: pickle._push(False),
+        "J": lambda pickle: pickle._push(pickle._number("<i")),
+        "K": lambda pickle: pickle._push(pickle._number("B")),
+        "M": lambda pickle: pickle._push(pickle._number("<H")),
+        "\x8a": lambda pickle: pickle._push(int.from_bytes(pickle._take(pickle._number("B")), "little", signed=True)),
+        "G": lambda pickle: pickle._push(pickle._take(8) and None),  # no tensor depends on a float
+        "X": lambda pickle: pickle._push(pickle._take(pickle._number("<I")).decode("utf-8", "surrogatepass")),
+        "U": lambda pickle: pickle._push(pickle._take(pickle._number("B")).decode("latin-1")),
+        "h": lambda pickle: pickle._push(pickle.memo[pickle._number("B")]),
+        "j": lambda pickle: pickle._push(pickle.memo[pickle._number("<I")]),
+        "q": lambda pickle: pickle._remember(pickle._number("B")),
+        "r": lambda pickle: pickle._remember(pickle._number("<I")),
+    }.items()
+}

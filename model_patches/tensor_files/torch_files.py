@@ -73,7 +73,8 @@ def _flat(value: Any) -> dict[str, Stored]:
             if left < 0:
                 raise ValueError(f"cannot be read: it holds more than {NAMES:,} names. Save its weights alone, or use another file.")
             waiting.extend(
-                (f"{name}.{key}" if name else key, inner) for key, inner in part.items()
+                (f"{name}.{key}" if name else key, inner)
+                for key, inner in part.items()
                 if isinstance(inner, dict | Stored) and len(name) + len(key) < NAME_LENGTH
             )
     return tensors

@@ -91,14 +91,14 @@ def _directory(file: BufferedReader, size: int) -> tuple[int, int]:
 def _records(directory: bytes) -> dict[str, Record]:
     records, at = {}, 0
     while at + _RECORD.size <= len(directory):
-        (
-            signature, _, _, flags, method, _, _, _, packed, length, name_length, extra_length, comment_length, _, _, _, place,
-        ) = _RECORD.unpack_from(directory, at)
+        (signature, _, _, flags, method, _, _, _, packed, length, name_length, extra_length, comment_length, _, _, _, place) = (
+            _RECORD.unpack_from(directory, at)
+        )
         if signature != b"PK\x01\x02":
             break
         name_end = at + _RECORD.size + name_length
-        name = directory[at + _RECORD.size:name_end].decode("utf-8", "replace")
-        extra = directory[name_end:name_end + extra_length]
+        name = directory[at + _RECORD.size : name_end].decode("utf-8", "replace")
+        extra = directory[name_end : name_end + extra_length]
         length, packed, place = _wide(extra, length, packed, place)
         problem = "encrypted" if flags & 1 else "compressed" if method or packed != length else None
         records[name] = Record(place, length, problem)

@@ -43,22 +43,33 @@ def add_by_search(editor, words, name):
     return editor.page.evaluate("app.graph.nodes.at(-1).id")
 
 
-@pytest.mark.parametrize("words, name, node_type", [
-    ("modulation guidance", "Apply Modulation Guidance", "ApplyModulationGuidance"),
-    ("quality direction", "Encode Guidance Direction", "EncodeGuidanceDirection"),
-    ("block weights", "Layer Schedule", "GuidanceLayerSchedule"),
-])
+@pytest.mark.parametrize(
+    "words, name, node_type",
+    [
+        ("modulation guidance", "Apply Modulation Guidance", "ApplyModulationGuidance"),
+        ("quality direction", "Encode Guidance Direction", "EncodeGuidanceDirection"),
+        ("block weights", "Layer Schedule", "GuidanceLayerSchedule"),
+    ],
+)
 def test_a_node_is_found_by_what_it_is_and_by_what_it_is_for(editor, words, name, node_type):
     editor.render_nodes(False)
     node = add_by_search(editor, words, name)
     assert editor.page.evaluate("id => app.graph.getNodeById(id).type", node) == node_type
 
 
-@pytest.mark.parametrize("words, name", [
-    ("guidance", "Guidance Preset"), ("modulation guidance", "Modulation Guidance"), ("detail", "Modulation Guidance"),
-    ("sharpness", "Modulation Guidance"), ("flux quality", "Modulation Guidance"), ("anima", "Modulation Guidance (Anima)"),
-    ("rare", "Scale Text Variance"), ("train direction", "Distill Guidance Direction"),
-])
+@pytest.mark.parametrize(
+    "words, name",
+    [
+        ("guidance", "Guidance Preset"),
+        ("modulation guidance", "Modulation Guidance"),
+        ("detail", "Modulation Guidance"),
+        ("sharpness", "Modulation Guidance"),
+        ("flux quality", "Modulation Guidance"),
+        ("anima", "Modulation Guidance (Anima)"),
+        ("rare", "Scale Text Variance"),
+        ("train direction", "Distill Guidance Direction"),
+    ],
+)
 def test_it_is_among_the_first_that_a_search_lists(editor, words, name):
     """The editor ranks by names alone: for "guidance" those that begin with it come first, and FluxGuidance before ours that end with it."""
     editor.render_nodes(False)
@@ -171,7 +182,9 @@ def test_nodes_found_dropped_wired_and_run_make_a_guided_picture(editor, client)
     assert "layer count assumed until the first run" in editor.page.locator(BARS).inner_text()
     outputs = run(editor, client)
     plain, guided = (
-        client.request("/view?" + "&".join(f"{key}={value}" for key, value in outputs[str(node_of(editor, "SaveImage", name))]["images"][0].items()))
+        client.request(
+            "/view?" + "&".join(f"{key}={value}" for key, value in outputs[str(node_of(editor, "SaveImage", name))]["images"][0].items())
+        )
         for name in ("Plain", "Guided")
     )
     assert plain[:4] == guided[:4] == b"\x89PNG" and plain != guided

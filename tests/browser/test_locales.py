@@ -59,9 +59,10 @@ def test_translations_are_translations(translations, language):
         assert entry["display_name"] != english["display_name"] and entry["description"] != english["description"]
 
 
-@pytest.mark.parametrize("language, projection", [
-    ("en", "projection"), ("zh", "投影"), ("ja", "投影"), ("ko", "투영"), ("fr", "projection"), ("es", "proyección"),
-])
+@pytest.mark.parametrize(
+    "language, projection",
+    [("en", "projection"), ("zh", "投影"), ("ja", "投影"), ("ko", "투영"), ("fr", "projection"), ("es", "proyección")],
+)
 def test_it_is_said_that_w_0_is_not_plain_with_a_projection(translations, language, projection):
     for name, key in (("ApplyModulationGuidance", "w"), ("SweepModulationGuidance", "w_values"), ("ModulationGuidance", "strength")):
         assert projection in translations[language]["nodeDefs"][name]["inputs"][key]["tooltip"]
@@ -93,10 +94,14 @@ def test_names_and_help_are_shown_in_the_language_of_the_editor(client, editor):
     client.post("/settings/Comfy.Locale", "ja")
     try:
         editor.open()
-        editor.page.wait_for_function("LiteGraph.registered_node_types.ApplyModulationGuidance.title === 'モジュレーションガイダンスを適用'")
+        editor.page.wait_for_function(
+            "LiteGraph.registered_node_types.ApplyModulationGuidance.title === 'モジュレーションガイダンスを適用'"
+        )
         editor.clear()
         editor.add("GuidanceLayerSchedule")
-        editor.page.wait_for_function("document.querySelector('.modulation-guidance-bars').innerText.includes('57 レイヤー中 52 レイヤーをガイド')")
+        editor.page.wait_for_function(
+            "document.querySelector('.modulation-guidance-bars').innerText.includes('57 レイヤー中 52 レイヤーをガイド')"
+        )
         assert editor.page.evaluate("LiteGraph.registered_node_types.ApplyModulationGuidance.category") == "モジュレーションガイダンス"
         editor.page.evaluate(
             """start => {
@@ -105,7 +110,9 @@ def test_names_and_help_are_shown_in_the_language_of_the_editor(client, editor):
             }""",
             editor.add("PrimitiveInt", (0, 600), value=7),
         )
-        editor.page.wait_for_function("document.querySelector('.modulation-guidance-bars').innerText.includes('開始レイヤー：接続先の値です')")
+        editor.page.wait_for_function(
+            "document.querySelector('.modulation-guidance-bars').innerText.includes('開始レイヤー：接続先の値です')"
+        )
         editor.open_help()
         editor.page.get_by_text("使う場面").wait_for()
     finally:

@@ -57,7 +57,13 @@ def test_a_linked_advanced_input_is_seen_and_the_others_leave_no_gap(editor):
     editor.clear()
     editor.load(saved)
     assert rows(editor, node) == seen
-    assert editor.prompt()[str(node)]["inputs"] == {"w": 3, "start_percent": 0, "end_percent": [str(number), 0], "cfg_rows": "auto", "keep_norm": False}
+    assert editor.prompt()[str(node)]["inputs"] == {
+        "w": 3,
+        "start_percent": 0,
+        "end_percent": [str(number), 0],
+        "cfg_rows": "auto",
+        "keep_norm": False,
+    }
 
 
 def test_all_are_seen_where_the_editor_is_set_to_show_them_always(editor):
@@ -108,7 +114,10 @@ def test_advanced_sockets_are_folded_with_the_advanced_inputs(editor, rendering,
     editor.load(saved)
     assert sockets(editor, rendering, node) == [*SOCKETS, "base_negative"]
     assert editor.prompt()[str(node)]["inputs"]["base_negative"] == [str(prompt), 0]
-    editor.page.evaluate("id => { const node = app.graph.getNodeById(id); node.disconnectInput(node.inputs.findIndex(({ name }) => name === 'base_negative')) }", node)
+    editor.page.evaluate(
+        "id => { const node = app.graph.getNodeById(id); node.disconnectInput(node.inputs.findIndex(({ name }) => name === 'base_negative')) }",
+        node,
+    )
     assert sockets(editor, rendering, node) == SOCKETS
 
 
@@ -137,9 +146,14 @@ def above_box(editor, node, name):
     return {color for _, color in picture.convert("RGB").getcolors(1 << 12)}
 
 
-@pytest.mark.parametrize("node_type, names", [
-    ("EncodeGuidanceDirection", ["positive", "negative"]), ("ModulationGuidance", ["positive", "negative"]), ("GuidanceLayerScheduleText", ["layers"]),
-])
+@pytest.mark.parametrize(
+    "node_type, names",
+    [
+        ("EncodeGuidanceDirection", ["positive", "negative"]),
+        ("ModulationGuidance", ["positive", "negative"]),
+        ("GuidanceLayerScheduleText", ["layers"]),
+    ],
+)
 def test_text_boxes_are_named_in_the_old_rendering(editor, node_type, names):
     editor.render_nodes(False)
     node = editor.add(node_type, (300, 100))
@@ -170,7 +184,10 @@ def test_a_linked_box_shows_where_its_text_comes_from_and_not_the_one_it_had(edi
     box.wait_for()
     editor.settle()
     assert is_shown_as_linked()
-    editor.page.evaluate("id => app.graph.getNodeById(id).disconnectInput(app.graph.getNodeById(id).inputs.findIndex(({ name }) => name === 'positive'))", node)
+    editor.page.evaluate(
+        "id => app.graph.getNodeById(id).disconnectInput(app.graph.getNodeById(id).inputs.findIndex(({ name }) => name === 'positive'))",
+        node,
+    )
     editor.settle()
     assert box.evaluate(look) == plain and box.input_value() == "Ultra-detailed, photorealistic, cinematic"
 

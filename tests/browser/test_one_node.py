@@ -51,9 +51,10 @@ def test_a_newcomer_finds_the_node_sees_its_words_and_chooses_others(editor, ren
     assert inputs == {"preset": "custom", "strength": 1, "subject": "", "positive": "", "negative": ""}
 
 
-@pytest.mark.parametrize("words", [
-    "guidance", "detail", "details", "sharpness", "quality", "flux quality", "anima", "aesthetics", "hands", "modulation guidance",
-])
+@pytest.mark.parametrize(
+    "words",
+    ["guidance", "detail", "details", "sharpness", "quality", "flux quality", "anima", "aesthetics", "hands", "modulation guidance"],
+)
 def test_what_a_newcomer_looks_for_leads_to_it(editor, words):
     node = add_by_search(editor, words, "Modulation Guidance")
     assert editor.page.evaluate("id => app.graph.getNodeById(id).type", node) == "ModulationGuidance"

@@ -20,8 +20,11 @@ def random_ranges(seed):
     draw = random.Random(seed)
     depth, start = draw.randint(8, 60), draw.randint(0, 7)
     inputs = {
-        "start_layer": start, "end_layer": draw.choice([-1, draw.randint(start, depth - 1)]),
-        "taper_layers": draw.randint(0, 9), "taper_scale": round(draw.uniform(-1, 2), 2), "final_layer": 0.5,
+        "start_layer": start,
+        "end_layer": draw.choice([-1, draw.randint(start, depth - 1)]),
+        "taper_layers": draw.randint(0, 9),
+        "taper_scale": round(draw.uniform(-1, 2), 2),
+        "final_layer": 0.5,
     }
     return "GuidanceLayerSchedule", inputs, depth
 
@@ -57,10 +60,27 @@ def test_the_weights_drawn_are_those_of_a_run(editor, make):
         assert weights == pytest.approx([*schedule.resolve(depth), schedule.final_layer], abs=1e-9)
 
 
-@pytest.mark.parametrize("layers", [
-    "", "5-x: 1", "9-5: 1", "1-3: 1, 3: 2", "4: nan", "4: 1e999", "4", "4: 100.5", "1001: 1", "0-99999: 1", "0-99999999: 1",
-    "9" * 400 + ": 1", "4: 1" + " " * 100_000, "0: " + "1" * 90_000 + "x", ", ".join(f"{layer}: 1" for layer in range(9_000)),
-], ids=lambda layers: layers[:12])
+@pytest.mark.parametrize(
+    "layers",
+    [
+        "",
+        "5-x: 1",
+        "9-5: 1",
+        "1-3: 1, 3: 2",
+        "4: nan",
+        "4: 1e999",
+        "4",
+        "4: 100.5",
+        "1001: 1",
+        "0-99999: 1",
+        "0-99999999: 1",
+        "9" * 400 + ": 1",
+        "4: 1" + " " * 100_000,
+        "0: " + "1" * 90_000 + "x",
+        ", ".join(f"{layer}: 1" for layer in range(9_000)),
+    ],
+    ids=lambda layers: layers[:12],
+)
 def test_what_a_run_refuses_is_not_drawn(editor, layers):
     with pytest.raises(ValueError):
         run_node("GuidanceLayerScheduleText", layers=layers)
@@ -192,7 +212,9 @@ def test_the_drawing_is_saved_nowhere(editor, rendering):
     assert [len(each) for each in values] == [5, 2, 2]
     prompt = editor.prompt()
     assert [list(prompt[str(node)]["inputs"]) for node in nodes.values()] == [
-        ["start_layer", "end_layer", "taper_layers", "taper_scale", "final_layer"], ["layers", "final_layer"], ["curve", "final_layer"],
+        ["start_layer", "end_layer", "taper_layers", "taper_scale", "final_layer"],
+        ["layers", "final_layer"],
+        ["curve", "final_layer"],
     ]
 
 
@@ -213,6 +235,10 @@ def test_the_side_panel_leaves_the_drawing_to_the_node(editor, rendering):
     editor.settle()
     assert panel.get_by_text("shape", exact=True).count() == 0
     for width in (320, 260):
-        editor.page.evaluate("([id, width]) => { const node = app.graph.getNodeById(id); node.setSize([width, node.size[1]]); app.canvas.setDirty(true, true) }",
-                             [node, width])
-        editor.page.wait_for_function("([bars, width]) => Math.abs(document.querySelector(bars).offsetWidth + 20 - width) <= 20", arg=[BARS, width])
+        editor.page.evaluate(
+            "([id, width]) => { const node = app.graph.getNodeById(id); node.setSize([width, node.size[1]]); app.canvas.setDirty(true, true) }",
+            [node, width],
+        )
+        editor.page.wait_for_function(
+            "([bars, width]) => Math.abs(document.querySelector(bars).offsetWidth + 20 - width) <= 20", arg=[BARS, width]
+        )

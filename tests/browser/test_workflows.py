@@ -36,7 +36,9 @@ def test_a_workflow_opens_whole_and_converts_to_its_api_form(editor, client, pat
         offered = client.get(f"/object_info/{node['class_type']}")[node["class_type"]]
         if offered["python_module"] != f"custom_nodes.{PACK}":  # an older host's nodes have fewer inputs
             known = {name for kind in ("required", "optional") for name in offered["input"].get(kind, {})}
-            wanted[number]["inputs"] = {name: value for name, value in wanted[number]["inputs"].items() if name in known | node["inputs"].keys()}
+            wanted[number]["inputs"] = {
+                name: value for name, value in wanted[number]["inputs"].items() if name in known | node["inputs"].keys()
+            }
     assert made == wanted
 
 
@@ -75,7 +77,10 @@ def test_workflows_open_readable_with_the_note_first_and_nothing_over_another(ed
         assert note["left"] == min(box["left"] for box in boxes) and note["top"] == min(box["top"] for box in boxes), path.stem
 
 
-@pytest.mark.parametrize("name, depth", [("first_steps_small_world", 12), ("inspect_guidance", 12), ("distill_a_projection", 7), ("flux_dev_complexity_schedule", 57)])
+@pytest.mark.parametrize(
+    "name, depth",
+    [("first_steps_small_world", 12), ("inspect_guidance", 12), ("distill_a_projection", 7), ("flux_dev_complexity_schedule", 57)],
+)
 def test_a_schedule_is_drawn_for_the_depth_of_its_workflows_model(editor, name, depth):
     editor.load(read(graph_of(name)))
     bars = editor.page.locator(".modulation-guidance-bars")

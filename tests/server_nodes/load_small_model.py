@@ -10,14 +10,38 @@ import comfy.supported_models
 import folder_paths
 
 HIDREAM = dict(
-    attention_head_dim=32, axes_dims_rope=[16, 8, 8], num_attention_heads=2, caption_channels=[4096, 4096], max_resolution=[128, 128],
-    in_channels=16, out_channels=16, patch_size=2, num_layers=3, num_single_layers=5, llama_layers=[0, 7, 15, 23, 31, 31, 31, 31],
-    num_routed_experts=4, num_activated_experts=2, text_emb_dim=2048,
+    attention_head_dim=32,
+    axes_dims_rope=[16, 8, 8],
+    num_attention_heads=2,
+    caption_channels=[4096, 4096],
+    max_resolution=[128, 128],
+    in_channels=16,
+    out_channels=16,
+    patch_size=2,
+    num_layers=3,
+    num_single_layers=5,
+    llama_layers=[0, 7, 15, 23, 31, 31, 31, 31],
+    num_routed_experts=4,
+    num_activated_experts=2,
+    text_emb_dim=2048,
 )
 COSMOS = dict(  # and Anima
-    max_img_h=240, max_img_w=240, max_frames=128, in_channels=16, out_channels=16, patch_spatial=2, patch_temporal=1,
-    concat_padding_mask=True, crossattn_emb_channels=768, pos_emb_cls="rope3d", use_adaln_lora=True, adaln_lora_dim=16,
-    model_channels=64, num_blocks=14, num_heads=2, rope_enable_fps_modulation=False,
+    max_img_h=240,
+    max_img_w=240,
+    max_frames=128,
+    in_channels=16,
+    out_channels=16,
+    patch_spatial=2,
+    patch_temporal=1,
+    concat_padding_mask=True,
+    crossattn_emb_channels=768,
+    pos_emb_cls="rope3d",
+    use_adaln_lora=True,
+    adaln_lora_dim=16,
+    model_channels=64,
+    num_blocks=14,
+    num_heads=2,
+    rope_enable_fps_modulation=False,
 )
 
 

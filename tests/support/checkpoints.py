@@ -116,8 +116,15 @@ def with_small_checkpoints(prompt):
 
 def _sd35():
     return OpenAISignatureMMDITWrapper(
-        input_size=None, in_channels=16, depth=DEPTH, adm_in_channels=2048, num_patches=64, pos_embed_max_size=8, qk_norm="rms",
-        context_embedder_config={"target": "torch.nn.Linear", "params": {"in_features": 4096, "out_features": WIDTH}}, operations=OPERATIONS,
+        input_size=None,
+        in_channels=16,
+        depth=DEPTH,
+        adm_in_channels=2048,
+        num_patches=64,
+        pos_embed_max_size=8,
+        qk_norm="rms",
+        context_embedder_config={"target": "torch.nn.Linear", "params": {"in_features": 4096, "out_features": WIDTH}},
+        operations=OPERATIONS,
     )
 
 
@@ -128,7 +135,8 @@ def _sd35_lora():
     shapes = {"lora_A": (4, WIDTH), "lora_B": (WIDTH, 4)}
     return {
         f"{projection}.{half}.weight": torch.randn(shape, generator=generator) / shape[1] ** 0.5
-        for projection in projections for half, shape in shapes.items()
+        for projection in projections
+        for half, shape in shapes.items()
     }
 
 
@@ -142,7 +150,9 @@ def _wan_lora():
     shapes = {"lora_down": (4, 128), "lora_up": (128, 4)}
     return {
         f"diffusion_model.blocks.{block}.self_attn.{to}.{half}.weight": torch.randn(shape, generator=generator) / shape[1] ** 0.5
-        for block in range(7) for to in "qkv" for half, shape in shapes.items()
+        for block in range(7)
+        for to in "qkv"
+        for half, shape in shapes.items()
     }
 
 
@@ -162,15 +172,33 @@ def _linears(prefix, shapes):
     generator = torch.Generator().manual_seed(2)
     return {
         f"{prefix}{name}.{part}": torch.randn(shape if part == "weight" else shape[:1], generator=generator) / shape[1] ** 0.5
-        for name, shape in shapes.items() for part in ("weight", "bias")
+        for name, shape in shapes.items()
+        for part in ("weight", "bias")
     }
 
 
 def _hunyuan_video():
     return HunyuanVideo(
-        in_channels=16, out_channels=16, vec_in_dim=768, context_in_dim=768, hidden_size=128, mlp_ratio=4.0, num_heads=1, depth=2,
-        depth_single_blocks=6, axes_dim=[16, 56, 56], theta=256, patch_size=[1, 2, 2], qkv_bias=True, guidance_embed=True, byt5=False,
-        meanflow=False, use_cond_type_embedding=False, vision_in_dim=None, meanflow_sum=False, operations=OPERATIONS,
+        in_channels=16,
+        out_channels=16,
+        vec_in_dim=768,
+        context_in_dim=768,
+        hidden_size=128,
+        mlp_ratio=4.0,
+        num_heads=1,
+        depth=2,
+        depth_single_blocks=6,
+        axes_dim=[16, 56, 56],
+        theta=256,
+        patch_size=[1, 2, 2],
+        qkv_bias=True,
+        guidance_embed=True,
+        byt5=False,
+        meanflow=False,
+        use_cond_type_embedding=False,
+        vision_in_dim=None,
+        meanflow_sum=False,
+        operations=OPERATIONS,
     )
 
 

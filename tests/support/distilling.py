@@ -25,12 +25,27 @@ PROMPTS = ["a red circle", "two blue squares, highly detailed", "a green cross o
 def text_encoder(width=WIDTH, seed=3):
     """The host's CLIP-L, small, with seeded random weights."""
     config = dict(
-        attention_dropout=0.0, bos_token_id=0, dropout=0.0, eos_token_id=49407, hidden_act="quick_gelu", hidden_size=width,
-        initializer_factor=1.0, initializer_range=0.02, intermediate_size=2 * width, layer_norm_eps=1e-05, max_position_embeddings=77,
-        num_attention_heads=2, num_hidden_layers=2, pad_token_id=1, projection_dim=width, torch_dtype="float32", vocab_size=49408,
+        attention_dropout=0.0,
+        bos_token_id=0,
+        dropout=0.0,
+        eos_token_id=49407,
+        hidden_act="quick_gelu",
+        hidden_size=width,
+        initializer_factor=1.0,
+        initializer_range=0.02,
+        intermediate_size=2 * width,
+        layer_norm_eps=1e-05,
+        max_position_embeddings=77,
+        num_attention_heads=2,
+        num_hidden_layers=2,
+        pad_token_id=1,
+        projection_dim=width,
+        torch_dtype="float32",
+        vocab_size=49408,
     )
     target = SimpleNamespace(
-        clip=comfy.sd1_clip.SD1ClipModel, tokenizer=comfy.sd1_clip.SD1Tokenizer,
+        clip=comfy.sd1_clip.SD1ClipModel,
+        tokenizer=comfy.sd1_clip.SD1Tokenizer,
         params={"textmodel_json_config": config, "clip_model": comfy.sd1_clip.SDClipModel},
     )
     clip = comfy.sd.CLIP(target, model_options={"dtype": torch.float32})
@@ -59,10 +74,24 @@ class TextOf:
 def settings(small, **changes):
     """Of a run of a second or two."""
     frames = small.latent[1] if len(small.latent) == 4 else 1
-    return distillation.ProjectionSettings(**dict(
-        steps=4, batch_size=2, learning_rate=1e-2, width=8 * small.latent[-1], height=8 * small.latent[-2], seed=1, pooling="max",
-        injection="time embedding", frames=1 + 4 * (frames - 1), checkpointing=False, samples_per_prompt=1, sample_steps=2, pairs=2,
-    ) | changes)
+    return distillation.ProjectionSettings(
+        **dict(
+            steps=4,
+            batch_size=2,
+            learning_rate=1e-2,
+            width=8 * small.latent[-1],
+            height=8 * small.latent[-2],
+            seed=1,
+            pooling="max",
+            injection="time embedding",
+            frames=1 + 4 * (frames - 1),
+            checkpointing=False,
+            samples_per_prompt=1,
+            sample_steps=2,
+            pairs=2,
+        )
+        | changes
+    )
 
 
 def size(small, model):
@@ -80,4 +109,6 @@ def run(small, model=None, clip=None, prompts=PROMPTS, projection=None, pooled_c
 
 def same(one, other):
     """Whether two projections are bit-equal."""
-    return one.weights.keys() == other.weights.keys() and all(torch.equal(tensor, other.weights[name]) for name, tensor in one.weights.items())
+    return one.weights.keys() == other.weights.keys() and all(
+        torch.equal(tensor, other.weights[name]) for name, tensor in one.weights.items()
+    )

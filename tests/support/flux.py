@@ -21,9 +21,24 @@ HIDDEN, POOLED, CONTEXT = 128, 32, 16
 def flux(double=3, single=5, dev=False, in_channels=16, dtype=torch.float32, seed=0, weight_dtype=None):
     """A FLUX.1-shaped ModelPatcher with seeded random weights, loaded by the host."""
     model = Flux(
-        in_channels=in_channels, out_channels=16, vec_in_dim=POOLED, context_in_dim=CONTEXT, hidden_size=HIDDEN, mlp_ratio=4.0,
-        num_heads=1, depth=double, depth_single_blocks=single, axes_dim=[16, 56, 56], theta=10000, patch_size=2, qkv_bias=True,
-        guidance_embed=dev, txt_ids_dims=[], dtype=torch.float32, device="cpu", operations=comfy.ops.disable_weight_init,
+        in_channels=in_channels,
+        out_channels=16,
+        vec_in_dim=POOLED,
+        context_in_dim=CONTEXT,
+        hidden_size=HIDDEN,
+        mlp_ratio=4.0,
+        num_heads=1,
+        depth=double,
+        depth_single_blocks=single,
+        axes_dim=[16, 56, 56],
+        theta=10000,
+        patch_size=2,
+        qkv_bias=True,
+        guidance_embed=dev,
+        txt_ids_dims=[],
+        dtype=torch.float32,
+        device="cpu",
+        operations=comfy.ops.disable_weight_init,
     )
     generator = torch.Generator().manual_seed(seed)
     state = {}
@@ -52,9 +67,7 @@ def conditioning(seed, pooled=POOLED, tokens=8, **extras):
 
 
 def direction(seed=10, pooled=POOLED):
-    return node(
-        "GuidanceDirectionFromConditioning", positive=conditioning(seed, pooled), negative=conditioning(seed + 1, pooled)
-    )[0]
+    return node("GuidanceDirectionFromConditioning", positive=conditioning(seed, pooled), negative=conditioning(seed + 1, pooled))[0]
 
 
 def apply(model, direction, w=3.0, **inputs):
@@ -69,9 +82,24 @@ def schedule(start_layer=0, **inputs):
 def controlnet():
     """A ControlNet in XLabs' form with random weights, loaded by the host."""
     net = ControlNetFlux(
-        in_channels=16, out_channels=16, vec_in_dim=POOLED, context_in_dim=CONTEXT, hidden_size=HIDDEN, mlp_ratio=4.0, num_heads=1,
-        depth=1, depth_single_blocks=1, axes_dim=[16, 56, 56], theta=10000, patch_size=2, qkv_bias=True, guidance_embed=False,
-        txt_ids_dims=[], dtype=torch.float32, device="cpu", operations=comfy.ops.disable_weight_init,
+        in_channels=16,
+        out_channels=16,
+        vec_in_dim=POOLED,
+        context_in_dim=CONTEXT,
+        hidden_size=HIDDEN,
+        mlp_ratio=4.0,
+        num_heads=1,
+        depth=1,
+        depth_single_blocks=1,
+        axes_dim=[16, 56, 56],
+        theta=10000,
+        patch_size=2,
+        qkv_bias=True,
+        guidance_embed=False,
+        txt_ids_dims=[],
+        dtype=torch.float32,
+        device="cpu",
+        operations=comfy.ops.disable_weight_init,
     )
     generator = torch.Generator().manual_seed(8)
     state = {}
@@ -90,8 +118,18 @@ def sample(model, positive=None, negative=None, cfg=1.0, steps=3, seed=5, batch=
     image = torch.zeros(batch, 16, size, size)
     noise = comfy.sample.prepare_noise(image, seed)
     return comfy.sample.sample(
-        model, noise, steps, cfg, "euler", "simple", positive or conditioning(1), negative or conditioning(2), image,
-        disable_pbar=True, seed=seed, **options,
+        model,
+        noise,
+        steps,
+        cfg,
+        "euler",
+        "simple",
+        positive or conditioning(1),
+        negative or conditioning(2),
+        image,
+        disable_pbar=True,
+        seed=seed,
+        **options,
     )
 
 
@@ -129,8 +167,18 @@ class GuidedFlux(Flux):
         return y + self.vector_in(pooled.to(dtype))
 
     def forward_orig(
-        self, img, img_ids, txt, txt_ids, timesteps, y, guidance=None, control=None, timestep_zero_index=None,
-        transformer_options={}, attn_mask=None,
+        self,
+        img,
+        img_ids,
+        txt,
+        txt_ids,
+        timesteps,
+        y,
+        guidance=None,
+        control=None,
+        timestep_zero_index=None,
+        transformer_options={},
+        attn_mask=None,
     ):
         img = self.img_in(img)
         txt = self.txt_in(txt)
@@ -162,9 +210,9 @@ class GuidedFlux(Flux):
             return original(args) if slot is None else slot(args, {"original_block": original})
 
         def controlled(image_tokens, kind, i):
-            added = (control or {}).get(kind, ())[i:i + 1]
+            added = (control or {}).get(kind, ())[i : i + 1]
             if added and added[0] is not None:
-                image_tokens[:, :added[0].shape[1]] += added[0]
+                image_tokens[:, : added[0].shape[1]] += added[0]
 
         shared = {"pe": pe, "attn_mask": attn_mask}
         depth = len(self.double_blocks)
@@ -181,7 +229,9 @@ class GuidedFlux(Flux):
         x = torch.cat((txt, img), 1)
         for i, block in enumerate(self.single_blocks):
             options = transformer_options | {
-                "total_blocks": len(self.single_blocks), "block_type": "single", "block_index": i,
+                "total_blocks": len(self.single_blocks),
+                "block_type": "single",
+                "block_index": i,
                 "img_slice": [txt.shape[1], x.shape[1]],
             }
 
@@ -190,8 +240,8 @@ class GuidedFlux(Flux):
                 return {"img": block(args.pop("img"), **args)}
 
             x = through_slot("single_block", i, single, img=x, vec=plain, transformer_options=options, **shared)["img"]
-            controlled(x[:, txt.shape[1]:], "output", i)
-        return self.final_layer(x[:, txt.shape[1]:], y_hat(depth + len(self.single_blocks), plain))
+            controlled(x[:, txt.shape[1] :], "output", i)
+        return self.final_layer(x[:, txt.shape[1] :], y_hat(depth + len(self.single_blocks), plain))
 
 
 def reference(model, *terms):

@@ -14,8 +14,24 @@ from support.harmful import SECONDS, archive_of, compressed, headed, records_of
 NUMBERS = [0, 1, 2, 3, 7, 16, 40, 64, 255, 256, 65535, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**53, 2**63 - 1, 2**63, 2**64 - 1, -1]
 LONGEST = 4_000_000  # bytes of a mutated file
 TEXTS = [
-    "", "scales", "0.weight", "model.", "ema.0.bias", "F32", "F8_E5M2", "BF16", "C64", "x" * 5000, "\u4e00", "\ud800", "\0", "null",
-    "{", "[]", "NaN", "1e999",
+    "",
+    "scales",
+    "0.weight",
+    "model.",
+    "ema.0.bias",
+    "F32",
+    "F8_E5M2",
+    "BF16",
+    "C64",
+    "x" * 5000,
+    "\u4e00",
+    "\ud800",
+    "\0",
+    "null",
+    "{",
+    "[]",
+    "NaN",
+    "1e999",
 ]
 
 OPERATIONS = [b"N", b"]", b"}", b")", b"(", b"\x88", b"\x8a\x09" + b"\xff" * 9, b"G" + b"\x7f" * 8, b"ctorch\nSize\n", b"h\x00"]
@@ -71,7 +87,7 @@ def in_structure(data, draw, goods):
 
 def in_header(data, draw):
     (length,) = struct.unpack("<Q", data[:8])
-    header, numbers = json.loads(data[8:8 + length]), data[8 + length:]
+    header, numbers = json.loads(data[8 : 8 + length]), data[8 + length :]
     name = draw.choice(list(header))
     change = draw.randrange(6)
     if change == 0:
@@ -159,22 +175,22 @@ def in_bytes(data, draw, goods):
         at, length = draw.randrange(len(data) + 1), draw.choice([1, 2, 4, 8, 64, 1000])
         change = draw.randrange(8)
         if change == 0:
-            data[at:at + 1] = bytes([draw.randrange(256)])
+            data[at : at + 1] = bytes([draw.randrange(256)])
         elif change == 1:
-            del data[at:at + length]
+            del data[at : at + length]
         elif change == 2:
-            data[at:at] = data[at:at + length] * draw.choice([1, 1, 100])
+            data[at:at] = data[at : at + length] * draw.choice([1, 1, 100])
         elif change == 3:
             del data[at:]
         elif change == 4:
-            data[at:at + 8] = struct.pack("<Q", draw.choice(NUMBERS) % 2**64)
+            data[at : at + 8] = struct.pack("<Q", draw.choice(NUMBERS) % 2**64)
         elif change == 5:
-            data[at:at + 4] = struct.pack("<I", draw.choice(NUMBERS) % 2**32)
+            data[at : at + 4] = struct.pack("<I", draw.choice(NUMBERS) % 2**32)
         elif change == 6:
             other = draw.choice(goods)
             start = draw.randrange(len(other) + 1)
-            data[at:at + length] = other[start:start + length]
+            data[at : at + length] = other[start : start + length]
         else:
             end = min(len(data), draw.choice([200, 2000]))  # where a file says what it is
-            data[min(at, end):min(at, end) + 1] = bytes([draw.randrange(256)])
+            data[min(at, end) : min(at, end) + 1] = bytes([draw.randrange(256)])
     return bytes(data)

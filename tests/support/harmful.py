@@ -94,9 +94,7 @@ def header_of(shapes, dtype="F32", **entries):
 
 def metadata_of(**metadata):
     header, end = header_of({"linear_1.weight": (2, 2), "linear_1.bias": (2,), "linear_2.weight": (2, 2), "linear_2.bias": (2,)})
-    common = {
-        "format": "modulation guidance pooled projection", "format_version": "1", "pooling": "max", "injection": "time embedding",
-    }
+    common = {"format": "modulation guidance pooled projection", "format_version": "1", "pooling": "max", "injection": "time embedding"}
     return headed({"__metadata__": common | metadata} | header, b"\0" * end)
 
 
@@ -115,7 +113,9 @@ def entry_of(text="", **changes):
 
 BIG = 30_000
 EXPANDED = {
-    "0.weight": torch.zeros(1).expand(BIG, BIG), "0.bias": torch.zeros(1).expand(BIG), "2.weight": torch.zeros(1).expand(BIG, BIG),
+    "0.weight": torch.zeros(1).expand(BIG, BIG),
+    "0.bias": torch.zeros(1).expand(BIG),
+    "2.weight": torch.zeros(1).expand(BIG, BIG),
     "2.bias": torch.zeros(1).expand(BIG),
 }
 SPARSE = torch.ones(WIDTH, CONTEXT).to_sparse()
@@ -165,17 +165,26 @@ HARMFUL = {
     ),
     "a nested tensor": lambda: saved(form_b() | {"0.weight": torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])}),
     "complex numbers": lambda: saved(form_b() | {"0.weight": torch.ones(WIDTH, CONTEXT, dtype=torch.complex64)}),
-    "no numbers": lambda: saved({
-        "0.weight": torch.ones(0, 5), "0.bias": torch.ones(0), "2.weight": torch.ones(4, 0), "2.bias": torch.ones(4),
-    }),
+    "no numbers": lambda: saved(
+        {"0.weight": torch.ones(0, 5), "0.bias": torch.ones(0), "2.weight": torch.ones(4, 0), "2.bias": torch.ones(4)}
+    ),
     # archives
-    "compressed": lambda: compressed(saved({
-        "0.weight": torch.zeros(4096, 4096), "0.bias": torch.zeros(4096), "2.weight": torch.zeros(4096, 4096), "2.bias": torch.zeros(4096),
-    })),
+    "compressed": lambda: compressed(
+        saved(
+            {
+                "0.weight": torch.zeros(4096, 4096),
+                "0.bias": torch.zeros(4096),
+                "2.weight": torch.zeros(4096, 4096),
+                "2.bias": torch.zeros(4096),
+            }
+        )
+    ),
     "many records": lambda: archive_of({f"a/{number}": b"" for number in range(80_000)}),
     "a directory alone": lambda: b"PK\x03\x04" + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 1, 1, 46, 2**31, 0),
     "a wide directory": lambda: (
-        b"PK\x03\x04" + b"\0" * 56 + struct.pack("<4sLQL", b"PK\6\7", 0, 2**63, 1)
+        b"PK\x03\x04"
+        + b"\0" * 56
+        + struct.pack("<4sLQL", b"PK\6\7", 0, 2**63, 1)
         + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 1, 1, 2**32 - 1, 0, 0)
     ),
     "no pickle": lambda: archive_of({"a/1": b"", "a/2": b""}),
@@ -201,44 +210,81 @@ HARMFUL = {
     "numbers as metadata": lambda: headed({"__metadata__": {"format": 1}}),
     "no objects as metadata": lambda: headed({"__metadata__": []}),
     # metadata of our own format
-    **{f"a record that is {name}": lambda record=record: metadata_of(record=record) for name, record in {
-        "a list": "[1]", "a number": "4000", "a text": '"abc"', "true": "true", "of runs that are none": '{"runs": 5}',
-        "nested": "[" * 100_000, "an endless number": '{"seed": ' + "9" * 500_000 + "}",
-    }.items()},
+    **{
+        f"a record that is {name}": lambda record=record: metadata_of(record=record)
+        for name, record in {
+            "a list": "[1]",
+            "a number": "4000",
+            "a text": '"abc"',
+            "true": "true",
+            "of runs that are none": '{"runs": 5}',
+            "nested": "[" * 100_000,
+            "an endless number": '{"seed": ' + "9" * 500_000 + "}",
+        }.items()
+    },
     "a family that is a list": lambda: metadata_of(family="[1]"),
     "a family of 1 MB": lambda: metadata_of(family=json.dumps("f" * 10**6)),
-    **{f"{name} of 1 MB": lambda name=name: metadata_of(**{name: "\u4e00\n" * 500_000}) for name in (
-        "format_version", "pooling", "injection", "family", "record",
-    )},
+    **{
+        f"{name} of 1 MB": lambda name=name: metadata_of(**{name: "\u4e00\n" * 500_000})
+        for name in ("format_version", "pooling", "injection", "family", "record")
+    },
     "names of 1 MB": lambda: headed({"n" * 10**6: {"dtype": "F32", "shape": [], "data_offsets": [0, 4]}}, b"\0" * 4),
-    "projections without an end": lambda: headed(header_of({
-        "model." * count + name: shape for count in range(1, 300)
-        for name, shape in {"0.weight": (1, 1), "0.bias": (1,), "2.weight": (1, 1), "2.bias": (1,)}.items()
-    })[0], b"\0" * 4 * 4 * 299),
+    "projections without an end": lambda: headed(
+        header_of(
+            {
+                "model." * count + name: shape
+                for count in range(1, 300)
+                for name, shape in {"0.weight": (1, 1), "0.bias": (1,), "2.weight": (1, 1), "2.bias": (1,)}.items()
+            }
+        )[0],
+        b"\0" * 4 * 4 * 299,
+    ),
 }
 
 
 HARMFUL_DIRECTIONS = {
-    **{f"{name} in what is learned": lambda text=text: direction_of(learned=text) for name, text in {
-        "nested brackets": "[" * 500_000, "brackets that close": "[" * 500_000 + "]" * 500_000, "many entries": "[" + "{}," * 300_000 + "{}]",
-        "many lists": "[" + "[]," * 1_000_000 + "[]]", "an endless number": entry_of(', "seed": ' + "9" * 3_000_000),
-        "a nested record": entry_of(', "record": ' + "[" * 100_000 + "]" * 100_000), "a record that is a list": entry_of(record=[1]),
-        "runs that are none": entry_of(record={"runs": 5}), "a family of 1 MB": entry_of(family="f" * 10**6),
-        "a family that is a list": entry_of(family=["Wan"]), "words that are a list": entry_of(positive=["a"] * 100_000),
-        "an infinite weight": entry_of(', "weight": 1e999'), "true as a weight": entry_of(weight=True), "a text": '"learned"', "a number": "1",
-        "a surrogate": '["\\ud800"]',
-    }.items()},
-    **{f"{name} in what is encoded": lambda text=text: direction_of(learned=entry_of(), encoded=text) for name, text in {
-        "nested brackets": "[" * 500_000, "many entries": "[" + "{}," * 300_000 + "{}]", "a number": "3",
-    }.items()},
-    "a direction of 1 MB of words and another width": lambda: direction_of(learned=entry_of(positive="\u4e00\n" * 300_000), format_version="2"),
-    **{f"a tensor called {name}": lambda name=name: headed({
-        "__metadata__": {"format": "modulation guidance direction", "format_version": "1", "learned": entry_of()},
-        name: {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]},
-    }, b"\0" * 16) for name in ("learned.00", "learned.-0", "learned.\u0660", "learned. 0", "learned.0.0", "learned." + "9" * 10**6)},
-    "a direction that claims what is not there": lambda: headed({
-        "__metadata__": {"format": "modulation guidance direction", "format_version": "1", "learned": entry_of()},
-    } | header_of({"learned.0": (BIG, BIG)})[0]),
+    **{
+        f"{name} in what is learned": lambda text=text: direction_of(learned=text)
+        for name, text in {
+            "nested brackets": "[" * 500_000,
+            "brackets that close": "[" * 500_000 + "]" * 500_000,
+            "many entries": "[" + "{}," * 300_000 + "{}]",
+            "many lists": "[" + "[]," * 1_000_000 + "[]]",
+            "an endless number": entry_of(', "seed": ' + "9" * 3_000_000),
+            "a nested record": entry_of(', "record": ' + "[" * 100_000 + "]" * 100_000),
+            "a record that is a list": entry_of(record=[1]),
+            "runs that are none": entry_of(record={"runs": 5}),
+            "a family of 1 MB": entry_of(family="f" * 10**6),
+            "a family that is a list": entry_of(family=["Wan"]),
+            "words that are a list": entry_of(positive=["a"] * 100_000),
+            "an infinite weight": entry_of(', "weight": 1e999'),
+            "true as a weight": entry_of(weight=True),
+            "a text": '"learned"',
+            "a number": "1",
+            "a surrogate": '["\\ud800"]',
+        }.items()
+    },
+    **{
+        f"{name} in what is encoded": lambda text=text: direction_of(learned=entry_of(), encoded=text)
+        for name, text in {"nested brackets": "[" * 500_000, "many entries": "[" + "{}," * 300_000 + "{}]", "a number": "3"}.items()
+    },
+    "a direction of 1 MB of words and another width": lambda: direction_of(
+        learned=entry_of(positive="\u4e00\n" * 300_000), format_version="2"
+    ),
+    **{
+        f"a tensor called {name}": lambda name=name: headed(
+            {
+                "__metadata__": {"format": "modulation guidance direction", "format_version": "1", "learned": entry_of()},
+                name: {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]},
+            },
+            b"\0" * 16,
+        )
+        for name in ("learned.00", "learned.-0", "learned.\u0660", "learned. 0", "learned.0.0", "learned." + "9" * 10**6)
+    },
+    "a direction that claims what is not there": lambda: headed(
+        {"__metadata__": {"format": "modulation guidance direction", "format_version": "1", "learned": entry_of()}}
+        | header_of({"learned.0": (BIG, BIG)})[0]
+    ),
 }
 
 

@@ -44,7 +44,11 @@ def file_of(tensor, family, positive="highly detailed", negative="very simple", 
     """The tensors and metadata of a learned direction, as in its file."""
     entry = {"family": family, "positive": positive, "negative": negative, "weight": 1.0, "record": {}} | entry
     return {"learned.0": tensor}, {
-        "format": "modulation guidance direction", "format_version": "1", "kind": "learned", "learned": json.dumps([entry]), "encoded": "[]",
+        "format": "modulation guidance direction",
+        "format_version": "1",
+        "kind": "learned",
+        "learned": json.dumps([entry]),
+        "encoded": "[]",
     }
 
 

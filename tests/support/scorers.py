@@ -18,7 +18,7 @@ def write_clip(folder, seed=0, scale=4.6, width=WIDTH):
     folder.mkdir(parents=True, exist_ok=True)
     towers = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, projection_dim=width)
     config = CLIPConfig(
-        text_config=towers | {"vocab_size": 49408}, vision_config=towers | {"image_size": SIZE, "patch_size": 8}, projection_dim=width,
+        text_config=towers | {"vocab_size": 49408}, vision_config=towers | {"image_size": SIZE, "patch_size": 8}, projection_dim=width
     )
     with torch.inference_mode(False), torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -42,7 +42,8 @@ def head(width=WIDTH, seed=0, linear=False):
     names = [""] if linear else [f"layers.{i}." for i in (0, 2, 4, 6, 7)]
     return {
         name + part: torch.randn(shape, generator=draw)
-        for name, (read, made) in zip(names, zip(sizes, sizes[1:]), strict=True) for part, shape in (("weight", (made, read)), ("bias", (made,)))
+        for name, (read, made) in zip(names, zip(sizes, sizes[1:]), strict=True)
+        for part, shape in (("weight", (made, read)), ("bias", (made,)))
     }
 
 

@@ -24,9 +24,22 @@ from support.learned import Learned, registered
 WIDTH, CONTEXT, CLIP, HIDDEN, DEPTH = 64, 16, 24, 40, 6
 
 DIMS = dict(
-    max_img_h=240, max_img_w=240, max_frames=128, in_channels=16, out_channels=16, patch_spatial=2, patch_temporal=1,
-    concat_padding_mask=True, crossattn_emb_channels=CONTEXT, pos_emb_cls="rope3d", use_adaln_lora=True, adaln_lora_dim=16,
-    model_channels=WIDTH, num_blocks=DEPTH, num_heads=2, rope_enable_fps_modulation=False,
+    max_img_h=240,
+    max_img_w=240,
+    max_frames=128,
+    in_channels=16,
+    out_channels=16,
+    patch_spatial=2,
+    patch_temporal=1,
+    concat_padding_mask=True,
+    crossattn_emb_channels=CONTEXT,
+    pos_emb_cls="rope3d",
+    use_adaln_lora=True,
+    adaln_lora_dim=16,
+    model_channels=WIDTH,
+    num_blocks=DEPTH,
+    num_heads=2,
+    rope_enable_fps_modulation=False,
 )
 OPERATIONS = {"operations": comfy.ops.disable_weight_init}
 
@@ -94,10 +107,7 @@ def small_adapter():
 
 def _anima_prompt(draw):
     length = 3 + int(3 * draw(1).abs())
-    return draw(1, 7, CONTEXT), {
-        "t5xxl_ids": (5000 * draw(length).abs()).int(),
-        "t5xxl_weights": 1 + 0.1 * draw(length),
-    }
+    return draw(1, 7, CONTEXT), {"t5xxl_ids": (5000 * draw(length).abs()).int(), "t5xxl_weights": 1 + 0.1 * draw(length)}
 
 
 ANIMA = Blind(
@@ -141,10 +151,16 @@ def form_b(film=False, width=WIDTH, context=CONTEXT, seed=60):
 def own(tensors, pooling, injection, family=None, **metadata):
     """Tensors and metadata of our own format."""
     names = {"0": "linear_1", "2": "linear_2", "sigma_film": "film"}
-    tensors = {".".join(names.get(part, part) for part in name.split(".") if part != "text_embedder_clip"): t for name, t in tensors.items()}
+    tensors = {
+        ".".join(names.get(part, part) for part in name.split(".") if part != "text_embedder_clip"): t for name, t in tensors.items()
+    }
     return tensors, {
-        "format": "modulation guidance pooled projection", "format_version": "1", "pooling": pooling, "injection": injection,
-        "family": "null" if family is None else f'"{family}"', "record": "{}",
+        "format": "modulation guidance pooled projection",
+        "format_version": "1",
+        "pooling": pooling,
+        "injection": injection,
+        "family": "null" if family is None else f'"{family}"',
+        "record": "{}",
     } | metadata
 
 
@@ -154,7 +170,7 @@ def _linears(draw, first, last, width, output):
 
 def _linear(draw, name, width, output):
     return {
-        f"{name}.weight": torch.randn(output, width, generator=draw) / width ** 0.5,
+        f"{name}.weight": torch.randn(output, width, generator=draw) / width**0.5,
         f"{name}.bias": 0.1 * torch.randn(output, generator=draw),
     }
 

@@ -77,164 +77,425 @@ def _tokens(draw):
 WAN_DIMS = dict(model_type="t2v", in_dim=16, out_dim=16, dim=64, ffn_dim=64, freq_dim=32, text_dim=CONTEXT, num_heads=2, num_layers=5)
 
 WAN = TimeShifted(
-    name="Wan", model=built(WanModel, WAN_DIMS), config=config_of("WAN21_T2V", WAN_DIMS, "wan2.1"), output="head.head.weight",
-    prompt=_tokens, latent=(16, 2, 4, 4), text=("context",), joint=(), layers=(("blocks", "e"),), head=("head", "e"), depth=5, start_layer=0,
-    sigma_max=0.9, embedder="time_embedding", width=64,
+    name="Wan",
+    model=built(WanModel, WAN_DIMS),
+    config=config_of("WAN21_T2V", WAN_DIMS, "wan2.1"),
+    output="head.head.weight",
+    prompt=_tokens,
+    latent=(16, 2, 4, 4),
+    text=("context",),
+    joint=(),
+    layers=(("blocks", "e"),),
+    head=("head", "e"),
+    depth=5,
+    start_layer=0,
+    sigma_max=0.9,
+    embedder="time_embedding",
+    width=64,
 )
 
 VACE_DIMS = WAN_DIMS | dict(model_type="vace", vace_layers=5, vace_in_dim=96)
 
 VACE = TimeShifted(
-    name="Wan", model=built(VaceWanModel, VACE_DIMS), config=config_of("WAN21_Vace", VACE_DIMS, "wan2.1"), output="head.head.weight",
-    prompt=_tokens, latent=(16, 2, 4, 4), text=("context",), joint=(), layers=(("blocks", "e"),), head=("head", "e"), depth=5, start_layer=0,
-    sigma_max=0.9, embedder="time_embedding", width=64,
+    name="Wan",
+    model=built(VaceWanModel, VACE_DIMS),
+    config=config_of("WAN21_Vace", VACE_DIMS, "wan2.1"),
+    output="head.head.weight",
+    prompt=_tokens,
+    latent=(16, 2, 4, 4),
+    text=("context",),
+    joint=(),
+    layers=(("blocks", "e"),),
+    head=("head", "e"),
+    depth=5,
+    start_layer=0,
+    sigma_max=0.9,
+    embedder="time_embedding",
+    width=64,
 )
 
 QWEN_DIMS = dict(
-    in_channels=64, out_channels=16, num_layers=5, attention_head_dim=32, num_attention_heads=2, joint_attention_dim=CONTEXT,
+    in_channels=64,
+    out_channels=16,
+    num_layers=5,
+    attention_head_dim=32,
+    num_attention_heads=2,
+    joint_attention_dim=CONTEXT,
     axes_dims_rope=(8, 12, 12),
 )
 
 QWEN_IMAGE = TimeShifted(
-    name="Qwen-Image", model=built(QwenImageTransformer2DModel, QWEN_DIMS), config=config_of("QwenImage", QWEN_DIMS, "qwen_image"),
-    output="proj_out.weight", prompt=_tokens, latent=(16, 1, 4, 4), text=("context",), joint=(("transformer_blocks", "encoder_hidden_states", "all"),),
-    layers=(("transformer_blocks", "temb"),), head=("norm_out", "conditioning_embedding"), depth=5, start_layer=0,
-    sigma_max=0.9, embedder="time_text_embed", width=64,
+    name="Qwen-Image",
+    model=built(QwenImageTransformer2DModel, QWEN_DIMS),
+    config=config_of("QwenImage", QWEN_DIMS, "qwen_image"),
+    output="proj_out.weight",
+    prompt=_tokens,
+    latent=(16, 1, 4, 4),
+    text=("context",),
+    joint=(("transformer_blocks", "encoder_hidden_states", "all"),),
+    layers=(("transformer_blocks", "temb"),),
+    head=("norm_out", "conditioning_embedding"),
+    depth=5,
+    start_layer=0,
+    sigma_max=0.9,
+    embedder="time_text_embed",
+    width=64,
 )
 
 FLUX2_DIMS = dict(
-    in_channels=16, out_channels=16, vec_in_dim=None, context_in_dim=CONTEXT, hidden_size=128, mlp_ratio=3.0, num_heads=1, depth=2,
-    depth_single_blocks=3, axes_dim=[32, 32, 32, 32], theta=2000, patch_size=1, qkv_bias=False, guidance_embed=False, txt_ids_dims=[3],
-    global_modulation=True, mlp_silu_act=True, ops_bias=False, default_ref_method="index", ref_index_scale=10.0,
+    in_channels=16,
+    out_channels=16,
+    vec_in_dim=None,
+    context_in_dim=CONTEXT,
+    hidden_size=128,
+    mlp_ratio=3.0,
+    num_heads=1,
+    depth=2,
+    depth_single_blocks=3,
+    axes_dim=[32, 32, 32, 32],
+    theta=2000,
+    patch_size=1,
+    qkv_bias=False,
+    guidance_embed=False,
+    txt_ids_dims=[3],
+    global_modulation=True,
+    mlp_silu_act=True,
+    ops_bias=False,
+    default_ref_method="index",
+    ref_index_scale=10.0,
 )
 
 FLUX2 = TimeShifted(
-    name="FLUX.2", model=built(Flux, FLUX2_DIMS), config=config_of("Flux2", FLUX2_DIMS, "flux2"), output="final_layer.linear.weight",
-    prompt=_tokens, latent=(16, 4, 4), text=("context",), joint=DOUBLE_AND_SINGLE, layers=(("double_blocks", "vec"), ("single_blocks", "vec")),
-    head=("final_layer", "vec"), depth=5, start_layer=0, sigma_max=0.9, embedder="time_in", width=128,
+    name="FLUX.2",
+    model=built(Flux, FLUX2_DIMS),
+    config=config_of("Flux2", FLUX2_DIMS, "flux2"),
+    output="final_layer.linear.weight",
+    prompt=_tokens,
+    latent=(16, 4, 4),
+    text=("context",),
+    joint=DOUBLE_AND_SINGLE,
+    layers=(("double_blocks", "vec"), ("single_blocks", "vec")),
+    head=("final_layer", "vec"),
+    depth=5,
+    start_layer=0,
+    sigma_max=0.9,
+    embedder="time_in",
+    width=128,
 )
 
 LUMINA2_DIMS = dict(
-    patch_size=2, in_channels=16, dim=48, n_layers=5, n_refiner_layers=1, n_heads=2, n_kv_heads=1, axes_dims=[8, 8, 8],
-    axes_lens=[64, 64, 64], cap_feat_dim=CONTEXT, qk_norm=True, multiple_of=8,
+    patch_size=2,
+    in_channels=16,
+    dim=48,
+    n_layers=5,
+    n_refiner_layers=1,
+    n_heads=2,
+    n_kv_heads=1,
+    axes_dims=[8, 8, 8],
+    axes_lens=[64, 64, 64],
+    cap_feat_dim=CONTEXT,
+    qk_norm=True,
+    multiple_of=8,
 )
 
 LUMINA2 = TimeShifted(
-    name="Lumina 2 / Z-Image", model=built(NextDiT, LUMINA2_DIMS), config=config_of("Lumina2", LUMINA2_DIMS, "lumina2"),
-    output="final_layer.linear.weight", prompt=_tokens, latent=(16, 4, 4), text=("context",), joint=(), layers=(("layers", "adaln_input"),),
-    head=("final_layer", "c"), depth=5, start_layer=0, sigma_max=0.9, embedder="t_embedder", width=48,
+    name="Lumina 2 / Z-Image",
+    model=built(NextDiT, LUMINA2_DIMS),
+    config=config_of("Lumina2", LUMINA2_DIMS, "lumina2"),
+    output="final_layer.linear.weight",
+    prompt=_tokens,
+    latent=(16, 4, 4),
+    text=("context",),
+    joint=(),
+    layers=(("layers", "adaln_input"),),
+    head=("final_layer", "c"),
+    depth=5,
+    start_layer=0,
+    sigma_max=0.9,
+    embedder="t_embedder",
+    width=48,
 )
 
 Z_IMAGE_DIMS = LUMINA2_DIMS | dict(
-    dim=256, n_kv_heads=2, axes_dims=[32, 48, 48], z_image_modulation=True, time_scale=1000.0, pad_tokens_multiple=4,
+    dim=256, n_kv_heads=2, axes_dims=[32, 48, 48], z_image_modulation=True, time_scale=1000.0, pad_tokens_multiple=4
 )
 
 Z_IMAGE = TimeShifted(
-    name="Lumina 2 / Z-Image", model=built(NextDiT, Z_IMAGE_DIMS), config=config_of("ZImage", Z_IMAGE_DIMS, "lumina2"),
-    output="final_layer.linear.weight", prompt=_tokens, latent=(16, 4, 4), text=("context",), joint=(), layers=(("layers", "adaln_input"),),
-    head=("final_layer", "c"), depth=5, start_layer=0, sigma_max=0.9, embedder="t_embedder", width=256,
+    name="Lumina 2 / Z-Image",
+    model=built(NextDiT, Z_IMAGE_DIMS),
+    config=config_of("ZImage", Z_IMAGE_DIMS, "lumina2"),
+    output="final_layer.linear.weight",
+    prompt=_tokens,
+    latent=(16, 4, 4),
+    text=("context",),
+    joint=(),
+    layers=(("layers", "adaln_input"),),
+    head=("final_layer", "c"),
+    depth=5,
+    start_layer=0,
+    sigma_max=0.9,
+    embedder="t_embedder",
+    width=256,
 )
 
 CHROMA_DIMS = dict(
-    in_channels=64, out_channels=64, context_in_dim=CONTEXT, hidden_size=64, mlp_ratio=2.0, num_heads=2, depth=2, depth_single_blocks=3,
-    axes_dim=[8, 12, 12], theta=10000, patch_size=2, qkv_bias=True, in_dim=64, out_dim=64, hidden_dim=24, n_layers=2, txt_ids_dims=[],
+    in_channels=64,
+    out_channels=64,
+    context_in_dim=CONTEXT,
+    hidden_size=64,
+    mlp_ratio=2.0,
+    num_heads=2,
+    depth=2,
+    depth_single_blocks=3,
+    axes_dim=[8, 12, 12],
+    theta=10000,
+    patch_size=2,
+    qkv_bias=True,
+    in_dim=64,
+    out_dim=64,
+    hidden_dim=24,
+    n_layers=2,
+    txt_ids_dims=[],
     vec_in_dim=None,
 )
 
 CHROMA = TimeShifted(
-    name="Chroma", model=built(Chroma, CHROMA_DIMS), config=config_of("Chroma", CHROMA_DIMS, "chroma"), output="final_layer.linear.weight",
-    prompt=_tokens, latent=(16, 4, 4), text=("context",), joint=DOUBLE_AND_SINGLE, layers=(("double_blocks", "vec"), ("single_blocks", "vec")),
-    head=("final_layer", "vec"), depth=5, start_layer=0, sigma_max=0.9, embedder="distilled_guidance_layer.in_proj", width=24,
+    name="Chroma",
+    model=built(Chroma, CHROMA_DIMS),
+    config=config_of("Chroma", CHROMA_DIMS, "chroma"),
+    output="final_layer.linear.weight",
+    prompt=_tokens,
+    latent=(16, 4, 4),
+    text=("context",),
+    joint=DOUBLE_AND_SINGLE,
+    layers=(("double_blocks", "vec"), ("single_blocks", "vec")),
+    head=("final_layer", "vec"),
+    depth=5,
+    start_layer=0,
+    sigma_max=0.9,
+    embedder="distilled_guidance_layer.in_proj",
+    width=24,
 )
 
 LTXV_DIMS = dict(
-    in_channels=128, cross_attention_dim=64, attention_head_dim=32, num_attention_heads=2, caption_channels=CONTEXT, num_layers=5,
+    in_channels=128, cross_attention_dim=64, attention_head_dim=32, num_attention_heads=2, caption_channels=CONTEXT, num_layers=5
 )
 
 LTXV = TimeShifted(
-    name="LTX-Video", model=built(LTXVModel, LTXV_DIMS), config=config_of("LTXV", LTXV_DIMS, "ltxv"), output="proj_out.weight",
-    prompt=lambda draw: (draw(1, 7, CONTEXT), {"attention_mask": torch.ones(1, 7, dtype=torch.int64)}), latent=(128, 2, 2, 2), text=("context",), joint=(),
-    layers=(("transformer_blocks", "timestep"),), head=("_process_output", "embedded_timestep"), depth=5, start_layer=0,
-    sigma_max=0.9, embedder="adaln_single.emb", width=64,
+    name="LTX-Video",
+    model=built(LTXVModel, LTXV_DIMS),
+    config=config_of("LTXV", LTXV_DIMS, "ltxv"),
+    output="proj_out.weight",
+    prompt=lambda draw: (draw(1, 7, CONTEXT), {"attention_mask": torch.ones(1, 7, dtype=torch.int64)}),
+    latent=(128, 2, 2, 2),
+    text=("context",),
+    joint=(),
+    layers=(("transformer_blocks", "timestep"),),
+    head=("_process_output", "embedded_timestep"),
+    depth=5,
+    start_layer=0,
+    sigma_max=0.9,
+    embedder="adaln_single.emb",
+    width=64,
 )
 
 HUNYUAN_DIMS = dict(
-    in_channels=65, patch_size=[1, 2, 2], out_channels=32, vec_in_dim=None, context_in_dim=CONTEXT, hidden_size=64, mlp_ratio=2.0,
-    num_heads=2, depth=2, depth_single_blocks=3, axes_dim=[8, 12, 12], theta=256, qkv_bias=True, guidance_embed=False, byt5=False,
-    meanflow=False, use_cond_type_embedding=False, vision_in_dim=None, meanflow_sum=False,
+    in_channels=65,
+    patch_size=[1, 2, 2],
+    out_channels=32,
+    vec_in_dim=None,
+    context_in_dim=CONTEXT,
+    hidden_size=64,
+    mlp_ratio=2.0,
+    num_heads=2,
+    depth=2,
+    depth_single_blocks=3,
+    axes_dim=[8, 12, 12],
+    theta=256,
+    qkv_bias=True,
+    guidance_embed=False,
+    byt5=False,
+    meanflow=False,
+    use_cond_type_embedding=False,
+    vision_in_dim=None,
+    meanflow_sum=False,
 )
 
 HUNYUAN_VIDEO15 = TimeShifted(
-    name="HunyuanVideo 1.5", model=built(HunyuanVideo, HUNYUAN_DIMS), config=config_of("HunyuanVideo15", HUNYUAN_DIMS, "hunyuan_video"),
-    output="final_layer.linear.weight", prompt=lambda draw: (draw(1, 7, CONTEXT), {"pooled_output": draw(1, 8)}),
-    latent=(32, 2, 4, 4), text=("context",), joint=DOUBLE_AND_SINGLE, layers=(("double_blocks", "vec"), ("single_blocks", "vec")), head=("final_layer", "vec"), depth=5, start_layer=0, sigma_max=0.9,
-    embedder="time_in", width=64,
+    name="HunyuanVideo 1.5",
+    model=built(HunyuanVideo, HUNYUAN_DIMS),
+    config=config_of("HunyuanVideo15", HUNYUAN_DIMS, "hunyuan_video"),
+    output="final_layer.linear.weight",
+    prompt=lambda draw: (draw(1, 7, CONTEXT), {"pooled_output": draw(1, 8)}),
+    latent=(32, 2, 4, 4),
+    text=("context",),
+    joint=DOUBLE_AND_SINGLE,
+    layers=(("double_blocks", "vec"), ("single_blocks", "vec")),
+    head=("final_layer", "vec"),
+    depth=5,
+    start_layer=0,
+    sigma_max=0.9,
+    embedder="time_in",
+    width=64,
 )
 
 COSMOS1_DIMS = dict(
-    max_img_h=240, max_img_w=240, max_frames=128, in_channels=16, out_channels=16, patch_spatial=2, patch_temporal=1,
-    block_config="FA-CA-MLP", model_channels=64, num_blocks=5, num_heads=2, block_x_format="THWBD", crossattn_emb_channels=CONTEXT,
-    pos_emb_cls="rope3d", pos_emb_learnable=True, affline_emb_norm=True, use_adaln_lora=True, adaln_lora_dim=16,
-    extra_per_block_abs_pos_emb=True, extra_per_block_abs_pos_emb_type="learnable",
+    max_img_h=240,
+    max_img_w=240,
+    max_frames=128,
+    in_channels=16,
+    out_channels=16,
+    patch_spatial=2,
+    patch_temporal=1,
+    block_config="FA-CA-MLP",
+    model_channels=64,
+    num_blocks=5,
+    num_heads=2,
+    block_x_format="THWBD",
+    crossattn_emb_channels=CONTEXT,
+    pos_emb_cls="rope3d",
+    pos_emb_learnable=True,
+    affline_emb_norm=True,
+    use_adaln_lora=True,
+    adaln_lora_dim=16,
+    extra_per_block_abs_pos_emb=True,
+    extra_per_block_abs_pos_emb_type="learnable",
 )
 
 COSMOS1 = TimeShifted(
-    name="Cosmos 1", model=built(GeneralDIT, COSMOS1_DIMS), config=config_of("CosmosT2V", COSMOS1_DIMS, "cosmos"),
-    output="final_layer.linear.weight", prompt=_tokens, latent=(16, 1, 8, 8), text=("context",), joint=(), layers=(("blocks", "emb_B_D"),),
-    head=("final_layer", "emb_B_D"), output_scale=0.4, depth=5, start_layer=0, cfg_rows="cond",
-    sigma_max=4.0, embedder="affline_norm", width=64,
+    name="Cosmos 1",
+    model=built(GeneralDIT, COSMOS1_DIMS),
+    config=config_of("CosmosT2V", COSMOS1_DIMS, "cosmos"),
+    output="final_layer.linear.weight",
+    prompt=_tokens,
+    latent=(16, 1, 8, 8),
+    text=("context",),
+    joint=(),
+    layers=(("blocks", "emb_B_D"),),
+    head=("final_layer", "emb_B_D"),
+    output_scale=0.4,
+    depth=5,
+    start_layer=0,
+    cfg_rows="cond",
+    sigma_max=4.0,
+    embedder="affline_norm",
+    width=64,
 )
 
 AURAFLOW_DIMS = dict(
-    in_channels=4, out_channels=4, dim=64, n_layers=5, n_double_layers=2, n_heads=2, global_conddim=48, cond_seq_dim=CONTEXT, max_seq=256,
+    in_channels=4, out_channels=4, dim=64, n_layers=5, n_double_layers=2, n_heads=2, global_conddim=48, cond_seq_dim=CONTEXT, max_seq=256
 )
 
 AURAFLOW = TimeShifted(
-    name="AuraFlow", model=built(AuraFlow, AURAFLOW_DIMS), config=config_of("AuraFlow", AURAFLOW_DIMS), output="final_linear.weight",
-    prompt=_tokens, latent=(4, 8, 8), text=("context",), joint=(("double_layers", "c", "all"), ("single_layers", "cx", "first")),
-    layers=(("double_layers", "global_cond"), ("single_layers", "global_cond")), head=("modF", "input"), depth=5, start_layer=0,
+    name="AuraFlow",
+    model=built(AuraFlow, AURAFLOW_DIMS),
+    config=config_of("AuraFlow", AURAFLOW_DIMS),
+    output="final_linear.weight",
+    prompt=_tokens,
+    latent=(4, 8, 8),
+    text=("context",),
+    joint=(("double_layers", "c", "all"), ("single_layers", "cx", "first")),
+    layers=(("double_layers", "global_cond"), ("single_layers", "global_cond")),
+    head=("modF", "input"),
+    depth=5,
+    start_layer=0,
     output_scale=0.02,  # nothing norms what its head modulates
-    sigma_max=0.9, embedder="t_embedder", width=48,
+    sigma_max=0.9,
+    embedder="t_embedder",
+    width=48,
 )
 
 ERNIE_DIMS = dict(
-    hidden_size=64, num_attention_heads=2, num_layers=5, ffn_hidden_size=64, in_channels=128, out_channels=128, text_in_dim=CONTEXT,
+    hidden_size=64,
+    num_attention_heads=2,
+    num_layers=5,
+    ffn_hidden_size=64,
+    in_channels=128,
+    out_channels=128,
+    text_in_dim=CONTEXT,
     rope_axes_dim=(8, 12, 12),
 )
 
 ERNIE_IMAGE = TimeShifted(
-    name="Ernie-Image", model=built(ErnieImageModel, ERNIE_DIMS), config=config_of("ErnieImage", ERNIE_DIMS, "ernie"),
-    output="final_linear.weight", prompt=_tokens, latent=(128, 4, 4), text=("context",), joint=(), layers=(("layers", "temb"),),
-    head=("final_norm", "conditioning"), depth=5, start_layer=0, sigma_max=0.9, embedder="time_embedding", width=64,
+    name="Ernie-Image",
+    model=built(ErnieImageModel, ERNIE_DIMS),
+    config=config_of("ErnieImage", ERNIE_DIMS, "ernie"),
+    output="final_linear.weight",
+    prompt=_tokens,
+    latent=(128, 4, 4),
+    text=("context",),
+    joint=(),
+    layers=(("layers", "temb"),),
+    head=("final_norm", "conditioning"),
+    depth=5,
+    start_layer=0,
+    sigma_max=0.9,
+    embedder="time_embedding",
+    width=64,
 )
 
 OMNIGEN2_DIMS = dict(
-    hidden_size=48, num_layers=5, num_refiner_layers=1, num_attention_heads=2, num_kv_heads=1, multiple_of=8, axes_dim_rope=(8, 8, 8),
-    axes_lens=(64, 64, 64), text_feat_dim=CONTEXT,
+    hidden_size=48,
+    num_layers=5,
+    num_refiner_layers=1,
+    num_attention_heads=2,
+    num_kv_heads=1,
+    multiple_of=8,
+    axes_dim_rope=(8, 8, 8),
+    axes_lens=(64, 64, 64),
+    text_feat_dim=CONTEXT,
 )
 
 OMNIGEN2 = TimeShifted(
-    name="OmniGen 2", model=built(OmniGen2Transformer2DModel, OMNIGEN2_DIMS), config=config_of("Omnigen2", OMNIGEN2_DIMS, "omnigen2"),
-    output="norm_out.linear_2.weight", prompt=lambda draw: (draw(1, 7, CONTEXT), {"attention_mask": torch.ones(1, 7, dtype=torch.int64)}),
-    latent=(16, 8, 8), text=("context",), joint=(), layers=(("layers", "temb"),), head=("norm_out", "conditioning_embedding"), depth=5,
-    start_layer=0, sigma_max=0.9, embedder="time_caption_embed.timestep_embedder", width=48,
+    name="OmniGen 2",
+    model=built(OmniGen2Transformer2DModel, OMNIGEN2_DIMS),
+    config=config_of("Omnigen2", OMNIGEN2_DIMS, "omnigen2"),
+    output="norm_out.linear_2.weight",
+    prompt=lambda draw: (draw(1, 7, CONTEXT), {"attention_mask": torch.ones(1, 7, dtype=torch.int64)}),
+    latent=(16, 8, 8),
+    text=("context",),
+    joint=(),
+    layers=(("layers", "temb"),),
+    head=("norm_out", "conditioning_embedding"),
+    depth=5,
+    start_layer=0,
+    sigma_max=0.9,
+    embedder="time_caption_embed.timestep_embedder",
+    width=48,
 )
 
 PIXART_DIMS = dict(
-    input_size=8, in_channels=4, hidden_size=48, depth=5, num_heads=2, caption_channels=CONTEXT, model_max_length=7, micro_condition=False,
+    input_size=8,
+    in_channels=4,
+    hidden_size=48,
+    depth=5,
+    num_heads=2,
+    caption_channels=CONTEXT,
+    model_max_length=7,
+    micro_condition=False,
     pe_interpolation=1,
 )
 
 PIXART = TimeShifted(
-    name="PixArt", model=built(PixArtMS, PIXART_DIMS), config=config_of("PixArtSigma", PIXART_DIMS, "pixart_sigma"),
-    output="final_layer.linear.weight", prompt=_tokens, latent=(4, 34, 34), text=("context",), joint=(), layers=(("blocks", "t"),),
-    head=("final_layer", "t"), depth=5, start_layer=0, output_scale=0.05, sigma_max=2.5,
-    embedder="t_embedder", width=48,
+    name="PixArt",
+    model=built(PixArtMS, PIXART_DIMS),
+    config=config_of("PixArtSigma", PIXART_DIMS, "pixart_sigma"),
+    output="final_layer.linear.weight",
+    prompt=_tokens,
+    latent=(4, 34, 34),
+    text=("context",),
+    joint=(),
+    layers=(("blocks", "t"),),
+    head=("final_layer", "t"),
+    depth=5,
+    start_layer=0,
+    output_scale=0.05,
+    sigma_max=2.5,
+    embedder="t_embedder",
+    width=48,
 )
 
-FAMILIES = (
-    WAN, QWEN_IMAGE, FLUX2, LUMINA2, CHROMA, LTXV, HUNYUAN_VIDEO15, COSMOS1, AURAFLOW, ERNIE_IMAGE, OMNIGEN2, PIXART,
-)
+FAMILIES = (WAN, QWEN_IMAGE, FLUX2, LUMINA2, CHROMA, LTXV, HUNYUAN_VIDEO15, COSMOS1, AURAFLOW, ERNIE_IMAGE, OMNIGEN2, PIXART)
 VARIANTS = (VACE, Z_IMAGE)
 
 
@@ -242,14 +503,14 @@ def network(small, width=CONTEXT, seed=70, film=False):
     """The tensors of a projection for a family, under the names of our own files."""
     draw = torch.Generator().manual_seed(seed)
     shapes = {
-        "linear_1.weight": (HIDDEN, width), "linear_1.bias": (HIDDEN,),
-        "linear_2.weight": (small.width, HIDDEN), "linear_2.bias": (small.width,),
+        "linear_1.weight": (HIDDEN, width),
+        "linear_1.bias": (HIDDEN,),
+        "linear_2.weight": (small.width, HIDDEN),
+        "linear_2.bias": (small.width,),
     }
     if film:
         shapes |= {"film.weight": (2 * HIDDEN, small.width), "film.bias": (2 * HIDDEN,)}
-    return {
-        name: torch.randn(shape, generator=draw) / shape[-1] ** 0.5 * (1 if len(shape) > 1 else 0.1) for name, shape in shapes.items()
-    }
+    return {name: torch.randn(shape, generator=draw) / shape[-1] ** 0.5 * (1 if len(shape) > 1 else 0.1) for name, shape in shapes.items()}
 
 
 @dataclass
@@ -317,9 +578,7 @@ class _Asked:
         for layer in range(len(self.small.inputs_of(model)) if self.small.embedder else 0):
             self.asking = (layer, *self.call)
             copies = {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in kwargs.items()}
-            copies["transformer_options"] = {
-                name: deepcopy(value) if name == "ar_state" else value for name, value in options.items()
-            }
+            copies["transformer_options"] = {name: deepcopy(value) if name == "ar_state" else value for name, value in options.items()}
             try:
                 model(*(arg.clone() for arg in args), **copies)
             except _Reached as reached:
@@ -378,7 +637,7 @@ class _Asked:
         shifted = self.arguments[layer] if self.small.embedder else self._shifted(plain, layer, *self.call)
         if argument in kwargs:
             return args, kwargs | {argument: shifted}
-        return (*args[:position], shifted, *args[position + 1:]), kwargs
+        return (*args[:position], shifted, *args[position + 1 :]), kwargs
 
 
 def _pooled(term, context):

@@ -107,8 +107,12 @@ QWEN_IMAGE_EDIT = _variant(
 FLUX2_EDIT = _variant(FLUX2, "FLUX.2, pictures at time zero", settings=_TIME_ZERO, times_first=True)
 _FLUX2_DEV = FLUX2_DIMS | dict(guidance_embed=True)
 FLUX2_DEV = _variant(
-    FLUX2, "FLUX.2 dev, distilled guidance", model=built(Flux, _FLUX2_DEV), config=config_of("Flux2", _FLUX2_DEV, "flux2"),
-    settings=(("guidance", 4.0),), embedder_is_y=False,
+    FLUX2,
+    "FLUX.2 dev, distilled guidance",
+    model=built(Flux, _FLUX2_DEV),
+    config=config_of("Flux2", _FLUX2_DEV, "flux2"),
+    settings=(("guidance", 4.0),),
+    embedder_is_y=False,
 )
 Z_IMAGE_OMNI = _variant(Z_IMAGE, "Z-Image, pictures at time one", settings=(_pictures(1, 16, 4, 4),), times_first=True)
 CHROMA_GUIDED = _variant(CHROMA, "Chroma, distilled guidance", settings=(("guidance", 3.0),), output_scale=0.15)
@@ -122,7 +126,10 @@ def _ltxv_keyframe():
     mask[:, :, 2] = -1
     mask[:, :, 2, 0, 0] = 0
     return _variant(
-        LTXV, "LTX-Video, a keyframe", latent=(128, 3, 2, 2), noise_mask=mask,
+        LTXV,
+        "LTX-Video, a keyframe",
+        latent=(128, 3, 2, 2),
+        noise_mask=mask,
         settings=(("keyframe_idxs", latent_to_pixel_coords(coords, (8, 32, 32), causal_fix=True)),),
     )
 
@@ -130,8 +137,11 @@ def _ltxv_keyframe():
 LTXV_KEYFRAME = _ltxv_keyframe()
 _GUIDED = HUNYUAN_DIMS | dict(guidance_embed=True)
 HUNYUAN_VIDEO_GUIDED = _variant(
-    HUNYUAN_VIDEO15, "HunyuanVideo 1.5, distilled guidance", model=built(HunyuanVideo, _GUIDED),
-    config=config_of("HunyuanVideo15", _GUIDED, "hunyuan_video"), settings=(("guidance", 5.0),),
+    HUNYUAN_VIDEO15,
+    "HunyuanVideo 1.5, distilled guidance",
+    model=built(HunyuanVideo, _GUIDED),
+    config=config_of("HunyuanVideo15", _GUIDED, "hunyuan_video"),
+    settings=(("guidance", 5.0),),
     embedder_is_y=False,
 )
 HUNYUAN_VIDEO_FRAME = _variant(
@@ -139,22 +149,45 @@ HUNYUAN_VIDEO_FRAME = _variant(
 )
 _MEANFLOW = HUNYUAN_DIMS | dict(meanflow=True, meanflow_sum=True)
 HUNYUAN_VIDEO_MEANFLOW = _variant(
-    HUNYUAN_VIDEO15, "HunyuanVideo 1.5, mean flow", model=built(HunyuanVideo, _MEANFLOW),
-    config=config_of("HunyuanVideo15", _MEANFLOW, "hunyuan_video"), embedder_is_y=False,
+    HUNYUAN_VIDEO15,
+    "HunyuanVideo 1.5, mean flow",
+    model=built(HunyuanVideo, _MEANFLOW),
+    config=config_of("HunyuanVideo15", _MEANFLOW, "hunyuan_video"),
+    embedder_is_y=False,
 )
 _IMAGE21 = HUNYUAN_DIMS | dict(patch_size=[1, 1], in_channels=64, out_channels=64, axes_dim=[16, 16])
 HUNYUAN_IMAGE = _variant(
-    HUNYUAN_VIDEO15, "HunyuanImage 2.1", model=built(HunyuanVideo, _IMAGE21),
-    config=config_of("HunyuanImage21", _IMAGE21, "hunyuan_video"), latent=(64, 4, 4),
+    HUNYUAN_VIDEO15,
+    "HunyuanImage 2.1",
+    model=built(HunyuanVideo, _IMAGE21),
+    config=config_of("HunyuanImage21", _IMAGE21, "hunyuan_video"),
+    latent=(64, 4, 4),
 )
 
 VARIANTS = (
-    WAN_OF_FRAMES, WAN_CAMERA, WAN_ANIMATE, WAN_FUN, WAN_HUMO, WAN_SCAIL, QWEN_IMAGE_EDIT, FLUX2_EDIT, FLUX2_DEV, Z_IMAGE_OMNI,
-    CHROMA_GUIDED, LTXV_OF_TOKENS, LTXV_KEYFRAME, HUNYUAN_VIDEO_GUIDED, HUNYUAN_VIDEO_FRAME, HUNYUAN_VIDEO_MEANFLOW, HUNYUAN_IMAGE,
+    WAN_OF_FRAMES,
+    WAN_CAMERA,
+    WAN_ANIMATE,
+    WAN_FUN,
+    WAN_HUMO,
+    WAN_SCAIL,
+    QWEN_IMAGE_EDIT,
+    FLUX2_EDIT,
+    FLUX2_DEV,
+    Z_IMAGE_OMNI,
+    CHROMA_GUIDED,
+    LTXV_OF_TOKENS,
+    LTXV_KEYFRAME,
+    HUNYUAN_VIDEO_GUIDED,
+    HUNYUAN_VIDEO_FRAME,
+    HUNYUAN_VIDEO_MEANFLOW,
+    HUNYUAN_IMAGE,
 )
 
 HUNYUAN_IMAGE_MEANFLOW = _variant(
-    HUNYUAN_IMAGE, "HunyuanImage 2.1, mean flow", model=built(HunyuanVideo, _IMAGE21 | dict(meanflow=True)),
+    HUNYUAN_IMAGE,
+    "HunyuanImage 2.1, mean flow",
+    model=built(HunyuanVideo, _IMAGE21 | dict(meanflow=True)),
     config=config_of("HunyuanImage21", _IMAGE21 | dict(meanflow=True), "hunyuan_video"),
 )
 MEANFLOW = (HUNYUAN_VIDEO_MEANFLOW, HUNYUAN_IMAGE_MEANFLOW)
@@ -166,7 +199,11 @@ Y_ITSELF = (
 )
 
 COSMOS1_LORA = _variant(
-    COSMOS1, "Cosmos 1, adaLN-LoRA", layers=(("blocks", "adaln_lora_B_3D"),), head=("final_layer", "adaln_lora_B_3D"), embedder="",
+    COSMOS1,
+    "Cosmos 1, adaLN-LoRA",
+    layers=(("blocks", "adaln_lora_B_3D"),),
+    head=("final_layer", "adaln_lora_B_3D"),
+    embedder="",
     width=192,
 )
 

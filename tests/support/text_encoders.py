@@ -19,7 +19,8 @@ LLAMA = dict(num_hidden_layers=3, num_attention_heads=2, num_key_value_heads=2, 
 def _clip(encoders, tokenizer, t5_width, llama_width=16):
     configs = {
         "t5xxl_model_config": dict(num_layers=1, d_model=t5_width, d_kv=4, num_heads=2, d_ff=16),
-        "clip_l_model_config": CLIP, "clip_g_model_config": CLIP,
+        "clip_l_model_config": CLIP,
+        "clip_g_model_config": CLIP,
         "llama_model_config": LLAMA | {"hidden_size": llama_width},
     }
     small = configs | {"custom_operations": comfy.ops.disable_weight_init, "dtype": torch.float32}
@@ -36,14 +37,14 @@ def flux_clip(width):
 
 def sd3_clip(width=16, **loaded):
     """loaded: clip_l, clip_g and t5, False for those that are not. T5 and CLIP together are 4096 wide."""
-    return _clip(
-        comfy.text_encoders.sd3_clip.sd3_clip(dtype_t5=torch.float32, **loaded), comfy.text_encoders.sd3_clip.SD3Tokenizer, width
-    )
+    return _clip(comfy.text_encoders.sd3_clip.sd3_clip(dtype_t5=torch.float32, **loaded), comfy.text_encoders.sd3_clip.SD3Tokenizer, width)
 
 
 def hidream_clip(t5_width=16, llama_width=16, **loaded):
     """The host puts zeros, 4096 wide, in the place of a T5 or Llama that is not loaded."""
-    encoders = comfy.text_encoders.hidream.hidream_clip(clip_l=False, clip_g=False, dtype_t5=torch.float32, dtype_llama=torch.float32, **loaded)
+    encoders = comfy.text_encoders.hidream.hidream_clip(
+        clip_l=False, clip_g=False, dtype_t5=torch.float32, dtype_llama=torch.float32, **loaded
+    )
     return _clip(encoders, comfy.text_encoders.hidream.HiDreamTokenizer, t5_width, llama_width)
 
 

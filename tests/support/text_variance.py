@@ -9,6 +9,7 @@ from support import flux
 
 TOLERANCE = dict(rtol=0, atol=1e-5)
 
+
 class FluxSmall:
     """FLUX.1 of tests/support/flux.py under the names of tests/support/families."""
 
@@ -80,7 +81,7 @@ def with_formula(small, patcher, alphas, prompt=None, tokens=None):
                 z = torch.cat((z[:, :-tokens], formula(z[:, -tokens:], alpha)), dim=1)
             if position is None:
                 return args, kwargs | {argument: z}
-            return (*args[:position], z, *args[position + 1:]), kwargs
+            return (*args[:position], z, *args[position + 1 :]), kwargs
 
         return hook
 

@@ -1,4 +1,5 @@
 """What the small world's guidance directions are learned from: words, and subjects of scenes as prompts, which say nothing of the style."""
+
 import random
 from itertools import count, islice
 

@@ -1,31 +1,38 @@
 """Captions in plain English for scenes: a few words to a few sentences, some silent about the style."""
+
 import random
 
 from .scenes import Scene
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five")
 QUALITY = {
-    "detailed": ("highly detailed", "extremely complex, the highest quality", "ultra-detailed, photorealistic, cinematic",
-                 "detailed, with texture and shading", "intricate and detailed"),
-    "flat": ("very simple, no details at all", "low-res, flat, cartoonish", "flat and simple", "simple, flat colors",
-             "plain and simple"),
+    "detailed": (
+        "highly detailed",
+        "extremely complex, the highest quality",
+        "ultra-detailed, photorealistic, cinematic",
+        "detailed, with texture and shading",
+        "intricate and detailed",
+    ),
+    "flat": ("very simple, no details at all", "low-res, flat, cartoonish", "flat and simple", "simple, flat colors", "plain and simple"),
     "sharp": ("sharp", "in sharp focus", "crisp and sharp"),
     "blurred": ("blurred", "blurry", "low quality, blurred", "out of focus"),
 }
-GROUND_WORDS = {"plain": ("on a plain background", "on a plain {tone} background", "on a {tone} background"),
-                "busy": ("on a busy background", "on a busy {tone} background", "with a patterned background")}
+GROUND_WORDS = {
+    "plain": ("on a plain background", "on a plain {tone} background", "on a {tone} background"),
+    "busy": ("on a busy background", "on a busy {tone} background", "with a patterned background"),
+}
 OPENINGS = ("", "", "", "a picture of ", "a drawing of ", "an image of ")
 
-STYLE_SPOKEN = 0.5   # chance that a caption says whether the picture is detailed or flat
-FOCUS_SPOKEN = 0.3   # ... sharp or blurred
+STYLE_SPOKEN = 0.5  # chance that a caption says whether the picture is detailed or flat
+FOCUS_SPOKEN = 0.3  # ... sharp or blurred
 GROUND_SPOKEN = 0.4  # ... something about the background
-PLACE_SPOKEN = 0.5   # ... where a single object is
-SIZE_SPOKEN = 0.3    # ... how large the objects are
-STYLE_ONLY = 0.04    # chance of a caption of quality words alone
+PLACE_SPOKEN = 0.5  # ... where a single object is
+SIZE_SPOKEN = 0.3  # ... how large the objects are
+STYLE_ONLY = 0.04  # chance of a caption of quality words alone
 
 
 def noun(count: int, color: str, shape: str, size: str | None, rng: random.Random) -> str:
-    """"a red circle", "three small blue squares"."""
+    """ "a red circle", "three small blue squares"."""
     words = " ".join(word for word in (size, color, shape) if word)
     if count == 1:
         return f"{rng.choices(('a', 'one', 'a single'), (80, 10, 10))[0]} {words}"
@@ -70,8 +77,14 @@ def sentences(scene: Scene, rng: random.Random) -> str:
     """The long form: one sentence for each thing there is to say."""
     total = len(scene.things)
     shapes = "one shape" if total == 1 else f"{NUMBERS[total]} shapes"
-    said = [rng.choice((f"This picture shows {subject(scene, rng)}.", f"There are {shapes}: {subject(scene, rng)}."
-                        if total > 1 else f"There is only one shape: {subject(scene, rng)}."))]
+    said = [
+        rng.choice(
+            (
+                f"This picture shows {subject(scene, rng)}.",
+                f"There are {shapes}: {subject(scene, rng)}." if total > 1 else f"There is only one shape: {subject(scene, rng)}.",
+            )
+        )
+    ]
     said.append(f"The background is {'busy' if scene.ground else 'plain'} and {scene.tone}.")
     for words in style_words(scene, rng):
         said.append(f"The picture is {words}.")

@@ -4,6 +4,7 @@ Objects are the saturated parts of the picture (grounds are grey): hue gives the
 own outline gives the shape. Detail and sharpness are measured quantities; their thresholds lie between the two kinds
 of drawn scenes and were set on training scenes, before the held-out ones were read.
 """
+
 from dataclasses import dataclass
 from functools import cache
 
@@ -12,20 +13,21 @@ from scipy import ndimage
 
 from .scenes import COLORS, RADII, SHAPES, SIZE, Scene, Thing, render
 
-MIN_CHROMA = 0.14      # max - min channel of a colored pixel, in [0, 1]
+MIN_CHROMA = 0.14  # max - min channel of a colored pixel, in [0, 1]
 MIN_SATURATION = 0.30  # (max - min) / max of a colored pixel
-MIN_AREA = 40          # pixels; the smallest drawn object has about 110
+MIN_AREA = 40  # pixels; the smallest drawn object has about 110
 EDGE_SATURATION = 0.5  # of an object's own saturation, and
-EDGE_CHROMA = 0.33     # of its own chroma: where its outline is put
-EDGE_STEPS = 16        # steps that sharpness looks at; the smallest object's edge crosses about 70
-TEMPLATE = 24          # points a side at which shapes are compared
-DETAILED_ABOVE = 0.045 # `Reading.detail` of a detailed picture
-SHARP_ABOVE = 0.36     # `Reading.sharpness` of a sharp picture
+EDGE_CHROMA = 0.33  # of its own chroma: where its outline is put
+EDGE_STEPS = 16  # steps that sharpness looks at; the smallest object's edge crosses about 70
+TEMPLATE = 24  # points a side at which shapes are compared
+DETAILED_ABOVE = 0.045  # `Reading.detail` of a detailed picture
+SHARP_ABOVE = 0.36  # `Reading.sharpness` of a sharp picture
 
 
 @dataclass(frozen=True)
 class Found:
     """One object read from a picture; x and y are its bounding box's center, pixels; area in pixels."""
+
     color: str
     shape: str
     x: float
@@ -43,6 +45,7 @@ class Reading:
     over objects; about 0.25 under the drawn blur, 0.5 to 1 without.
     ground: mean luma outside the objects.
     """
+
     things: tuple[Found, ...]
     detail: float
     gradient: float
@@ -61,6 +64,7 @@ class Reading:
 @dataclass(frozen=True)
 class Expectation:
     """What a prompt asks for: (count, color, shape) groups, and for pairs the relation of the first to the second."""
+
     groups: tuple[tuple[int, str, str], ...]
     relation: str | None = None
 
@@ -93,7 +97,7 @@ def templates() -> list[tuple[str, np.ndarray]]:
             for blurred in (False, True):
                 thing = Thing(shape, "red", size, radius, SIZE / 2, SIZE / 2)
                 drawn = render(Scene((thing,), "grey", None, None, blurred, None, None))
-                (_, mask), = cut_out(drawn.astype(np.float32) / 255)
+                ((_, mask),) = cut_out(drawn.astype(np.float32) / 255)
                 found.append((shape, stretch(trim(mask))))
     return found
 
@@ -154,8 +158,7 @@ def texture_contrast(luma: np.ndarray, mask: np.ndarray) -> float:
 def edge_steepness(chroma: np.ndarray, mask: np.ndarray) -> float:
     """Mean of the EDGE_STEPS largest chroma steps a pixel at or in the mask, over the mask's own chroma."""
     near = ndimage.binary_dilation(mask, iterations=3)
-    steps = np.concatenate([np.abs(np.diff(chroma, axis=axis))[(near[1:] if axis == 0 else near[:, 1:])]
-                            for axis in (0, 1)])
+    steps = np.concatenate([np.abs(np.diff(chroma, axis=axis))[(near[1:] if axis == 0 else near[:, 1:])] for axis in (0, 1)])
     return float(np.sort(steps)[-EDGE_STEPS:].mean() / np.percentile(chroma[mask], 90))
 
 

@@ -2,6 +2,7 @@
 
 Seeds below HELD_OUT are for training; evaluation draws from HELD_OUT on.
 """
+
 from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np

@@ -25,8 +25,16 @@ MODELS = {  # how each samples
     "wan": dict(clip_type="sd3", cfg=6.0, shift=1.0),
 }
 SETTINGS = dict(
-    steps=300, batch_size=16, learning_rate=1e-2, width=SIZE, height=SIZE, sample_steps=10, samples_per_prompt=1, pairs=16,
-    precision="bf16", checkpoint_every=100,
+    steps=300,
+    batch_size=16,
+    learning_rate=1e-2,
+    width=SIZE,
+    height=SIZE,
+    sample_steps=10,
+    samples_per_prompt=1,
+    pairs=16,
+    precision="bf16",
+    checkpoint_every=100,
 )
 
 
@@ -51,9 +59,23 @@ def main() -> None:
     positive, negative = ATTRIBUTES[options.attribute]
     settings = SETTINGS | MODELS[options.model]
     sys.argv[1:] = [
-        "--comfyui", options.comfyui, "--model", str(options.weights / f"small_world_{options.model}.safetensors"), "--out", str(out),
-        "--clip", str(encoder), "--prompts", str(out / "prompts.txt"), "--positive", positive, "--negative", negative, "--no-checkpointing",
-        *(part for name, value in settings.items() for part in ("--" + name.replace("_", "-"), str(value))), *rest,
+        "--comfyui",
+        options.comfyui,
+        "--model",
+        str(options.weights / f"small_world_{options.model}.safetensors"),
+        "--out",
+        str(out),
+        "--clip",
+        str(encoder),
+        "--prompts",
+        str(out / "prompts.txt"),
+        "--positive",
+        positive,
+        "--negative",
+        negative,
+        "--no-checkpointing",
+        *(part for name, value in settings.items() for part in ("--" + name.replace("_", "-"), str(value))),
+        *rest,
     ]
     use_host(options.comfyui)
     distill.main()

@@ -24,8 +24,17 @@ from .text_encoder import write_clip_l
 HERE = Path(__file__).parent
 NAME = "small_world_wan_projection.safetensors"
 SETTINGS = dict(
-    steps=500, batch_size=64, learning_rate=2e-3, width=SIZE, height=SIZE, cfg=6.0, sample_steps=10, samples_per_prompt=1, pairs=8,
-    held_out_every=100, checkpoint_every=100,
+    steps=500,
+    batch_size=64,
+    learning_rate=2e-3,
+    width=SIZE,
+    height=SIZE,
+    cfg=6.0,
+    sample_steps=10,
+    samples_per_prompt=1,
+    pairs=8,
+    held_out_every=100,
+    checkpoint_every=100,
 )
 SHIFT = 1.0  # at this size; the host's shift of 8 for Wan is for videos
 PROMPTS, HELD_OUT_PROMPTS = 600, 30
@@ -53,9 +62,25 @@ def main() -> None:
     if not encoder.exists():
         write_clip_l(encoder)
     sys.argv[1:] = [
-        "--comfyui", options.comfyui, "--model", str(options.weights / "small_world_wan.safetensors"), "--out", str(out),
-        "--clip", str(encoder), "--clip-type", "sd3", "--shift", str(SHIFT), "--prompts", str(out / "prompts.txt"), "--held-out", str(out / "held_out.txt"), "--no-checkpointing",
-        *(part for name, value in SETTINGS.items() for part in ("--" + name.replace("_", "-"), str(value))), *rest,
+        "--comfyui",
+        options.comfyui,
+        "--model",
+        str(options.weights / "small_world_wan.safetensors"),
+        "--out",
+        str(out),
+        "--clip",
+        str(encoder),
+        "--clip-type",
+        "sd3",
+        "--shift",
+        str(SHIFT),
+        "--prompts",
+        str(out / "prompts.txt"),
+        "--held-out",
+        str(out / "held_out.txt"),
+        "--no-checkpointing",
+        *(part for name, value in SETTINGS.items() for part in ("--" + name.replace("_", "-"), str(value))),
+        *rest,
     ]
     use_host(options.comfyui)
     distill.main()

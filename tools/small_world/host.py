@@ -1,4 +1,5 @@
 """Makes the host (a ComfyUI folder) importable in this process. Call `use_host` before anything imports comfy."""
+
 import os
 import sys
 from pathlib import Path
@@ -17,5 +18,6 @@ def use_host(folder: str | None = None) -> None:
     if folder and folder not in sys.path:
         sys.path.insert(0, folder)
     from comfy.cli_args import args
+
     args.cpu = args.cpu or not has_gpu()
     args.use_pytorch_cross_attention = True

@@ -20,7 +20,9 @@ from tools.host import SetupError, ensure_host, run_under
 
 def main():
     parser = argparse.ArgumentParser(description="Put the small world's models among those of a ComfyUI.")
-    parser.add_argument("--comfyui", type=Path, metavar="FOLDER", help="ComfyUI's folder, also that of the portable build, or of your files of Desktop")
+    parser.add_argument(
+        "--comfyui", type=Path, metavar="FOLDER", help="ComfyUI's folder, also that of the portable build, or of your files of Desktop"
+    )
     parser.add_argument("--models", type=Path, metavar="FOLDER", help="its models folder, where that is elsewhere")
     parser.add_argument("--under-host", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()

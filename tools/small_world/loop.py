@@ -3,6 +3,7 @@
 Every random number of a step comes from a generator seeded by (seed, step), so a run that was cut and resumed takes
 exactly the steps of one that was not.
 """
+
 import copy
 import json
 import math
@@ -28,6 +29,7 @@ from .models import HIDDEN_LAYERS
 @dataclass(frozen=True)
 class Settings:
     """One stage's training. steps and batch set the cost; scenes is how many distinct pictures are drawn."""
+
     steps: int
     batch: int
     learning_rate: float
@@ -38,7 +40,7 @@ class Settings:
     clip: float = 1.0
     seed: int = 0
     easy_steps: int = 0  # the first ones, on the scenes with one object and a short caption alone
-    muon: bool = False   # the hidden layers' matrices by Muon, the rest by AdamW; without, all by AdamW
+    muon: bool = False  # the hidden layers' matrices by Muon, the rest by AdamW; without, all by AdamW
 
 
 class Muon(torch.optim.Muon):
@@ -49,8 +51,7 @@ class Muon(torch.optim.Muon):
 
     def __init__(self, parameters: list[nn.Parameter], **settings):
         self.kernels = parameters
-        super().__init__([nn.Parameter(self.rows(kernel.data)) for kernel in parameters],
-                         adjust_lr_fn="match_rms_adamw", **settings)
+        super().__init__([nn.Parameter(self.rows(kernel.data)) for kernel in parameters], adjust_lr_fn="match_rms_adamw", **settings)
 
     @staticmethod
     def rows(kernel: torch.Tensor) -> torch.Tensor:
@@ -65,12 +66,13 @@ class Muon(torch.optim.Muon):
 
 def optimizers_of(model: nn.Module, settings: Settings) -> list[torch.optim.Optimizer]:
     """AdamW for all parameters, or with settings.muon Muon for the hidden layers' weights and AdamW for the others."""
-    hidden = {name: parameter for name, parameter in model.named_parameters()
-              if settings.muon and parameter.requires_grad and parameter.ndim > 1
-              and name.startswith(HIDDEN_LAYERS) and name.endswith(".weight")}
+    hidden = {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if settings.muon and parameter.requires_grad and parameter.ndim > 1 and name.startswith(HIDDEN_LAYERS) and name.endswith(".weight")
+    }
     others = [parameter for name, parameter in model.named_parameters() if name not in hidden]
-    optimizers = [torch.optim.AdamW(others, lr=settings.learning_rate, betas=(0.9, 0.99),
-                                    weight_decay=settings.weight_decay, fused=True)]
+    optimizers = [torch.optim.AdamW(others, lr=settings.learning_rate, betas=(0.9, 0.99), weight_decay=settings.weight_decay, fused=True)]
     if hidden:
         optimizers.append(Muon(list(hidden.values()), lr=settings.learning_rate, weight_decay=settings.weight_decay))
     return optimizers
@@ -88,8 +90,16 @@ def hardware(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} CPU cores ({platform.machine()})"
 
 
-def fit(name: str, model: nn.Module, loss_of: Callable[[nn.Module, torch.Generator, int], torch.Tensor], settings: Settings,
-        work: Path, bf16: bool = False, checkpoint_every: int = 500, stop_at: int | None = None) -> nn.Module:
+def fit(
+    name: str,
+    model: nn.Module,
+    loss_of: Callable[[nn.Module, torch.Generator, int], torch.Tensor],
+    settings: Settings,
+    work: Path,
+    bf16: bool = False,
+    checkpoint_every: int = 500,
+    stop_at: int | None = None,
+) -> nn.Module:
     """Train `model` in place and return its exponential moving average.
 
     loss_of(model, generator, step) draws a batch and gives its loss. Checkpoints go to `work`; a checkpoint of the same
@@ -145,9 +155,15 @@ def fit(name: str, model: nn.Module, loss_of: Callable[[nn.Module, torch.Generat
             pending.clear()
             bar.set_postfix(loss=f"{sum(losses[-100:]) / len(losses[-100:]):.4f}")
         if (step + 1) % checkpoint_every == 0 or last:
-            state = {"settings": asdict(settings), "model": model.state_dict(), "average": average.state_dict(),
-                     "optimizers": [optimizer.state_dict() for optimizer in optimizers], "losses": losses, "seconds": time.time() - started,
-                     "pace": pace}
+            state = {
+                "settings": asdict(settings),
+                "model": model.state_dict(),
+                "average": average.state_dict(),
+                "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+                "losses": losses,
+                "seconds": time.time() - started,
+                "pace": pace,
+            }
             write_whole(checkpoint, lambda path: torch.save(state, path))
     return average
 
@@ -155,19 +171,28 @@ def fit(name: str, model: nn.Module, loss_of: Callable[[nn.Module, torch.Generat
 def write_record(name: str, settings: Settings, work: Path, out: Path, **facts) -> None:
     """`out`/`name`.json (settings, seed, loss, date, hardware) and `out`/`name`_loss.png, from the last checkpoint."""
     import matplotlib
+
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     state = torch.load(work / f"{name}.checkpoint", map_location="cpu", weights_only=True)
     losses = torch.tensor(state["losses"])
     width = max(1, len(losses) // 200)
-    curve = losses[:len(losses) // width * width].view(-1, width).mean(1)
-    record = {"model": name, "settings": asdict(settings), "seed": settings.seed, "date": date.today().isoformat(),
-              "hardware": hardware(Accelerator(cpu=not has_gpu()).device),
-              "torch": torch.__version__, "seconds": round(state["seconds"]),
-              "milliseconds_per_step": round(state["pace"] * 1000, 2),
-              "final_loss": round(losses[-max(1, len(losses) // 20):].mean().item(), 5),
-              "loss_every": width, "loss": [round(value, 5) for value in curve.tolist()], **facts}
+    curve = losses[: len(losses) // width * width].view(-1, width).mean(1)
+    record = {
+        "model": name,
+        "settings": asdict(settings),
+        "seed": settings.seed,
+        "date": date.today().isoformat(),
+        "hardware": hardware(Accelerator(cpu=not has_gpu()).device),
+        "torch": torch.__version__,
+        "seconds": round(state["seconds"]),
+        "milliseconds_per_step": round(state["pace"] * 1000, 2),
+        "final_loss": round(losses[-max(1, len(losses) // 20) :].mean().item(), 5),
+        "loss_every": width,
+        "loss": [round(value, 5) for value in curve.tolist()],
+        **facts,
+    }
     write_whole(out / f"{name}.json", lambda path: path.write_text(json.dumps(record, indent=1) + "\n"))
 
     figure, axes = pyplot.subplots(figsize=(6, 3.5), layout="constrained")

@@ -6,6 +6,7 @@
 
 `quality` writes <model>_quality.json beside the weights, and a contact sheet for CFG 1 and for the first other CFG scale.
 """
+
 import argparse
 import json
 from pathlib import Path
@@ -25,12 +26,22 @@ HERE = Path(__file__).parent
 WITH_CFG = 3.0
 ENLARGE = 2  # pixels of the contact sheet for one of a picture
 SHEET_PROMPTS = (
-    "a red circle", "a blue square", "a green triangle on the left", "a yellow cross in the center",
-    "three red circles", "five blue squares", "two green crosses", "four cyan triangles",
-    "a red circle to the left of a green square", "a purple square above a cyan triangle",
-    "a blue cross below a yellow square", "two yellow squares and a red cross",
-    "a green square, highly detailed", "a green square, very simple, no details at all",
-    "three purple circles on a busy background, highly detailed", "a large red triangle, blurred",
+    "a red circle",
+    "a blue square",
+    "a green triangle on the left",
+    "a yellow cross in the center",
+    "three red circles",
+    "five blue squares",
+    "two green crosses",
+    "four cyan triangles",
+    "a red circle to the left of a green square",
+    "a purple square above a cyan triangle",
+    "a blue cross below a yellow square",
+    "two yellow squares and a red cross",
+    "a green square, highly detailed",
+    "a green square, very simple, no details at all",
+    "three purple circles on a busy background, highly detailed",
+    "a large red triangle, blurred",
 )
 
 
@@ -53,6 +64,7 @@ def check_checkers(count: int, rare: bool = False, first: int = HELD_OUT, throug
 def single_objects(loaded, per_kind: int, rare: bool = False, cfg: float = 1.0, seed: int = 0, sampler: str = "euler") -> dict[str, float]:
     """Share of "a [color] [shape]" pictures that are right, in percent; `exact` also asks for exactly one object."""
     from .sampling import pictures
+
     kinds = [(color, shape) for color in COLORS for shape in SHAPES if ((color, shape) in RARE) == rare]
     scores = []
     for index, (color, shape) in enumerate(tqdm(kinds, desc="single objects", leave=False)):
@@ -66,10 +78,16 @@ def single_objects(loaded, per_kind: int, rare: bool = False, cfg: float = 1.0, 
 def contact_sheet(loaded, path: Path, cfg: float, sampler: str, per_prompt: int = 4) -> None:
     """A row of pictures under each prompt, two columns of prompts."""
     from .sampling import pictures
+
     cells = []
     for index, prompt in enumerate(tqdm(SHEET_PROMPTS, desc="contact sheet", leave=False)):
-        row = np.concatenate([np.pad(picture, ((1, 1), (1, 1), (0, 0)), constant_values=1)
-                              for picture in pictures(loaded, prompt, per_prompt, seed=1000 + index, cfg=cfg, sampler=sampler)], axis=1)
+        row = np.concatenate(
+            [
+                np.pad(picture, ((1, 1), (1, 1), (0, 0)), constant_values=1)
+                for picture in pictures(loaded, prompt, per_prompt, seed=1000 + index, cfg=cfg, sampler=sampler)
+            ],
+            axis=1,
+        )
         image = Image.fromarray((row * 255 + 0.5).astype(np.uint8))
         image = image.resize((image.width * ENLARGE, image.height * ENLARGE), Image.NEAREST)
         cell = Image.new("RGB", (image.width, image.height + 16), "white")
@@ -93,8 +111,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the first kind's noise")
     parser.add_argument("--comfyui", help="the ComfyUI folder (default: $COMFYUI_PATH)")
     parser.add_argument("--weights", type=Path, default=HERE / "weights")
-    parser.add_argument("--text-encoder", type=Path,
-                        default=HERE.parent.parent / "out" / "small_world" / "small_world_clip_l.safetensors")
+    parser.add_argument("--text-encoder", type=Path, default=HERE.parent.parent / "out" / "small_world" / "small_world_clip_l.safetensors")
     options = parser.parse_args()
     if options.what == "checkers":
         for rare in (False, True):
@@ -103,11 +120,13 @@ def main() -> None:
 
     use_host(options.comfyui)
     from .sampling import load, load_autoencoder, reconstructed
+
     if options.what == "autoencoder":
         vae = load_autoencoder(options.weights)
         print("held out, encoded and decoded", check_checkers(options.count, through=lambda picture: reconstructed(vae, picture)))
         return
     from .text_encoder import write_clip_l
+
     if not options.text_encoder.exists():
         write_clip_l(options.text_encoder)
     loaded = load(options.model, options.weights, options.text_encoder, options.shift)
@@ -115,8 +134,7 @@ def main() -> None:
     quality = {f"single objects, CFG {cfg:g}": single_objects(loaded, options.per_kind, cfg=cfg, **how) for cfg in options.cfg}
     quality[f"rare single objects, CFG {options.cfg[0]:g}"] = single_objects(loaded, options.per_kind, rare=True, cfg=options.cfg[0], **how)
     print(json.dumps(quality, indent=1))
-    write_whole(options.weights / f"{options.model}_quality.json",
-                lambda path: path.write_text(json.dumps(quality, indent=1) + "\n"))
+    write_whole(options.weights / f"{options.model}_quality.json", lambda path: path.write_text(json.dumps(quality, indent=1) + "\n"))
     for name, wanted in (("contact_sheet", lambda cfg: cfg == 1), ("contact_sheet_cfg", lambda cfg: cfg != 1)):
         for cfg in list(filter(wanted, options.cfg))[:1]:
             contact_sheet(loaded, options.weights.parent / f"{options.model}_{name}.png", cfg, options.sampler)

@@ -1,4 +1,5 @@
 """The three small models, all of them the host's own classes, and the files they are kept in."""
+
 import math
 from pathlib import Path
 
@@ -14,9 +15,23 @@ VAE_SCALE, VAE_SHIFT = 0.3611, 0.1159  # FLUX's latent format, so that what FLUX
 TEXT_WIDTH = 768
 WAN_TEXT_WIDTH = 4096  # fixed by the host's detector; the host's SD3 encoder class pads CLIP-L's 768 to it
 
-FLUX = dict(in_channels=16, out_channels=16, vec_in_dim=TEXT_WIDTH, context_in_dim=TEXT_WIDTH, hidden_size=128,
-            mlp_ratio=4.0, num_heads=1, depth=4, depth_single_blocks=8, axes_dim=[16, 56, 56], theta=10000,
-            patch_size=2, qkv_bias=True, guidance_embed=False, txt_ids_dims=[])
+FLUX = dict(
+    in_channels=16,
+    out_channels=16,
+    vec_in_dim=TEXT_WIDTH,
+    context_in_dim=TEXT_WIDTH,
+    hidden_size=128,
+    mlp_ratio=4.0,
+    num_heads=1,
+    depth=4,
+    depth_single_blocks=8,
+    axes_dim=[16, 56, 56],
+    theta=10000,
+    patch_size=2,
+    qkv_bias=True,
+    guidance_embed=False,
+    txt_ids_dims=[],
+)
 WAN = dict(model_type="t2v", dim=128, ffn_dim=512, num_heads=1, num_layers=7, text_dim=WAN_TEXT_WIDTH)
 HIDDEN_LAYERS = ("taesd_", "double_blocks.", "single_blocks.", "blocks.")  # names begin so; the rest embeds, or is the head
 
@@ -30,6 +45,7 @@ class CopyingLayerNorm(nn.LayerNorm):
 
 class TrainingOps:
     """What the host's model classes build themselves from: torch's own layers, initialised and differentiable."""
+
     Linear = nn.Linear
     LayerNorm = CopyingLayerNorm
     RMSNorm = nn.RMSNorm
@@ -39,6 +55,7 @@ class TrainingOps:
 def build_autoencoder(seed: int) -> nn.Module:
     """The host's TAESD with 16 latent channels, freshly initialised."""
     import comfy.taesd.taesd
+
     model = comfy.taesd.taesd.TAESD(latent_channels=LATENT_CHANNELS)
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
@@ -70,20 +87,21 @@ def initialise(model: nn.Module, seed: int, zero: tuple[str, ...]) -> nn.Module:
 def build_flux(seed: int, **overrides) -> nn.Module:
     """The host's FLUX.1 class (schnell: no guidance embedding), modulation starting at zero."""
     import comfy.ldm.flux.model
+
     model = comfy.ldm.flux.model.Flux(dtype=torch.float32, operations=TrainingOps, **{**FLUX, **overrides})
-    return initialise(model, seed, ("img_mod.lin", "txt_mod.lin", "modulation.lin", "adaLN_modulation.1",
-                                    "final_layer.linear"))
+    return initialise(model, seed, ("img_mod.lin", "txt_mod.lin", "modulation.lin", "adaLN_modulation.1", "final_layer.linear"))
 
 
 def build_wan(seed: int, **overrides) -> nn.Module:
     """The host's Wan 2.1 text-to-video class: text reaches it by cross-attention only, never by its modulation."""
     import comfy.ldm.wan.model
+
     model = comfy.ldm.wan.model.WanModel(dtype=torch.float32, operations=TrainingOps, **{**WAN, **overrides})
     initialise(model, seed, ("time_projection.1", "head.head"))
     generator = torch.Generator().manual_seed(seed + 1)
     for name, parameter in model.named_parameters():
         if name.endswith("modulation"):
-            nn.init.normal_(parameter, std=model.dim ** -0.5, generator=generator)
+            nn.init.normal_(parameter, std=model.dim**-0.5, generator=generator)
     return model
 
 

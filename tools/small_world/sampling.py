@@ -1,4 +1,5 @@
 """Pictures from the small world's models, made by the host's own loaders and sampler."""
+
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ ENCODER_TYPES = {"flux": "FLUX", "wan": "SD3"}  # CLIPLoader's type for each mod
 @dataclass(frozen=True)
 class Loaded:
     """A model with its text encoder and autoencoder, as the host's loaders give them."""
+
     model: object
     clip: object
     vae: object
@@ -23,6 +25,7 @@ def load(kind: str, weights: Path, text_encoder: Path, shift: float | None = Non
     """kind: "flux" or "wan". shift: of the noise levels, as ModelSamplingSD3's; None for the model's own."""
     import comfy.sd
     from comfy_extras.nodes_model_advanced import ModelSamplingSD3
+
     model = comfy.sd.load_diffusion_model(str(weights / f"small_world_{kind}.safetensors"))
     return Loaded(
         model=model if shift is None else ModelSamplingSD3().patch(model, shift)[0],
@@ -35,6 +38,7 @@ def load_autoencoder(weights: Path):
     """The host's VAE object of the autoencoder in the folder `weights`."""
     import comfy.sd
     import comfy.utils
+
     return comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(weights / "small_world_vae.safetensors")))
 
 
@@ -45,14 +49,13 @@ def reconstructed(vae, picture: np.ndarray) -> np.ndarray:
 
 
 @torch.inference_mode()
-def pictures(loaded: Loaded, prompt: str, count: int, seed: int, steps: int = 20, cfg: float = 1.0,
-             sampler: str = "euler") -> np.ndarray:
+def pictures(loaded: Loaded, prompt: str, count: int, seed: int, steps: int = 20, cfg: float = 1.0, sampler: str = "euler") -> np.ndarray:
     """(count, SIZE, SIZE, 3) float in [0, 1]: one batch of the prompt, "simple" schedule; negative prompt empty."""
     import comfy.sample
+
     condition = [loaded.clip.encode_from_tokens_scheduled(loaded.clip.tokenize(text)) for text in (prompt, "")]
     latent = torch.zeros(count, LATENT_CHANNELS, SIZE // DOWNSCALE, SIZE // DOWNSCALE)
     latent = comfy.sample.fix_empty_latent_channels(loaded.model, latent)
     noise = comfy.sample.prepare_noise(latent, seed)
-    latent = comfy.sample.sample(loaded.model, noise, steps, cfg, sampler, "simple", *condition, latent,
-                                 seed=seed, disable_pbar=True)
+    latent = comfy.sample.sample(loaded.model, noise, steps, cfg, sampler, "simple", *condition, latent, seed=seed, disable_pbar=True)
     return loaded.vae.decode(latent).float().numpy()

@@ -3,20 +3,21 @@
 A scene is a plain value (what is where, in which style); `render` turns it into an 80 x 80 RGB picture. Objects and
 patterns are aligned to the picture's 8-pixel grid, the autoencoder's patch, so that a small model can learn them.
 """
+
 import random
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageFilter
 
-SIZE = 80          # picture side, pixels
-SUPERSAMPLE = 4    # sub-pixels per pixel and axis, for smooth edges
+SIZE = 80  # picture side, pixels
+SUPERSAMPLE = 4  # sub-pixels per pixel and axis, for smooth edges
 BLUR_RADIUS = 1.5  # pixels, standard deviation of the blurred scenes
-GRID = 8           # pixels; every object's center lies on a multiple of it
-MARGIN = 3         # pixels kept free at the border
-GAP = 5            # pixels kept free between two objects
+GRID = 8  # pixels; every object's center lies on a multiple of it
+MARGIN = 3  # pixels kept free at the border
+GAP = 5  # pixels kept free between two objects
 TEXTURE_DEPTH = 0.45  # how much darker a texture's dark part is
-GROUND_DEPTH = 0.22   # ... a busy background's
+GROUND_DEPTH = 0.22  # ... a busy background's
 
 SHAPES = ("circle", "square", "triangle", "cross")
 COLORS = {
@@ -38,6 +39,7 @@ RADII = {"small": 9.0, "medium": 12.5, "large": 17.0}  # half the bounding box, 
 @dataclass(frozen=True)
 class Thing:
     """One object; x, y and radius (half its bounding box) in pixels."""
+
     shape: str
     color: str
     size: str
@@ -49,13 +51,14 @@ class Thing:
 @dataclass(frozen=True)
 class Scene:
     """Everything `render` needs. `relation` orders the two groups of a pair scene: the first is `relation` the second."""
+
     things: tuple[Thing, ...]
     tone: str
-    ground: str | None      # pattern of a busy background, None for a plain one
-    texture: str | None     # pattern of a detailed rendering, None for a flat one
+    ground: str | None  # pattern of a busy background, None for a plain one
+    texture: str | None  # pattern of a detailed rendering, None for a flat one
     blurred: bool
-    relation: str | None    # "left of", "right of", "above", "below"
-    place: str | None       # of a single object: "left", "right", "top", "bottom", "center"
+    relation: str | None  # "left of", "right of", "above", "below"
+    place: str | None  # of a single object: "left", "right", "top", "bottom", "center"
 
     @property
     def groups(self) -> tuple[tuple[int, str, str], ...]:
@@ -67,6 +70,7 @@ class Scene:
 
 
 # ---- drawing up a scene -------------------------------------------------------------------------------------------
+
 
 def sample_kind(rng: random.Random, rare: bool) -> tuple[str, str]:
     """A (color, shape): a rare one if `rare`, else any other."""
@@ -167,8 +171,7 @@ def sample_scene(seed: int, rare: bool = False) -> Scene:
     detailed = rng.random() < 0.5
     busy = rng.random() < (0.55 if detailed else 0.15)
     return Scene(
-        things=tuple(Thing(shape, color, size, radius, x, y)
-                     for (color, shape), size, radius, (x, y) in zip(named, sizes, radii, centers)),
+        things=tuple(Thing(shape, color, size, radius, x, y) for (color, shape), size, radius, (x, y) in zip(named, sizes, radii, centers)),
         tone=rng.choice(list(TONES)),
         ground=rng.choice(GROUNDS) if busy else None,
         texture=rng.choice(TEXTURES) if detailed else None,
@@ -179,6 +182,7 @@ def sample_scene(seed: int, rare: bool = False) -> Scene:
 
 
 # ---- painting -----------------------------------------------------------------------------------------------------
+
 
 def inside(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     """Membership of a point in a shape; (u, v) is (right, down) in [-1, 1] over the shape's bounding box."""

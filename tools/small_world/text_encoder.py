@@ -5,6 +5,7 @@ earlier ones in, and a model trained on these features learns to read them. Noth
 the file are the same on every machine: the random bits come from numpy's PCG64, whose raw stream is fixed by its
 definition, and become weights by exact float32 arithmetic (no libm, no normal sampler that a numpy release may change).
 """
+
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +56,7 @@ def uniform_weights(bits: np.random.PCG64, shape: tuple[int, ...], std: float) -
     size = int(np.prod(shape))
     words = bits.random_raw((size + 3) // 4).astype("<u8").view("<u2")[:size]
     centered = (words.astype(np.float32) - np.float32(32767.5)) / np.float32(32768)
-    return (centered * np.float32(std * 3 ** 0.5)).astype(np.float16).reshape(shape)
+    return (centered * np.float32(std * 3**0.5)).astype(np.float16).reshape(shape)
 
 
 def write_clip_l(path: Path, seed: int = 0) -> Path:

@@ -9,8 +9,17 @@ from comfy.ldm.hidream.model import HiDreamImageTransformer2DModel
 from .small import Small, drawing
 
 DIMS = dict(
-    attention_head_dim=32, axes_dims_rope=[16, 8, 8], num_attention_heads=2, caption_channels=[16, 24], max_resolution=[16, 16],
-    in_channels=16, out_channels=16, patch_size=2, num_layers=3, num_single_layers=5, llama_layers=[0, 1, 2, 3, 3, 3, 3, 3],
+    attention_head_dim=32,
+    axes_dims_rope=[16, 8, 8],
+    num_attention_heads=2,
+    caption_channels=[16, 24],
+    max_resolution=[16, 16],
+    in_channels=16,
+    out_channels=16,
+    patch_size=2,
+    num_layers=3,
+    num_single_layers=5,
+    llama_layers=[0, 1, 2, 3, 3, 3, 3, 3],
     num_routed_experts=4,
     num_activated_experts=4,  # the model activates two; which two may turn on the rounding of the last digit
     text_emb_dim=32,
@@ -40,8 +49,4 @@ HIDREAM_I1 = Small(
     final_layer=1.0,
     cfg_rows="opposed",
 )
-HIDREAM_E1 = replace(
-    HIDREAM_I1,
-    name="HiDream-E1",
-    settings=(("concat_latent_image", drawing(3)(1, 16, 8, 8)),),
-)
+HIDREAM_E1 = replace(HIDREAM_I1, name="HiDream-E1", settings=(("concat_latent_image", drawing(3)(1, 16, 8, 8)),))

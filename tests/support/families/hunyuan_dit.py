@@ -10,7 +10,14 @@ from comfy.ldm.hydit.models import HunYuanDiT
 from .small import Small
 
 DIMS = dict(
-    hidden_size=64, depth=6, num_heads=2, text_states_dim=16, text_states_dim_t5=32, text_len=5, text_len_t5=8, size_cond=False,
+    hidden_size=64,
+    depth=6,
+    num_heads=2,
+    text_states_dim=16,
+    text_states_dim_t5=32,
+    text_len=5,
+    text_len_t5=8,
+    size_cond=False,
     use_style_cond=False,
 )
 

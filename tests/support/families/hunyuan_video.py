@@ -11,10 +11,26 @@ from .small import Small, drawing
 
 def _model(in_channels=16, guidance_embed=True):
     return HunyuanVideo(
-        in_channels=in_channels, out_channels=16, vec_in_dim=768, context_in_dim=16, hidden_size=128, mlp_ratio=4.0, num_heads=1,
-        depth=2, depth_single_blocks=6, axes_dim=[16, 56, 56], theta=256, patch_size=[1, 2, 2], qkv_bias=True,
-        guidance_embed=guidance_embed, byt5=False, meanflow=False, use_cond_type_embedding=False, vision_in_dim=None,
-        meanflow_sum=False, operations=comfy.ops.disable_weight_init,
+        in_channels=in_channels,
+        out_channels=16,
+        vec_in_dim=768,
+        context_in_dim=16,
+        hidden_size=128,
+        mlp_ratio=4.0,
+        num_heads=1,
+        depth=2,
+        depth_single_blocks=6,
+        axes_dim=[16, 56, 56],
+        theta=256,
+        patch_size=[1, 2, 2],
+        qkv_bias=True,
+        guidance_embed=guidance_embed,
+        byt5=False,
+        meanflow=False,
+        use_cond_type_embedding=False,
+        vision_in_dim=None,
+        meanflow_sum=False,
+        operations=comfy.ops.disable_weight_init,
     )
 
 
@@ -40,9 +56,7 @@ CONCAT = replace(
     model=lambda: _model(in_channels=33),
     settings=(("concat_latent_image", _first_frame), ("concat_mask", _but_the_first)),
 )
-SKYREELS = replace(
-    CONCAT, name="SkyReels I2V", model=lambda: _model(in_channels=32), settings=(("concat_latent_image", _first_frame),)
-)
+SKYREELS = replace(CONCAT, name="SkyReels I2V", model=lambda: _model(in_channels=32), settings=(("concat_latent_image", _first_frame),))
 # y is (B, 2, D): the replaced frame has a time of its own.
 REPLACE = replace(
     TEXT_TO_VIDEO,
@@ -51,6 +65,8 @@ REPLACE = replace(
     settings=(("guiding_frame_index", 0),),
 )
 REPLACE_EMBEDDED_GUIDANCE = replace(
-    REPLACE, name="HunyuanVideo I2V, token replacement, embedded guidance", model=_model,
+    REPLACE,
+    name="HunyuanVideo I2V, token replacement, embedded guidance",
+    model=_model,
     settings=(("guiding_frame_index", 0), ("guidance", 6.0)),
 )

@@ -29,6 +29,5 @@ def _small(name, latent, tokens, pooled, config=None, **dims):
 
 KANDINSKY5_VIDEO = _small("Kandinsky 5, video", (16, 2, 4, 4), tokens=3584, pooled=768, visual_embed_dim=132)
 KANDINSKY5_IMAGE = _small(
-    "Kandinsky 5, image", (16, 8, 8), tokens=16, pooled=32, **IMAGE,
-    config=lambda: comfy.supported_models.Kandinsky5Image(DIMS | IMAGE),
+    "Kandinsky 5, image", (16, 8, 8), tokens=16, pooled=32, **IMAGE, config=lambda: comfy.supported_models.Kandinsky5Image(DIMS | IMAGE)
 )

@@ -8,9 +8,21 @@ from comfy.ldm.genmo.joint_model.asymm_models_joint import AsymmDiTJoint
 from .small import Small
 
 DIMS = dict(
-    patch_size=2, in_channels=12, hidden_size_x=64, hidden_size_y=32, depth=6, num_heads=2, learn_sigma=False, qk_norm=True,
+    patch_size=2,
+    in_channels=12,
+    hidden_size_x=64,
+    hidden_size_y=32,
+    depth=6,
+    num_heads=2,
+    learn_sigma=False,
+    qk_norm=True,
     mlp_ratio_x=192.0,  # the host insists on a hidden width of 12288
-    mlp_ratio_y=4.0, qkv_bias=False, use_t5=True, t5_feat_dim=32, t5_token_length=8, timestep_scale=1000.0,
+    mlp_ratio_y=4.0,
+    qkv_bias=False,
+    use_t5=True,
+    t5_feat_dim=32,
+    t5_token_length=8,
+    timestep_scale=1000.0,
 )
 
 

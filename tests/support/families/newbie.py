@@ -7,8 +7,20 @@ from comfy.ldm.lumina.model import NextDiT
 from .small import Small
 
 DIMS = dict(
-    patch_size=2, in_channels=16, dim=64, n_layers=6, n_refiner_layers=1, n_heads=2, n_kv_heads=1, multiple_of=16, qk_norm=True,
-    ffn_dim_multiplier=4.0, cap_feat_dim=16, axes_dims=[8, 12, 12], axes_lens=[32, 32, 32], clip_text_dim=24,
+    patch_size=2,
+    in_channels=16,
+    dim=64,
+    n_layers=6,
+    n_refiner_layers=1,
+    n_heads=2,
+    n_kv_heads=1,
+    multiple_of=16,
+    qk_norm=True,
+    ffn_dim_multiplier=4.0,
+    cap_feat_dim=16,
+    axes_dims=[8, 12, 12],
+    axes_lens=[32, 32, 32],
+    clip_text_dim=24,
 )
 
 NEWBIE = Small(

@@ -10,9 +10,15 @@ DEPTH, WIDTH, CONTEXT, POOLED = 4, 256, 16, 32  # the host makes the width 64 x 
 
 def _model(**variant):
     return OpenAISignatureMMDITWrapper(
-        input_size=None, in_channels=16, depth=DEPTH, adm_in_channels=POOLED, num_patches=64, pos_embed_max_size=8,
+        input_size=None,
+        in_channels=16,
+        depth=DEPTH,
+        adm_in_channels=POOLED,
+        num_patches=64,
+        pos_embed_max_size=8,
         context_embedder_config={"target": "torch.nn.Linear", "params": {"in_features": CONTEXT, "out_features": WIDTH}},
-        operations=comfy.ops.disable_weight_init, **variant,
+        operations=comfy.ops.disable_weight_init,
+        **variant,
     )
 
 

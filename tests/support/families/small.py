@@ -103,8 +103,18 @@ class Small:
         image = torch.zeros(batch, *self.latent)
         noise = comfy.sample.prepare_noise(image, seed)
         latents = comfy.sample.sample(
-            model, noise, steps or self.steps, cfg, "euler", "simple", positive or self.conditioning(1), negative or self.conditioning(2), image,
-            disable_pbar=True, seed=seed, **options,
+            model,
+            noise,
+            steps or self.steps,
+            cfg,
+            "euler",
+            "simple",
+            positive or self.conditioning(1),
+            negative or self.conditioning(2),
+            image,
+            disable_pbar=True,
+            seed=seed,
+            **options,
         )
         return model.model.process_latent_in(latents)
 
@@ -230,7 +240,8 @@ class _Equation:
         text = {name: made[name].expand(len(x), *made[name].shape[1:]) for name in self.small.text}
         inputs = {
             name: value.to(x.device, x.dtype if value.is_floating_point() else value.dtype, copy=True)
-            if isinstance(value, torch.Tensor) else value
+            if isinstance(value, torch.Tensor)
+            else value
             for name, value in (kwargs | text).items()
         }
         # y before any other node changes it on its way into a block, or keeps the model from running.
@@ -257,7 +268,7 @@ class _Equation:
             y_hat = self._y_hat(layer, y)
             if argument in kwargs:
                 return args, kwargs | {argument: y_hat}
-            return (*args[:position], y_hat, *args[position + 1:]), kwargs
+            return (*args[:position], y_hat, *args[position + 1 :]), kwargs
 
         return hook
 
