@@ -22,12 +22,13 @@ from torch import Tensor, nn
 
 from .directions import EncodedPrompt, GuidanceDirection
 from .families import BlockInput, Call, Family, Injection, Sampling, family_of
-from .guidance import KEY, Guidance, guide, layer_shifts
+from .guidance import KEY, Guidance, guide
 from .host_model import HostModel
 from .injection import Edit, Watch, run_edited
 from .memory import out_of_memory
 from .schedules import LayerSchedule
 from .telling import BURNING, burning, nothing_in
+from .terms import layer_shifts
 
 PERCENTS = (0.1, 0.5, 0.9)  # of the sampling schedule, where y is looked at
 

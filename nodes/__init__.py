@@ -10,11 +10,11 @@ from .choice import ChooseGuidance
 from .direction_distillation import DistillGuidanceDirection
 from .direction_files import LoadGuidanceDirection, SaveGuidanceDirection
 from .directions import CombineGuidanceDirections, EncodeGuidanceDirection, GuidanceDirectionFromConditioning, GuidancePreset
-from .distillation import DistillPooledProjection
 from .guidance import ApplyModulationGuidance
 from .host_version import too_old
 from .inspection import InspectGuidance
 from .modulation_guidance import ModulationGuidance
+from .projection_distillation import DistillPooledProjection
 from .projections import LoadPooledProjection, SavePooledProjection
 from .schedules import GuidanceLayerSchedule, GuidanceLayerScheduleCurve, GuidanceLayerScheduleText
 from .scorers import LoadPictureScorer, ScorePictures

@@ -4,8 +4,19 @@ from comfy_api.latest import io
 from typing_extensions import override
 
 from ..training.direction import check_words, learn_direction
-from ..training.settings import LARGEST_RATE, Settings
-from .distillation import Shown, changed, check_clip, further_inputs, lines_of, lines_of_file
+from ..training.settings import Settings
+from .learning import (
+    Shown,
+    changed,
+    check_clip,
+    first_inputs,
+    further_inputs,
+    last_outputs,
+    lines_of,
+    lines_of_file,
+    run_inputs,
+    settings_of,
+)
 from .queue_errors import checked, unmade
 from .sockets import CATEGORY, Direction, check_sockets
 
@@ -26,18 +37,10 @@ class DistillGuidanceDirection(io.ComfyNode):
             "workflow runs.",
             search_aliases=["modulation guidance", "train direction", "learn direction", "distillation", "slider", "concept slider"],
             inputs=[
-                io.Model.Input(
-                    "model",
-                    lazy=True,
-                    tooltip="The model to learn on, from its loader or with LoRAs. Connect it from before TorchCompileModel.",
-                ),
-                io.Clip.Input("clip", lazy=True, tooltip="The text encoder of the model itself."),
-                io.String.Input(
-                    "prompts",
-                    multiline=True,
-                    default="",
-                    tooltip="What the images show: one prompt per line, like those you use, a hundred if you can; without the words to be "
-                    "learned. Of 8 or more, some are set aside to measure what w 1 means. To read a file, use prompts_file.",
+                *first_inputs(
+                    model="learn on",
+                    prompts="What the images show: one prompt per line, like those you use, a hundred if you can; without the words to be "
+                    "learned. Of 8 or more, some are set aside to measure what w 1 means.",
                 ),
                 io.String.Input(
                     "positive", multiline=True, default="", tooltip="The words to be learned, e.g. highly detailed. w 1 stands for them."
@@ -49,46 +52,20 @@ class DistillGuidanceDirection(io.ComfyNode):
                     tooltip="Their opposite, e.g. very simple, no details at all; a negative w stands for it. One of the two may be empty: "
                     "then the other is learned against the prompt alone.",
                 ),
-                io.Int.Input(
-                    "steps",
-                    default=400,
-                    min=0,
-                    max=1000000,
-                    tooltip="Training steps. 0: an untrained direction without effect (or the connected one, unchanged).",
-                ),
-                io.Int.Input(
-                    "batch_size",
-                    default=4,
-                    min=1,
-                    max=4096,
-                    tooltip="Images per step. As many as fit in memory; if few fit, raise accumulation.",
-                ),
-                io.Float.Input(
-                    "learning_rate",
-                    default=5e-3,
-                    min=1e-8,
-                    max=LARGEST_RATE,
-                    step=1e-8,
-                    tooltip="The highest learning rate: it warms up over the first 2% of the steps, then falls to a tenth along a cosine. "
-                    "A direction needs a far higher one than a network or a LoRA.",
-                ),
-                io.Int.Input("width", default=1024, min=16, max=16384, step=8, tooltip="Width of the training images, in pixels."),
-                io.Int.Input("height", default=1024, min=16, max=16384, step=8, tooltip="Height of the training images, in pixels."),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="The same seed gives the same direction.",
+                *run_inputs(
+                    "direction",
+                    steps=400,
+                    steps_told="0: an untrained direction without effect (or the connected one, unchanged).",
+                    batch_size=4,
+                    learning_rate=5e-3,
+                    rate_told="A direction needs a far higher one than a network or a LoRA.",
                 ),
                 Direction.Input("direction", optional=True, tooltip="A learned direction to continue training, of the same model."),
                 *further_inputs("The direction itself stays in fp32."),
             ],
             outputs=[
                 Direction.Output("direction", tooltip="For Apply Modulation Guidance, at w 1 first, and for Save Guidance Direction."),
-                io.LossMap.Output("loss_map", tooltip="The loss of each step, for Plot Loss Graph."),
-                io.Int.Output("steps", tooltip="Training steps done in this run; fewer than asked for if it was interrupted."),
+                *last_outputs(),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -112,10 +89,10 @@ class DistillGuidanceDirection(io.ComfyNode):
 
     @classmethod
     @override
-    def execute(cls, model, clip, prompts, positive, negative, direction=None, prompts_file="", cache=4.0, **settings) -> io.NodeOutput:
+    def execute(cls, model, clip, prompts, positive, negative, direction=None, prompts_file="", **settings) -> io.NodeOutput:
         check_clip(NAME, clip)
         check_sockets(cls, model=model, clip=clip, direction=direction)
-        settings = Settings(cache=cache * 1024**3, **settings)
+        settings = settings_of(Settings, settings)
         with Shown(cls.hidden, settings.steps) as show:
             made = learn_direction(model, clip, lines_of(NAME, prompts, prompts_file), positive, negative, settings, direction, show)
         return io.NodeOutput(made.direction, {"loss": made.losses}, len(made.losses))

@@ -127,31 +127,10 @@ class ApplyModulationGuidance(io.ComfyNode):
 
     @classmethod
     @override
-    def execute(
-        cls,
-        model,
-        direction,
-        w,
-        start_percent,
-        end_percent,
-        cfg_rows,
-        keep_norm,
-        schedule=None,
-        projection=None,
-        base_positive=None,
-        base_negative=None,
-    ) -> io.NodeOutput:
-        check_sockets(
-            cls,
-            model=model,
-            direction=direction,
-            schedule=schedule,
-            projection=projection,
-            base_positive=base_positive,
-            base_negative=base_negative,
-        )
-        projection = with_base(projection, base_positive, base_negative)
-        return guided(cls, model, direction, w, schedule, cfg_rows, keep_norm, start_percent, end_percent, projection)
+    def execute(cls, model, direction, w, projection=None, base_positive=None, base_negative=None, **settings) -> io.NodeOutput:
+        bases = {"base_positive": base_positive, "base_negative": base_negative}
+        check_sockets(cls, model=model, direction=direction, projection=projection, **bases, **settings)
+        return guided(cls, model, direction, w, projection=with_base(projection, **bases), **settings)
 
 
 def guided(cls, *arguments, **settings) -> io.NodeOutput:

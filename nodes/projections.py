@@ -105,9 +105,9 @@ def _path(name: str) -> str:
     return path_in(FOLDER, name, _LOAD)
 
 
-def with_base(projection, positive, negative):
+def with_base(projection, base_positive, base_negative):
     """The projection with the conditionings that feed the conditional and the unconditional rows."""
-    if positive is None and negative is None:
+    if base_positive is None and base_negative is None:
         return projection
     if projection is None:
         raise ValueError(
@@ -117,6 +117,6 @@ def with_base(projection, positive, negative):
     return projection.with_base(
         *(
             None if conditioning is None else from_conditioning(conditioning, f"Apply Modulation Guidance: {side}")
-            for side, conditioning in (("base_positive", positive), ("base_negative", negative))
+            for side, conditioning in (("base_positive", base_positive), ("base_negative", base_negative))
         )
     )

@@ -37,7 +37,7 @@ _IS = {
 
 
 def check_sockets(node: type[io.ComfyNode], **values) -> None:
-    """Raises ValueError for the first value that is not of the type of the node's input of that name; None is right for optional ones.
+    """Raises ValueError for the first value that is not of the type of the node's socket of that name; None is right for optional ones.
 
     Over HTTP a constant may stand where a link belongs, and the host hands it on as it is.
     """
@@ -45,7 +45,7 @@ def check_sockets(node: type[io.ComfyNode], **values) -> None:
     inputs = {each.id: each for group in schema.inputs for each in group.get_all()}
     for name, value in values.items():
         kind = inputs[name].get_io_type()
-        if not (_IS[kind](value) or value is None and inputs[name].optional):
+        if kind in _IS and not (_IS[kind](value) or value is None and inputs[name].optional):
             raise ValueError(
                 f"{schema.display_name}: {name} is {quoted(value)}, which is no {kind}. Connect an output of that type; no constant can stand "
                 "there."

@@ -79,50 +79,19 @@ class SweepModulationGuidance(io.ComfyNode):
     @classmethod
     @override
     def execute(
-        cls,
-        model,
-        direction,
-        w_values,
-        start_layers,
-        start_percent,
-        end_percent,
-        cfg_rows,
-        keep_norm,
-        schedule=None,
-        projection=None,
-        base_positive=None,
-        base_negative=None,
+        cls, model, direction, w_values, start_layers, projection=None, base_positive=None, base_negative=None, **settings
     ) -> io.NodeOutput:
-        check_sockets(
-            cls,
-            model=model,
-            direction=direction,
-            schedule=schedule,
-            projection=projection,
-            base_positive=base_positive,
-            base_negative=base_negative,
-        )
+        bases = {"base_positive": base_positive, "base_negative": base_negative}
+        check_sockets(cls, model=model, direction=direction, projection=projection, **bases, **settings)
         # The base of a projection goes in at w 0 too; where base_positive and base_negative make it, only where the schedule guides.
-        based_by_layer = base_positive is not None or base_negative is not None
-        projection = with_base(projection, base_positive, base_negative)
+        based_by_layer = any(base is not None for base in bases.values())
+        projection = with_base(projection, **bases)
         at_0 = "w 0" if projection is not None and projection.has_base else PLAIN
         models = {}
         for w, start in _settings(w_values, start_layers):
             label = at_0 if w == 0 and not based_by_layer else label_of(w, start)
             if label not in models:
-                models[label] = guide(
-                    model,
-                    direction,
-                    w,
-                    schedule,
-                    cfg_rows,
-                    keep_norm,
-                    start_percent,
-                    end_percent,
-                    projection,
-                    start_layer=start,
-                    teller=teller(cls, label),
-                )
+                models[label] = guide(model, direction, w, projection=projection, start_layer=start, teller=teller(cls, label), **settings)
         return io.NodeOutput(list(models.values()), list(models))
 
 

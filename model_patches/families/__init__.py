@@ -3,21 +3,9 @@
 from ..host_model import HostModel
 from .anima import ANIMA
 from .auraflow import AURAFLOW
-from .base import (
-    OWN_TEXT,
-    RESULT,
-    BlockInput,
-    Call,
-    Counting,
-    Family,
-    Injection,
-    NoText,
-    OncePerPrompt,
-    Sampling,
-    TextContext,
-    TextPath,
-    TextTokens,
-)
+from .base import Family
+from .blocks import RESULT, BlockInput, Injection
+from .call import Call, OncePerPrompt, Sampling
 from .chroma import CHROMA
 from .cosmos1 import COSMOS1
 from .cosmos_predict2 import COSMOS_PREDICT2
@@ -37,6 +25,7 @@ from .omnigen2 import OMNIGEN2
 from .pixart import PIXART
 from .qwen_image import QWEN_IMAGE
 from .sd3 import SD3
+from .text import OWN_TEXT, Counting, NoText, TextContext, TextPath, TextTokens
 from .wan import WAN
 
 FAMILIES: tuple[Family, ...] = (

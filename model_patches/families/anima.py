@@ -9,8 +9,10 @@ its w, 3, from block 0, as Anzhc's node and Forge's port have it); every row.
 from comfy.ldm.anima.model import Anima
 
 from .anima_lineage import LINEAGE
-from .base import Family, TextContext, runs_as
+from .base import Family
+from .blocks import runs_as
 from .minitrain import INJECTIONS, context_width
+from .text import TextContext
 
 
 def _adapted(model, call, tokens, ids, weights):

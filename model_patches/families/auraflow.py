@@ -7,7 +7,9 @@ There is no reference for its settings: start layer a tenth of the depth, both r
 import torch
 from comfy.ldm.aura.mmdit import MMDiT
 
-from .base import BlockInput, Family, Injection, TextContext, TextTokens, in_width, out_width, runs_as, unmasked
+from .base import Family
+from .blocks import BlockInput, Injection, in_width, out_width, runs_as
+from .text import TextContext, TextTokens, unmasked
 
 
 def _present(call):

@@ -13,7 +13,9 @@ from comfy.ldm.chroma.model import Chroma
 from comfy.ldm.flux.layers import timestep_embedding
 
 from ..shifts import shifted
-from .base import BlockInput, Family, Injection, TextContext, TextTokens, in_width, out_width, runs_as
+from .base import Family
+from .blocks import BlockInput, Injection, in_width, out_width, runs_as
+from .text import TextContext, TextTokens
 
 _ROWS = 344  # of modulations that the host asks the approximator for
 

@@ -7,7 +7,9 @@ Settings as COSMOS's reference has them (github.com/quickjkee/modulation-guidanc
 
 from comfy.ldm.cosmos.model import GeneralDIT
 
-from .base import BlockInput, Family, Injection, TextContext, in_width, runs_as
+from .base import Family
+from .blocks import BlockInput, Injection, in_width, runs_as
+from .text import TextContext
 
 
 def _time_embedding(model, call):

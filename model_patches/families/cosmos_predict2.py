@@ -6,8 +6,10 @@ layer 0, conditional rows, plain head.
 
 from comfy.ldm.cosmos.predict2 import MiniTrainDIT
 
-from .base import Family, TextContext, runs_as
+from .base import Family
+from .blocks import runs_as
 from .minitrain import INJECTIONS, context_width
+from .text import TextContext
 
 COSMOS_PREDICT2 = Family(
     name="Cosmos-Predict2",

@@ -7,7 +7,9 @@ There is no reference for its settings: start layer a tenth of the depth, both r
 from comfy.ldm.ernie.model import ErnieImageModel
 
 from ..shifts import shifted
-from .base import BlockInput, Family, Injection, TextContext, in_width, runs_as
+from .base import Family
+from .blocks import BlockInput, Injection, in_width, runs_as
+from .text import TextContext
 
 
 def _time_embedding(model, call):

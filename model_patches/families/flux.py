@@ -6,7 +6,9 @@ Reference settings: github.com/quickjkee/modulation-guidance, FLUX schnell and d
 
 from comfy.ldm.flux.model import Flux
 
-from .base import BlockInput, Counting, Family, Injection, PooledText, TextTokens, blank, runs_as
+from .base import Family
+from .blocks import BlockInput, Injection, runs_as
+from .text import Counting, PooledText, TextTokens, blank
 
 
 def _matches(model, cls):

@@ -11,7 +11,9 @@ from comfy.ldm.flux.model import Flux
 from torch.nn import functional
 
 from ..shifts import difference, shifted
-from .base import BlockInput, Family, Injection, TextContext, TextTokens, in_width, runs_as
+from .base import Family
+from .blocks import BlockInput, Injection, in_width, runs_as
+from .text import TextContext, TextTokens
 
 
 def _at(model, call, timestep):

@@ -8,7 +8,9 @@ import torch
 from comfy.ldm.hidream.model import HiDreamImageTransformer2DModel
 
 from ..directions import EncodedPrompt
-from .base import BlockInput, Counting, Family, Injection, PooledText, TextTokens, in_width, runs_as
+from .base import Family
+from .blocks import BlockInput, Injection, in_width, runs_as
+from .text import Counting, PooledText, TextTokens
 
 
 def _blocks(model):

@@ -10,7 +10,10 @@ from comfy.ldm.hydit.models import HunYuanDiT
 from comfy.ldm.modules.diffusionmodules.util import timestep_embedding
 
 from ..directions import EncodedPrompt
-from .base import BlockInput, Family, Injection, OncePerPrompt, TextPath, runs_as
+from .base import Family
+from .blocks import BlockInput, Injection, runs_as
+from .call import OncePerPrompt
+from .text import TextPath
 
 TOKENS = "conditioning_mt5xl"  # where the host's text encoder puts the mT5 tokens
 

@@ -7,7 +7,9 @@ Reference settings: github.com/quickjkee/modulation-guidance, HunyuanVideo: w 3.
 
 from comfy.ldm.hunyuan_video.model import HunyuanVideo
 
-from .base import BlockInput, Family, Injection, PooledText, TextTokens, blank, runs_as
+from .base import Family
+from .blocks import BlockInput, Injection, runs_as
+from .text import PooledText, TextTokens, blank
 
 
 def _matches(model, cls):

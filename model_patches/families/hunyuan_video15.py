@@ -9,7 +9,9 @@ import torch
 from comfy.ldm.flux.layers import timestep_embedding
 from comfy.ldm.hunyuan_video.model import HunyuanVideo
 
-from .base import BlockInput, Family, Injection, TextContext, TextTokens, blank, in_width, runs_as, unmasked
+from .base import Family
+from .blocks import BlockInput, Injection, in_width, runs_as
+from .text import TextContext, TextTokens, blank, unmasked
 
 
 def _present(call):

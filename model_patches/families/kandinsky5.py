@@ -6,7 +6,9 @@ There is no reference implementation of modulation guidance for it: start layer 
 
 from comfy.ldm.kandinsky5.model import Kandinsky5
 
-from .base import BlockInput, Family, Injection, PooledText, blank, in_width, out_width, runs_as
+from .base import Family
+from .blocks import BlockInput, Injection, in_width, out_width, runs_as
+from .text import PooledText, blank
 
 KANDINSKY5 = Family(
     name="Kandinsky 5",

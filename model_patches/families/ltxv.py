@@ -8,7 +8,9 @@ There is no reference for its settings: start layer a tenth of the depth, both r
 from comfy.ldm.lightricks.model import LTXVModel
 
 from ..shifts import shifted
-from .base import RESULT, BlockInput, Family, Injection, TextContext, in_width, runs_as
+from .base import Family
+from .blocks import RESULT, BlockInput, Injection, in_width, runs_as
+from .text import TextContext
 
 
 def _time_embedding(model, call):

@@ -7,7 +7,9 @@ There is no reference for its settings: start layer a tenth of the depth, both r
 
 from comfy.ldm.lumina.model import NextDiT
 
-from .base import BlockInput, Family, Injection, TextContext, in_width, runs_as
+from .base import Family
+from .blocks import BlockInput, Injection, in_width, runs_as
+from .text import TextContext
 
 LUMINA2 = Family(
     name="Lumina 2 / Z-Image",

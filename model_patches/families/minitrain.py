@@ -4,7 +4,7 @@ Its blocks are modulated by the normalised time embedding, through layers of the
 the width made from the time embedding before the norm.
 """
 
-from .base import BlockInput, Injection
+from .blocks import BlockInput, Injection
 
 
 def _time_embedding(model, call):

@@ -8,7 +8,10 @@ import torch
 from comfy.ldm.genmo.joint_model.asymm_models_joint import AsymmDiTJoint
 
 from ..directions import EncodedPrompt
-from .base import BlockInput, Family, Injection, OncePerPrompt, TextPath, TextTokens, runs_as
+from .base import Family
+from .blocks import BlockInput, Injection, runs_as
+from .call import OncePerPrompt
+from .text import TextPath, TextTokens
 
 
 class _PooledTokens(TextPath):

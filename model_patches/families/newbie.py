@@ -8,7 +8,9 @@ There is no reference implementation of modulation guidance for it: start layer 
 from comfy.ldm.lumina.model import NextDiT
 from torch.nn import functional
 
-from .base import BlockInput, Family, Injection, PooledText, blank, in_width, runs_as
+from .base import Family
+from .blocks import BlockInput, Injection, in_width, runs_as
+from .text import PooledText, blank
 
 
 def _modulation(model, pooled):

@@ -8,7 +8,9 @@ import torch
 from comfy.ldm.omnigen.omnigen2 import OmniGen2Transformer2DModel
 
 from ..directions import EncodedPrompt
-from .base import BlockInput, Family, Injection, TextContext, in_width, runs_as
+from .base import Family
+from .blocks import BlockInput, Injection, in_width, runs_as
+from .text import TextContext
 
 
 def _time_embedding(model, call):

@@ -9,7 +9,9 @@ import torch
 from comfy.ldm.pixart.pixartms import PixArtMS
 
 from ..shifts import shifted
-from .base import BlockInput, Family, Injection, TextContext, in_width, runs_as
+from .base import Family
+from .blocks import BlockInput, Injection, in_width, runs_as
+from .text import TextContext
 
 
 def _time_embedding(model, call):

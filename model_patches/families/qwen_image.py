@@ -6,7 +6,9 @@ There is no reference implementation of modulation guidance for it: start layer 
 
 from comfy.ldm.qwen_image.model import QwenImageTransformer2DModel
 
-from .base import BlockInput, Family, Injection, TextContext, TextTokens, in_width, runs_as
+from .base import Family
+from .blocks import BlockInput, Injection, in_width, runs_as
+from .text import TextContext, TextTokens
 
 
 def _time_embedding(model, call):

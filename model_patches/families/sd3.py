@@ -6,7 +6,9 @@ Reference settings: github.com/quickjkee/modulation-guidance, SD3.5 Large, with 
 
 from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper
 
-from .base import BlockInput, Counting, Family, Injection, PooledText, TextTokens, blank, in_width, runs_as
+from .base import Family
+from .blocks import BlockInput, Injection, in_width, runs_as
+from .text import Counting, PooledText, TextTokens, blank
 
 
 def _in_order(masks):

@@ -8,7 +8,9 @@ There is no reference for its settings: start layer a tenth of the depth, both r
 from comfy.ldm.wan.model import CameraWanModel, VaceWanModel, WanModel, sinusoidal_embedding_1d
 
 from ..shifts import shifted
-from .base import BlockInput, Family, Injection, TextContext, in_width, runs_as
+from .base import Family
+from .blocks import BlockInput, Injection, in_width, runs_as
+from .text import TextContext
 
 # By name, as older hosts lack some. Left out: S2V gives its reference frames a time of their own, WanDancer has a second head, and
 # Animate 2 runs its blocks past their forward.
