@@ -17,7 +17,8 @@ PACK = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PACK))
 
 from benchmarks.in_process import load_host, of_pack
-from tools.host import ensure_host, run_under, write_whole
+from tools.files import write_whole
+from tools.host import ensure_host, run_under
 
 W_VALUES, START_LAYERS = (2.0, 4.0, 6.0, 8.0), (0, 2, 4)  # of the template Sweep, score, choose
 FIXED = (3.0, 1)  # what the nodes do by themselves: their w, and the reference's start layer at this depth

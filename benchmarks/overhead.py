@@ -29,8 +29,9 @@ sys.path.insert(0, str(PACK))
 
 from benchmarks.in_process import load_host, node
 from benchmarks.overhead_families import SIZED, build, variants
+from tools.files import write_whole
 from tools.gpu import has_gpu
-from tools.host import ensure_host, run_under, write_whole
+from tools.host import ensure_host, run_under
 
 
 def main():

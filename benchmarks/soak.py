@@ -23,7 +23,9 @@ from urllib.parse import urlsplit
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tools.host import DEFAULT_VERSION, SetupError, cache_folder, ensure_host, run_under
+from tools.host import DEFAULT_VERSION, ensure_host, run_under
+from tools.packages import SetupError
+from tools.pinned import cache_folder
 from tools.server import Client, PromptError, PromptInterrupted, ServerError, running_server
 
 MEASURES = 50  # in a run; the first fifth of them is its settling start

@@ -18,7 +18,7 @@ import torch
 sys.path[:0] = [os.environ["COMFYUI_PATH"], str(Path(__file__).parent.parent)]
 
 from benchmarks.in_process import load_host
-from tools.host import write_whole
+from tools.files import write_whole
 
 load_host(gpu=torch.cuda.is_available())  # Apple's GPUs have no float64, in which tests compute what is to come out
 torch.set_num_threads(1)

@@ -19,7 +19,7 @@ from support.distilling import PACK, PROMPTS, TextOf, distillation, needs_distil
 from support.text_blind_families import WAN
 
 from tools.distill import Files, Projections, check, parsed
-from tools.host import cache_folder
+from tools.pinned import cache_folder
 from tools.small_models import WEIGHTS, write_small_models
 
 pytestmark = needs_distilling

@@ -15,7 +15,8 @@ sys.path.insert(1, str(CHECKOUT))  # after the host's own folder, whose modules 
 
 from support.distilling import needs_distilling
 
-from tools.host import cache_folder, ensure_host
+from tools.host import ensure_host
+from tools.pinned import cache_folder
 from tools.server import Client, running_server
 from tools.small_models import write_small_models
 from tools.templates import graph_of

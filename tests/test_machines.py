@@ -17,7 +17,7 @@ import torch
 CHECKOUT = Path(__file__).parent.parent
 sys.path.insert(1, str(CHECKOUT))  # after the host's own folder, whose modules go first
 
-from tools import client, demo, host, leash, server, small_models
+from tools import client, console, demo, files, host, leash, packages, pinned, server, small_models
 from tools.gpu import has_gpu
 from tools.small_world.install import __file__ as INSTALL
 
@@ -40,7 +40,7 @@ def source(folder):
 
 
 def environment(folder):
-    python = host.environment_python(folder)
+    python = packages.environment_python(folder)
     python.parent.mkdir(parents=True)
     python.touch()
     return python
@@ -196,10 +196,10 @@ def test_the_program_that_goes_on_finds_the_same_host(desktop, monkeypatch):
 def test_a_folder_of_desktop_whose_other_is_not_found_says_which_variables_to_set(desktop):
     app, user, _ = desktop
     (Path(os.environ["APPDATA"]) / "ComfyUI" / "config.json").unlink()
-    with pytest.raises(host.SetupError, match="Documents/ComfyUI"):
+    with pytest.raises(packages.SetupError, match="Documents/ComfyUI"):
         host.existing_host(app)
     shutil.rmtree(app)
-    with pytest.raises(host.SetupError, match="COMFYUI_PYTHON to .* and COMFYUI_MODELS to"):
+    with pytest.raises(packages.SetupError, match="COMFYUI_PYTHON to .* and COMFYUI_MODELS to"):
         host.existing_host(user)
 
 
@@ -216,9 +216,9 @@ def test_desktops_server_gets_the_editor_that_the_app_brings(desktop):
 
 def test_an_intel_mac_is_told_that_there_is_no_torch(monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
-    monkeypatch.setattr(host.platform, "machine", lambda: "x86_64")
-    with pytest.raises(host.SetupError, match="Intel Mac"):
-        host.check_python()
+    monkeypatch.setattr(pinned.platform, "machine", lambda: "x86_64")
+    with pytest.raises(packages.SetupError, match="Intel Mac"):
+        pinned.check_python()
 
 
 @pytest.mark.parametrize("module", [torch.backends.mps, torch.xpu, torch.cuda])
@@ -250,7 +250,7 @@ def test_a_group_whose_processes_have_all_ended_is_no_error_on_macos(monkeypatch
 
 def test_an_old_console_is_shown_no_escape_codes(monkeypatch, capsys):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    with host.step("Making something") as progress:
+    with console.step("Making something") as progress:
         progress("a long line of pip's")
         progress("a short one")
     demo.show_progress(SimpleNamespace(title="KSampler", value=1, total=4))
@@ -322,9 +322,9 @@ def test_what_a_virus_scanner_holds_is_waited_for(tmp_path):
             raise error
         return "done"
 
-    assert host.patiently(action) == "done"
+    assert files.patiently(action) == "done"
     with pytest.raises(PermissionError):
-        host.patiently(refuse, seconds=0.1)
+        files.patiently(refuse, seconds=0.1)
 
 
 def test_two_demos_may_write_into_one_folder(tmp_path):
@@ -333,7 +333,7 @@ def test_two_demos_may_write_into_one_folder(tmp_path):
     def write():
         try:
             for _ in range(200):
-                host.write_whole(tmp_path / "plain.png", b"x" * 10_000)
+                files.write_whole(tmp_path / "plain.png", b"x" * 10_000)
         except OSError as error:
             errors.append(error)
 

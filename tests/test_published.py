@@ -15,7 +15,8 @@ from PIL import Image
 CHECKOUT = Path(__file__).parent.parent
 sys.path.insert(1, str(CHECKOUT))  # after the host's own folder, whose modules go first
 
-from tools.host import cache_folder, ensure_host
+from tools.host import ensure_host
+from tools.pinned import cache_folder
 from tools.server import Client, running_server
 from tools.small_models import TEXT_ENCODER, write_small_models
 

@@ -21,7 +21,8 @@ from support.checkpoints import FRAMES, with_small_checkpoints, write_server_nod
 CHECKOUT = Path(__file__).parent.parent
 sys.path.insert(1, str(CHECKOUT))  # after the host's own folder, whose modules go first
 
-from tools.host import cache_folder, ensure_host
+from tools.host import ensure_host
+from tools.pinned import cache_folder
 from tools.server import Client, PromptError, PromptInterrupted, ServerError, running_server
 from tools.small_models import with_small_models, write_small_models
 from tools.small_world.checkers import read_picture

@@ -12,7 +12,8 @@ from support.scorers import write_clip
 
 sys.path.insert(1, str(Path(__file__).parent.parent))  # after the host's own folder, whose modules go first
 
-from tools.host import cache_folder, ensure_host
+from tools.host import ensure_host
+from tools.pinned import cache_folder
 from tools.server import Client, PromptError, running_server
 from tools.small_models import DIFFUSION_MODEL, PROJECTION, TEXT_BLIND, TEXT_ENCODER, write_small_models
 

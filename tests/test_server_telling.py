@@ -14,7 +14,8 @@ from support.checkpoints import write_server_nodes
 CHECKOUT = Path(__file__).parent.parent
 sys.path.insert(1, str(CHECKOUT))  # after the host's own folder, whose modules go first
 
-from tools.host import cache_folder, ensure_host
+from tools.host import ensure_host
+from tools.pinned import cache_folder
 from tools.server import Client, PromptInterrupted, follow, running_server
 from tools.small_models import write_small_models
 

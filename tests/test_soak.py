@@ -9,7 +9,8 @@ CHECKOUT = Path(__file__).parent.parent
 sys.path.insert(1, str(CHECKOUT))  # after the host's own folder, whose modules go first
 
 from benchmarks import soak, soak_prompts
-from tools.host import cache_folder, ensure_host
+from tools.host import ensure_host
+from tools.pinned import cache_folder
 from tools.server import Client, running_server
 from tools.small_models import write_small_models
 

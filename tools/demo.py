@@ -22,8 +22,12 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 # in place of tools/, where Python has put that: its modules are imported as tools.*
 sys.path[:] = [str(CHECKOUT), *(each for each in sys.path if Path(each).resolve() != CHECKOUT / "tools")]
 
-from tools.host import DEFAULT_VERSION, SetupError, cache_folder, ensure_host, has_module, run_under, show_line, write_whole
+from tools.console import show_line
+from tools.files import write_whole
+from tools.host import DEFAULT_VERSION, ensure_host, run_under
 from tools.options import finite
+from tools.packages import SetupError, has_module
+from tools.pinned import cache_folder
 from tools.server import Client, PromptError, PromptInterrupted, ServerError, running_server
 
 SMALL_WORLD = {  # what the small world shows best, for options not given

@@ -25,7 +25,9 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 sys.path[:] = [str(CHECKOUT), *(each for each in sys.path if Path(each).resolve() != CHECKOUT / "tools")]
 
 from tools.browser import find_chromium, open_editor
-from tools.host import SetupError, ensure_host, run_under, write_whole
+from tools.files import write_whole
+from tools.host import ensure_host, run_under
+from tools.packages import SetupError
 from tools.server import PACK, Client, running_server
 from tools.templates import api_form, graphs
 

@@ -2,7 +2,10 @@
 
 import os
 
-from tools.host import SetupError, cache_folder, locked, patiently, pip, removed, step
+from tools.console import step
+from tools.files import locked, patiently, removed
+from tools.packages import SetupError, pip
+from tools.pinned import cache_folder
 
 # version of comfyui-frontend-package -> the sha256 of its wheel
 WHEELS = {"1.58.1": "37912597537a731a8f421179618a736c24184c5bdbfa327f38b2fb7c291852d9"}

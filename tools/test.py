@@ -17,7 +17,9 @@ MOST_PROCESSES = 4  # of tests at once, which take some 4 GB each with their ser
 # in place of tools/, where Python has put that: its modules are imported as tools.*
 sys.path[:] = [str(CHECKOUT), *(each for each in sys.path if Path(each).resolve() != CHECKOUT / "tools")]
 
-from tools.host import ARCHIVES, DEFAULT_VERSION, SetupError, ensure_host, run_under
+from tools.host import DEFAULT_VERSION, ensure_host, run_under
+from tools.packages import SetupError
+from tools.pinned import ARCHIVES
 
 
 def test_every_version(for_pytest):

@@ -24,8 +24,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.in_process import PACK, load_host
-from tools.host import SetupError, ensure_host, run_under, write_whole
+from tools.files import write_whole
+from tools.host import ensure_host, run_under
 from tools.options import finite
+from tools.packages import SetupError
 
 SMALL_WORLD = PACK / "tools" / "small_world" / "weights"
 SMALL_ENCODER = PACK / "out" / "small_world" / "small_world_clip_l.safetensors"

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from benchmarks.in_process import of_pack
 from model_patches.text_files import read_text
-from tools.host import write_whole
+from tools.files import write_whole
 from tools.sheet import sheet
 
 from .conditions import Condition

@@ -15,7 +15,7 @@ from PIL import Image, PngImagePlugin
 from tqdm import tqdm
 
 from benchmarks.in_process import PACK
-from tools.host import write_whole
+from tools.files import write_whole
 from tools.small_world.checkers import read_picture, score
 
 from .conditions import PLAIN, Condition, of_set

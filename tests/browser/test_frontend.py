@@ -6,7 +6,8 @@ from importlib.metadata import version
 import pytest
 
 from tools.frontend import frontend_arguments
-from tools.host import SetupError, ensure_host
+from tools.host import ensure_host
+from tools.packages import SetupError
 
 
 def test_the_editor_is_of_the_version_asked_for(editor):

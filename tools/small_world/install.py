@@ -15,7 +15,8 @@ CHECKOUT = Path(__file__).resolve().parent.parent.parent
 # in place of this folder, where Python has put that: its modules are imported as tools.*
 sys.path[:] = [str(CHECKOUT), *(each for each in sys.path if Path(each).resolve() != Path(__file__).resolve().parent)]
 
-from tools.host import SetupError, ensure_host, run_under
+from tools.host import ensure_host, run_under
+from tools.packages import SetupError
 
 
 def main():
