@@ -1,5 +1,6 @@
 """Numbers on the command line that are none are refused before anything is set up, loaded or drawn."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,8 @@ import pytest
 from benchmarks.effect import command as effect
 from tools.small_world import measure, train
 
-DEMO = Path(__file__).parent.parent / "tools" / "demo.py"
+PACK = Path(__file__).parent.parent
+DEMO = PACK / "tools" / "demo.py"
 COMMANDS = {
     "effect": (effect.main, []),
     "measure": (measure.main, ["quality", "--comfyui", "nowhere"]),
@@ -41,3 +43,14 @@ def test_some_must_be_above_zero(monkeypatch, capsys, command, option):
 def test_the_demo_refuses_a_scale_before_it_sets_a_host_up():
     result = subprocess.run([sys.executable, DEMO, "--w", "nan"], capture_output=True, text=True, timeout=60, check=False)
     assert "argument --w: 'nan' is no finite number" in result.stderr and result.returncode == 2
+
+
+@pytest.mark.parametrize("command", [["directions", "wan", "detail"], ["distill"], ["train"], ["measure", "quality"]])
+@pytest.mark.parametrize("folder, told", [(None, "Give its folder with --comfyui"), ("nowhere", "nowhere is not a ComfyUI folder")])
+def test_without_a_comfyui_they_say_what_to_do(tmp_path, command, folder, told):
+    environment = {name: value for name, value in os.environ.items() if name not in ("COMFYUI_PATH", "PYTHONPATH")}
+    given = [f"tools.small_world.{command[0]}", *command[1:], *(["--comfyui", folder] if folder else [])]
+    work = [] if command[0] in ("train", "measure") else ["--work", tmp_path]
+    ran = subprocess.run([sys.executable, "-m", *given, *work], cwd=PACK, env=environment, capture_output=True, text=True, check=False)
+    assert ran.returncode == 1 and told in ran.stderr and "Traceback" not in ran.stderr
+    assert not list(tmp_path.iterdir())

@@ -7,7 +7,7 @@ after these are those of tools/distill.py.
 import shutil
 
 from .attributes import ATTRIBUTES, PROMPTS, file_name, prompts
-from .learning import learn, parser_of
+from .learning import learn, options_of, parser_of
 
 MODELS = {  # how each samples
     "flux": dict(clip_type="flux", cfg=3.0),
@@ -22,7 +22,7 @@ def main() -> None:
     parser = parser_of(__doc__, PROMPTS)
     parser.add_argument("model", choices=MODELS)
     parser.add_argument("attribute", choices=ATTRIBUTES)
-    options, rest = parser.parse_known_args()
+    options, rest = options_of(parser)
     positive, negative = ATTRIBUTES[options.attribute]
     out = options.work / f"{options.model}_{options.attribute}"
     settings = SETTINGS | MODELS[options.model]

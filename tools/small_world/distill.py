@@ -10,7 +10,7 @@ from tools import distill
 
 from .captions import caption
 from .dataset import HELD_OUT
-from .learning import learn, parser_of, written
+from .learning import learn, options_of, parser_of, written
 from .models import TEXT_WIDTH
 from .scenes import sample_scene
 
@@ -36,7 +36,7 @@ def captions(count: int, first: int) -> list[str]:
 
 
 def main() -> None:
-    options, rest = parser_of(__doc__, PROMPTS).parse_known_args()
+    options, rest = options_of(parser_of(__doc__, PROMPTS))
     out = options.work / "projection"
     held_out = written(out / "held_out.txt", captions(HELD_OUT_PROMPTS, HELD_OUT))
     learn(options, rest, "wan", out, captions(options.prompts_count, 0), held_out=held_out, **SETTINGS)

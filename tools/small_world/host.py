@@ -1,5 +1,6 @@
 """Makes the host (a ComfyUI folder) importable in this process. Call `use_host` before anything imports comfy."""
 
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -10,11 +11,14 @@ from tools.gpu import has_gpu
 def use_host(folder: str | None = None) -> None:
     """Put ComfyUI on the path and let it run on the CPU where there is no GPU.
 
-    folder: the ComfyUI folder; default the environment's COMFYUI_PATH; not needed where comfy is importable already.
+    folder: the ComfyUI folder; default the environment's COMFYUI_PATH; not needed where comfy is importable already. Ends the process, with
+    what to do, where there is none.
     """
     folder = folder or os.environ.get("COMFYUI_PATH")
     if folder and not (Path(folder) / "comfy").is_dir():
-        raise FileNotFoundError(f"{folder} is not a ComfyUI folder")
+        sys.exit(f"error: {folder} is not a ComfyUI folder. Give --comfyui the folder that holds ComfyUI's main.py.")
+    if not folder and importlib.util.find_spec("comfy") is None:
+        sys.exit("error: there is no ComfyUI. Give its folder with --comfyui, or set COMFYUI_PATH to it, and run this with its Python.")
     if folder and folder not in sys.path:
         sys.path.insert(0, folder)
     from comfy.cli_args import args

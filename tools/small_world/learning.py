@@ -27,6 +27,13 @@ def parser_of(description: str, prompts: int) -> argparse.ArgumentParser:
     return parser
 
 
+def options_of(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, list[str]]:
+    """(its options, those for distill.py), with the host at hand. Ends the process where there is none."""
+    options, rest = parser.parse_known_args()
+    use_host(options.comfyui)
+    return options, rest
+
+
 def learn(options: argparse.Namespace, rest: list[str], model: str, out: Path, prompts: list[str], **settings) -> None:
     """Runs distill.py on a model of the small world. out: gets what comes of it. settings: its options; rest: options given by hand."""
     if options.threads:
@@ -47,7 +54,6 @@ def learn(options: argparse.Namespace, rest: list[str], model: str, out: Path, p
     }
     options_of_distill = (part for name, value in given.items() for part in ("--" + name.replace("_", "-"), str(value)))
     sys.argv[1:] = [*options_of_distill, "--no-checkpointing", *rest]
-    use_host(options.comfyui)
     distill.main()
 
 
