@@ -15,7 +15,7 @@ from benchmarks.effect.conditions import EMPTY, IN_WORDS, PLAIN, SCHEDULES, SHAR
 from benchmarks.effect.prompts import PROMPTS, prompt_set
 from benchmarks.effect.results import Results
 from benchmarks.effect.run import Job, Scores, draw_job, key_of, read_strip, run
-from benchmarks.effect.settings import Files, Settings
+from benchmarks.effect.settings import LEARNED_SETS, Files, Settings
 from benchmarks.effect.statistics import at_strength, difference, equal_strength, mean
 from benchmarks.effect.studio import Studio
 from benchmarks.effect.workers import painters
@@ -342,7 +342,7 @@ def test_a_quick_run_on_learned_directions(tmp_path, encoder, model):
     arguments = ["--learned", model, "--quick", "--steps", "1", "--workers", "1", "--out", str(tmp_path), "--text-encoder", str(encoder)]
     command.small_world_learned(command.arguments(arguments))
     table = (tmp_path / f"learned_{model}.md").read_text()
-    assert "nan" not in table and all(each.name in table for name in learned.SETS for each in learned.conditions(model, name))
+    assert "nan" not in table and all(each.name in table for name in LEARNED_SETS for each in learned.conditions(model, name))
     assert (tmp_path / f"learned_{model}.png").stat().st_size > 1000
 
 
