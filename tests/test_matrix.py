@@ -238,8 +238,8 @@ def table(found):
     names = [subject.small.name for subject in SUBJECTS.values()]
     lines = [
         "Each pair on the real host with small models: the picture with both equals the paper's equation applied by hand to the graph",
-        "with the other node alone, with the other node before guidance and after it, by an encoded and by a learned direction; in brackets",
-        "the largest difference seen, in fp32.",
+        "with the other node alone, with the other node before guidance and after it, by an encoded and by a learned direction (Qwen-Image,",
+        "which reads no pooled text: by a learned one); in brackets the largest difference seen, in fp32.",
         "Made by `python3 tools/test.py tests/test_matrix.py --matrix docs/composition.md`.",
         "",
         f"| beside | {' | '.join(names)} |",
