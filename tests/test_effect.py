@@ -121,6 +121,19 @@ def test_the_strongest_setting_is_picked_among_those_that_lose_little():
     assert np.isnan(learned.at_detail_of(results, IN_WORDS, line[:1])[0].mean), "w 1 does not reach the words' detail"
 
 
+def test_of_sets_drawn_by_themselves_the_rest_is_not_told():
+    noise = normal(6, 4)
+    names = ("detail", "sharpness", "exact", "count", "color", "shape", "position", "ground")
+    scores = {each: dict.fromkeys(names, 50 + 10 * each.w + noise) for each in learned.conditions("wan", "both_ways")}
+    alone = [record | {"set": "both_ways"} for record in records(scores)]
+    table = learned.table("wan", Results(alone), {"prompts": "6 both_ways"})
+    assert "## Both ways" in table and "## Detail" not in table and "## The aims" not in table and "nan" not in table
+    assert "| learned lightness, w -2, start 0 | **-20.0 (-20.0 to -20.0)** |" in table
+    directions = {name: WEIGHTS / attributes.file_name("wan", name) for name in attributes.ATTRIBUTES}
+    jobs = learned.jobs_of("wan", directions, 3, ["both_ways"])
+    assert {job.set_name for job in jobs} == {"both_ways"} and {job.index for job in jobs} == {0, 1, 2}
+
+
 # ---- prompts -------------------------------------------------------------------------------------------------------
 
 
