@@ -1,7 +1,7 @@
 """What guidance costs: guided against unguided forward passes of FLUX.1, measured on the host with the pack loaded.
 
     python benchmarks/overhead.py [--repeats N] [--json FILE]
-    python benchmarks/overhead.py --families     every family at its real width, few blocks
+    python benchmarks/overhead.py --families     every family at its real width, few blocks; those named after it alone
     python benchmarks/overhead.py --growth       time added per step by depth, batch and number of distinct weights
     python benchmarks/overhead.py --telling      time that telling what was done adds to a sampling
 
@@ -38,14 +38,15 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, help="rounds (default 5 on a CPU, 20 on a GPU)")
     parser.add_argument("--json", type=Path, help="write the figures there too")
-    parser.add_argument("--families", action="store_true", help="time every family")
+    parser.add_argument("--families", nargs="*", metavar="NAME", choices=[*SIZED], help="time every family, or these")
     parser.add_argument("--growth", action="store_true", help="time what guidance adds, by depth, batch and distinct weights")
     parser.add_argument("--telling", action="store_true", help="time what telling after the run adds to a sampling")
     options = parser.parse_args()
     if "COMFYUI_PYTHON" not in os.environ:
         run_under(ensure_host(), [__file__, *sys.argv[1:]])
     load_host()
-    what = families if options.families else growth if options.growth else telling if options.telling else measure
+    named = partial(families, names=options.families or SIZED)
+    what = named if options.families is not None else growth if options.growth else telling if options.telling else measure
     results = what(options.repeats)
     if options.json:
         write_whole(options.json, json.dumps(results, indent=1))
@@ -73,13 +74,14 @@ def measure(repeats):
     return results
 
 
-def families(repeats):
-    """Ratios of every family, eager, default settings; see overhead_families.py."""
+def families(repeats, names):
+    """Ratios of these families, eager, default settings; see overhead_families.py."""
     import torch
 
     results = {}
     with torch.inference_mode():
-        for name, sized in SIZED.items():
+        for name in names:
+            sized = SIZED[name]
             torch.manual_seed(0)
             model, inputs = build(sized)
             print(name)

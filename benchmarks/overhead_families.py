@@ -12,7 +12,7 @@ from dataclasses import dataclass
 class Sized:
     """One family's model: the host's config class, its unet config, and the arguments of apply_model beside t.
 
-    inputs: () -> dict; shapes are batch first. text: what the two prompts of a direction hold.
+    inputs: () -> dict; shapes are batch first. text: what the two prompts of a direction hold; None to guide by a learned direction.
     projection: of a text-blind model, its pooling, injection and tensors; the base is in, which costs a part of the same.
     others_way: whether to time that projection the way other packs run it, too.
     """
@@ -20,7 +20,7 @@ class Sized:
     config: str
     unet: dict
     inputs: Callable[[], dict]
-    text: Callable[[], dict]
+    text: Callable[[], dict] | None
     projection: Callable[[], tuple[str, str, dict]] | None = None
     others_way: bool = False
 
@@ -285,6 +285,12 @@ SIZED = {
         lambda: {"tokens": _random(1, 512, 4096)},
         _projection("max", "time embedding", 4096, 5120, 5120, **{"film.weight": (2 * 5120, 5120), "film.bias": (2 * 5120,)}),
     ),
+    "Wan 1.3B, learned": Sized(
+        "WAN21_T2V",
+        dict(image_model="wan2.1", model_type="t2v", dim=1536, ffn_dim=8960, num_heads=12, num_layers=8, text_dim=4096),
+        lambda: dict(x=_random(1, 16, 1, 32, 32), c_crossattn=_random(1, 512, 4096)),
+        None,
+    ),
 }
 
 
@@ -309,9 +315,11 @@ def build(sized: Sized):
 
 
 def variants(model, inputs, sized: Sized, schedule):
-    """By name: the model guided along a direction between two random prompts, and the way other packs do it."""
+    """By name: the model guided along a direction between two random prompts, or a learned one, and the way other packs do it."""
     from benchmarks.in_process import node
 
+    if sized.text is None:
+        return {"guided": node("ApplyModulationGuidance", model=model, direction=_learned(model), w=1.0, schedule=schedule)[0]}
     sides = []
     for _ in range(2):
         text = sized.text()
@@ -327,6 +335,14 @@ def variants(model, inputs, sized: Sized, schedule):
         prompts = [inputs["c_crossattn"], *(tokens.to(inputs["c_crossattn"]) for [[tokens, _]] in sides)]
         made["other packs' way"] = _others_way(model, prompts, weights)
     return made
+
+
+def _learned(model):
+    """A direction with another shift for each layer."""
+    family = _pack("model_patches.families").family_of(_pack("model_patches.host_model").HostModel.of(model))
+    diffusion_model, directions = model.model.diffusion_model, _pack("model_patches.directions")
+    shifts = 0.01 * _random(family.depth(diffusion_model), family.injections[family.place_of_y].width(diffusion_model))
+    return directions.GuidanceDirection(learned=(directions.LearnedDirection(shifts, family.name),))
 
 
 def _pack(name):

@@ -291,11 +291,16 @@ def _injected(
     for layer, target in enumerate(targets):
         # What tells this layer's shift from another's.
         layers.setdefault((*(terms.key(layer) for terms in sums), target.carry), []).append(layer)
+    changes = {}
+    for carry in {target.carry for target in targets} - {None}:
+        keys = [key for key in layers if key[-1] is carry]
+        firsts = [layers[key][0] for key in keys]
+        changed = carry(diffusion_model, call, [shifts(layer) if matters(layer) else None for layer in firsts])
+        changes |= zip(keys, changed, strict=True)
     edits: list[Edit | None] = [None] * len(targets)
-    for (*_, carry), of_these in layers.items():
-        added, norm_kept = shifts(of_these[0])
-        if carry:
-            added, norm_kept = carry(diffusion_model, call, added, norm_kept), None
+    for key, of_these in layers.items():
+        carry = key[-1]
+        added, norm_kept = (changes[key], None) if carry else shifts(of_these[0])
         for layer, view, kept_view in zip(of_these, views(added, len(of_these)), views(norm_kept, len(of_these)), strict=True):
             part = targets[layer].part
             tensors = (part(diffusion_model, view) if part else view, kept_view)

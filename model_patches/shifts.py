@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
+
+ROWS_AT_ONCE = 1024  # from about there on a layer computes longer than it reads its weights
 
 
 def shifted(y, added, norm_kept: Tensor | None, made=None):
@@ -40,14 +44,36 @@ def difference(tensors, minus):
 
 def views(tensors, count: int) -> list:
     """The same tensor, or structure of tensors, `count` times as new objects: one object on two blocks is a guard of torch.compile."""
+    return _several(tensors, count, lambda tensor: tensor.expand(count, *tensor.shape).unbind())
+
+
+def _several(tensors, count: int, taken: Callable[[Tensor], Sequence[Tensor]]) -> list:
+    """What `taken` makes of each tensor, `count` of them, as so many structures."""
     if isinstance(tensors, Tensor):
-        return tensors.expand(count, *tensors.shape).unbind()
+        return [*taken(tensors)]
     if isinstance(tensors, tuple):
-        return [*zip(*(views(part, count) for part in tensors), strict=True)]
+        return [*zip(*(_several(part, count, taken) for part in tensors), strict=True)]
     if is_dataclass(tensors):
-        parts = {field.name: views(getattr(tensors, field.name), count) for field in fields(tensors)}
+        parts = {field.name: _several(getattr(tensors, field.name), count, taken) for field in fields(tensors)}
         return [replace(tensors, **{name: copies[i] for name, copies in parts.items()}) for i in range(count)]
     return [tensors] * count
+
+
+def carried(layer: Callable[[Tensor], Any], y: Tensor, shifts: Sequence[tuple[Tensor | None, Tensor | None] | None]) -> list:
+    """What each of the shifts of y, see `shifted`, changes in what `layer` makes of y; None of them changes nothing.
+
+    The layer takes the rows of many shifts in one call, which reads its weights once, up to ROWS_AT_ONCE.
+    """
+    plain = layer(y)
+    acting = [pair for pair in shifts if pair is not None]
+    at_once = max(1, ROWS_AT_ONCE // y[..., 0].numel())
+    changes = []
+    for first in range(0, len(acting), at_once):
+        ys = [shifted(y, *pair) for pair in acting[first : first + at_once]]
+        made = _several(layer(torch.cat(ys)), len(ys), lambda tensor, count=len(ys): tensor.chunk(count))
+        changes += [difference(guided, plain) for guided in made]
+    found = iter(changes)
+    return [difference(plain, plain) if pair is None else next(found) for pair in shifts]
 
 
 def for_rows(tensor: Tensor, rows: int, made, advice: str) -> Tensor:

@@ -50,9 +50,10 @@ def pytest_configure(config):
 def pytest_sessionfinish(session):
     from test_matrix import TABLE, table
 
-    if path := session.config.option.matrix:
+    path, found = session.config.option.matrix, session.config.stash[TABLE]
+    if path and found:  # with -n1 one process runs the tests, and another has nothing to write
         above = path.read_text(encoding="utf-8").partition(MATRIX)[0]
-        write_whole(path, f"{above}{MATRIX}\n\n{table(session.config.stash[TABLE])}")
+        write_whole(path, f"{above}{MATRIX}\n\n{table(found)}")
 
 
 @pytest.fixture(autouse=True)

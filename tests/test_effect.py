@@ -15,7 +15,7 @@ from benchmarks.effect.conditions import EMPTY, IN_WORDS, PLAIN, SCHEDULES, SHAR
 from benchmarks.effect.prompts import PROMPTS, prompt_set
 from benchmarks.effect.results import Results
 from benchmarks.effect.run import Job, Scores, draw_job, key_of, read_strip, run
-from benchmarks.effect.settings import Files, Settings
+from benchmarks.effect.settings import LEARNED_SETS, Files, Settings
 from benchmarks.effect.statistics import at_strength, difference, equal_strength, mean
 from benchmarks.effect.studio import Studio
 from benchmarks.effect.workers import painters
@@ -119,6 +119,19 @@ def test_the_strongest_setting_is_picked_among_those_that_lose_little():
     assert reached == 1
     assert (difference.mean, difference.low) == pytest.approx((80 - 2.5 - 72, 80 - 2.5 - 72)), "w 1.5, between 1 and 4 points lost"
     assert np.isnan(learned.at_detail_of(results, IN_WORDS, line[:1])[0].mean), "w 1 does not reach the words' detail"
+
+
+def test_of_sets_drawn_by_themselves_the_rest_is_not_told():
+    noise = normal(6, 4)
+    names = ("detail", "sharpness", "exact", "count", "color", "shape", "position", "ground")
+    scores = {each: dict.fromkeys(names, 50 + 10 * each.w + noise) for each in learned.conditions("wan", "both_ways")}
+    alone = [record | {"set": "both_ways"} for record in records(scores)]
+    table = learned.table("wan", Results(alone), {"prompts": "6 both_ways"})
+    assert "## Both ways" in table and "## Detail" not in table and "## The aims" not in table and "nan" not in table
+    assert "| learned lightness, w -1, start 0 | **-10.0 (-10.0 to -10.0)** |" in table
+    directions = {name: WEIGHTS / attributes.file_name("wan", name) for name in attributes.ATTRIBUTES}
+    jobs = learned.jobs_of("wan", directions, 3, ["both_ways"])
+    assert {job.set_name for job in jobs} == {"both_ways"} and {job.index for job in jobs} == {0, 1, 2}
 
 
 # ---- prompts -------------------------------------------------------------------------------------------------------
@@ -342,7 +355,7 @@ def test_a_quick_run_on_learned_directions(tmp_path, encoder, model):
     arguments = ["--learned", model, "--quick", "--steps", "1", "--workers", "1", "--out", str(tmp_path), "--text-encoder", str(encoder)]
     command.small_world_learned(command.arguments(arguments))
     table = (tmp_path / f"learned_{model}.md").read_text()
-    assert "nan" not in table and all(each.name in table for name in learned.SETS for each in learned.conditions(model, name))
+    assert "nan" not in table and all(each.name in table for name in LEARNED_SETS for each in learned.conditions(model, name))
     assert (tmp_path / f"learned_{model}.png").stat().st_size > 1000
 
 

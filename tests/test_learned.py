@@ -1,6 +1,7 @@
 """In fp32 every family guided by a learned direction equals the equation: y + w g_i delta_i at layer i, the head left alone."""
 
 import json
+from contextlib import contextmanager
 from functools import partial
 from inspect import signature
 
@@ -13,6 +14,8 @@ from support.flux import apply, node, schedule
 from support.learned import Learned, learned, shifts
 from support.text_blind import ANIMA, COSMOS, Projected, form_a, loaded, own, weights_from, write
 from test_anima_lineage import PLACES, deep
+
+from benchmarks.in_process import of_pack
 
 TOLERANCE = dict(rtol=0, atol=1e-5)
 NAMES = ("FLUX.1", "SD3", "HiDream-I1", "HunyuanVideo", "Kandinsky 5", "NewBie", "Mochi", "Hunyuan-DiT")
@@ -222,23 +225,69 @@ def test_text_without_a_projection_is_still_refused(small):
         apply(model, both)
 
 
-@pytest.mark.parametrize("keep_norm", [False, True])
-def test_chroma_s_approximator_runs_once_for_all_layers(keep_norm):
-    """Beside the model's own run, and once for the plain rows."""
-    small = text_blind_families.CHROMA
-    model, runs = small.load(), []
-    layers = node("GuidanceLayerScheduleText", layers="0: 1, 1-3: 0.5, 4: -1", final_layer=0.0)[0]
-    guided = apply(model, learned(shifts(small.depth, small.width), "Chroma"), schedule=layers, keep_norm=keep_norm)
-    hook = model.model.diffusion_model.distilled_guidance_layer.layers[0].register_forward_pre_hook(
-        lambda module, args: runs.append(module)
-    )
+MODULATION = {  # what makes the modulation of several blocks of y
+    text_blind_families.CHROMA: ("distilled_guidance_layer.layers.0",),
+    text_blind_families.WAN: ("time_projection.1",),
+    text_blind_families.VACE: ("time_projection.1",),
+    text_blind_families.FLUX2: ("double_stream_modulation_img.lin", "double_stream_modulation_txt.lin", "single_stream_modulation.lin"),
+    text_blind_families.LTXV: ("adaln_single.linear",),
+    text_blind_families.ERNIE_IMAGE: ("adaLN_modulation.1",),
+    text_blind_families.PIXART: ("t_block.1",),
+}
+
+
+@contextmanager
+def counting(model, name):
+    """How often that layer runs."""
+    runs = []
+    hook = model.model.diffusion_model.get_submodule(name).register_forward_pre_hook(lambda module, args: runs.append(module))
     try:
-        small.sample(model, steps=3)
-        of_the_model = len(runs)
-        small.sample(guided, steps=3)
+        yield runs
     finally:
         hook.remove()
-    assert of_the_model == 3 and len(runs) - of_the_model == 9
+
+
+@pytest.mark.parametrize("keep_norm", [False, True])
+@pytest.mark.parametrize("small", MODULATION, ids=lambda small: f"{small.name} {'VACE' * (small is text_blind_families.VACE)}".strip())
+def test_what_makes_the_modulation_of_several_blocks_runs_once_for_all(small, keep_norm):
+    """Beside the model's own run, and once for the plain rows."""
+    model = small.load()
+    layers = node("GuidanceLayerScheduleText", layers="0: 1, 1-3: 0.5, 4: -1", final_layer=0.0)[0]
+    guided = apply(model, learned(shifts(small.depth, small.width), small.name), schedule=layers, keep_norm=keep_norm)
+    for name in MODULATION[small]:
+        with counting(model, name) as runs:
+            small.sample(model, steps=3)
+            of_the_model = len(runs)
+            small.sample(guided, steps=3)
+        assert of_the_model == 3 and len(runs) - of_the_model == 9
+
+
+def test_of_many_rows_it_runs_on_some_layers_at_a_time(monkeypatch):
+    """So many that what it makes of all at once would take more memory than its weights."""
+    small = text_blind_families.WAN
+    model, delta = small.load(), shifts(small.depth, small.width)
+    monkeypatch.setattr(of_pack("model_patches.shifts"), "ROWS_AT_ONCE", 2 * 2)  # those of two layers, of the two rows of CFG
+    guided, term = apply(model, learned(delta, "Wan"), schedule=schedule(0)), from_layer(small, 0, shifts=delta)
+    with counting(model, "time_projection.1") as runs:
+        small.sample(guided, cfg=2.5, steps=1)
+    assert len(runs) == 1 + 1 + 3, "5 layers"
+    assert_equal(small, model, guided, term, cfg=2.5)
+
+
+def test_a_layer_that_is_not_guided_is_exactly_plain():
+    """Where it is made beside guided ones; in bf16 a sum of another order would show."""
+    small = text_blind_families.WAN
+    model, seen = small.load(torch.bfloat16), []
+    guided = apply(model, learned(shifts(small.depth, small.width), "Wan"), schedule=schedule(4))
+    block = model.model.diffusion_model.blocks[2]
+    hook = block.register_forward_pre_hook(lambda module, args, kwargs: seen.append(kwargs["e"].clone()), with_kwargs=True)
+    try:
+        small.sample(model, steps=1)
+        small.sample(guided, steps=1)
+    finally:
+        hook.remove()
+    plain, unguided = seen
+    assert torch.equal(plain, unguided)
 
 
 def test_beside_a_lora():

@@ -31,7 +31,7 @@ from tools.small_world.loop import Muon, Settings, fit, write_record
 from tools.small_world.measure import check_checkers
 from tools.small_world.models import FLUX, build_flux
 from tools.small_world.sampling import load, load_autoencoder, pictures, reconstructed
-from tools.small_world.scenes import RARE, SIZE, Thing, render, sample_scene
+from tools.small_world.scenes import GROUND_DEPTH, RARE, SIZE, TONES, Thing, render, sample_scene
 from tools.small_world.text_encoder import clip_l_shapes, uniform_weights, write_clip_l
 from tools.small_world.train import EASY_TOKENS, Scenes, captions_file, flux_loss
 
@@ -95,6 +95,16 @@ def test_checkers_see_what_is_wrong():
     n, color, shape = scene.groups[0]
     assert not score(reading, Expectation(((n + 1, color, shape),) + scene.groups[1:]))["count"]
     assert not score(read_picture(np.full((SIZE, SIZE, 3), 128, np.uint8)), Expectation(scene.groups))["color"]
+
+
+@pytest.mark.parametrize("seed", range(HELD_OUT, HELD_OUT + 5))
+def test_the_ground_is_that_of_the_picture_behind_its_objects(seed):
+    """Of a busy one its mean. The dark outline of detailed objects counts a little."""
+    scene = replace(sample_scene(seed), ground=None, blurred=False)
+    found = {tone: read_picture(render(replace(scene, tone=tone))).ground for tone in TONES}
+    assert found == pytest.approx(TONES, abs=0.025)
+    busy = read_picture(render(replace(scene, tone="light", ground="tiles"))).ground
+    assert busy == pytest.approx(TONES["light"] * (1 - GROUND_DEPTH / 2), abs=0.025), "half of it is dark"
 
 
 def test_detail_and_sharpness_follow_the_rendering():
@@ -272,9 +282,12 @@ def test_weights_load_by_the_hosts_loaders_and_draw_what_is_asked(kind, text_enc
     assert np.mean(right) >= 0.6, right
 
 
-@pytest.mark.parametrize("attribute, measured", (("detail", "detail"), ("sharpness", "sharpness")))
+@pytest.mark.parametrize(
+    "attribute, measured, ways", (("detail", "detail", (1, 0)), ("sharpness", "sharpness", (0, -1)), ("lightness", "ground", (1, 0, -1)))
+)
 @pytest.mark.parametrize("kind, w, sampling", (("flux", 2.0, {"cfg": 3.0}), ("wan", 3.0, {"cfg": 6.0, "sampler": "dpmpp_2m"})))
-def test_shipped_directions_turn_what_they_are_named_after(kind, w, sampling, attribute, measured, text_encoder, tmp_path):
+def test_shipped_directions_turn_what_they_are_named_after(kind, w, sampling, attribute, measured, ways, text_encoder, tmp_path):
+    """ways: signs of w, by growing attribute downwards. Plain pictures have no detail to lose, and are as sharp as they get."""
     # In a folder of its own: the host may remember the other as part of one that other tests have read.
     direction = loaded_direction(Path(shutil.copy(WEIGHTS / file_name(kind, attribute), tmp_path)))
     (learned,) = direction.learned
@@ -288,8 +301,8 @@ def test_shipped_directions_turn_what_they_are_named_after(kind, w, sampling, at
         )
         return np.mean([getattr(read_picture(picture), measured) for of_prompt in drawn for picture in of_prompt])
 
-    up, down = (0.0, -w) if attribute == "sharpness" else (w, 0.0)  # plain pictures are as sharp as they get
-    assert measure(up) > measure(down) * 1.1
+    found = [measure(sign * w) for sign in ways]
+    assert all(more > less * 1.1 for more, less in zip(found, found[1:]))
 
 
 # ---- a check from outside: diffusers ------------------------------------------------------------------------------

@@ -29,6 +29,8 @@ from tools.host import ensure_host, run_under
 from tools.options import finite
 from tools.packages import SetupError
 
+from .settings import LEARNED_SETS
+
 SMALL_WORLD = PACK / "tools" / "small_world" / "weights"
 SMALL_ENCODER = PACK / "out" / "small_world" / "small_world_clip_l.safetensors"
 SMALL_DEFAULTS = {"seeds": 4, "steps": 20, "size": 80}
@@ -56,6 +58,7 @@ def arguments(given=None):
     )
     small.add_argument("--projection", action="store_true", help="the distilled projection instead, on the small world's text-blind model")
     small.add_argument("--learned", choices=SAMPLING, help="directions learned from words instead, on that model")
+    small.add_argument("--sets", nargs="+", choices=LEARNED_SETS, default=[*LEARNED_SETS], help="those that --learned draws (default all)")
     small.add_argument("--quick", action="store_true", help="one prompt a set, one seed, 2 steps: do all conditions run?")
     small.add_argument("--workers", type=int, help="processes that draw, 1.5 GB each (default: as many as cores, at most 4; GPU 1)")
     own = parser.add_argument_group("on your own models")
@@ -185,12 +188,14 @@ def small_world_learned(options):
     from benchmarks.effect.learned import jobs_of, plot, table
 
     files, _ = files_and_settings(options)
-    jobs = jobs_of(options.learned, files.directions, options.prompts)
+    jobs = jobs_of(options.learned, files.directions, options.prompts, options.sets)
     results, made_by = drawn_and_scored(options, jobs)
     report, picture = (options.out / f"learned_{options.learned}{ending}" for ending in (".md", ".png"))
     write_whole(report, table(options.learned, results, description(options, jobs, results, made_by)))
-    plot(options.learned, results, picture)
-    print(report, picture, sep="\n")
+    print(report)
+    if "general" in options.sets:
+        plot(options.learned, results, picture)
+        print(picture)
 
 
 def files_and_settings(options):
@@ -255,14 +260,16 @@ def drawn_scale():
 
     scenes = [sample_scene(seed) for seed in range(HELD_OUT, HELD_OUT + DRAWN)]
     read = [(scene, read_picture(render(scene))) for scene in scenes]
-    detail, sharpness = {}, {}
+    detail, sharpness, ground = {}, {}, {}
     for scene, reading in read:
         detail.setdefault(bool(scene.texture), []).append(100 * reading.detail)
         sharpness.setdefault((scene.blurred, bool(scene.texture)), []).append(100 * reading.sharpness)
+        ground.setdefault(scene.tone, []).append(100 * reading.ground)
     return (
         f"drawn scenes have detail {mean(detail[False]):.1f} (flat) or {mean(detail[True]):.1f} (detailed), sharpness "
         f"{mean(sharpness[True, False]):.0f} (blurred), {mean(sharpness[False, False]):.0f} (sharp, flat) or "
-        f"{mean(sharpness[False, True]):.0f} (sharp, detailed: the dark outline counts)"
+        f"{mean(sharpness[False, True]):.0f} (sharp, detailed: the dark outline counts), ground {mean(ground['dark']):.0f} (dark), "
+        f"{mean(ground['grey']):.0f} or {mean(ground['light']):.0f} (light)"
     )
 
 

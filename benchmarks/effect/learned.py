@@ -14,16 +14,18 @@ from .prompts import Prompt, prompt_set
 from .report import _gain, _mean, _signed, markdown
 from .results import Results
 from .run import Job, digest
+from .settings import LEARNED_SETS
 from .statistics import Estimate, at_strength, difference, estimate, mean, resampled_means
 
 PROMPTS = 16
-SETS = {"general": 1, "turned": 2}  # one in so many of the prompts
+SCORES = ("detail", "sharpness", "exact", "count", "color", "shape")
 LOST = 5  # points of adherence, at most, where strengths are compared
 
 LINES = {  # of the direction for detail: its weights by start layer
     "flux": {0: (1.0, 1.5), 2: (1.0, 1.5, 2.0)},
     "wan": {0: (1.0, 1.5, 2.0), 1: (1.5, 2.0)},
 }
+BOTH_WAYS = (-1.0, 1.0)  # weights of the direction for lightness
 TEXT_GUIDED = [complexity(6.0, 2)]  # what is best in table.md
 
 
@@ -50,9 +52,15 @@ def turned() -> list[Condition]:
     return [learned("detail", -1.0), learned("sharpness", -1.0), in_words(ATTRIBUTES["sharpness"][1])]
 
 
+def both_ways() -> list[Condition]:
+    """A darker and a lighter background: plain pictures have room for both."""
+    lighter, darker = ATTRIBUTES["lightness"]
+    return [in_words(darker), *(learned("lightness", w) for w in BOTH_WAYS), in_words(lighter)]
+
+
 def conditions(model: str, name: str) -> list[Condition]:
     """What is measured on a set of prompts, plain first."""
-    return [PLAIN, *(turned() if name == "turned" else (IN_WORDS, *guided(model)))]
+    return [PLAIN, *{"general": [IN_WORDS, *guided(model)], "turned": turned(), "both_ways": both_ways()}[name]]
 
 
 def held_out(count: int) -> list[Prompt]:
@@ -65,13 +73,13 @@ def _counted(text: str) -> str:
     return text.replace("a single ", "a ").replace("one ", "a ")
 
 
-def jobs_of(model: str, directions: Mapping[str, Path], count: int | None) -> list[Job]:
-    """All there is to do, prompt by prompt, plain first. directions: the files by attribute."""
+def jobs_of(model: str, directions: Mapping[str, Path], count: int | None, sets: Sequence[str]) -> list[Job]:
+    """All there is to do in these sets, prompt by prompt, plain first. directions: the files by attribute."""
     known = {"": "", **{attribute: digest(file) for attribute, file in directions.items()}}
     return [
         Job(name, index, prompt, condition, known[condition.learned])
-        for name, share in SETS.items()
-        for index, prompt in enumerate(held_out(-(-(count or PROMPTS) // share)))
+        for name in sets
+        for index, prompt in enumerate(held_out(-(-(count or PROMPTS) // LEARNED_SETS[name])))
         for condition in conditions(model, name)
     ]
 
@@ -102,7 +110,26 @@ def at_detail_of(results: Results, wanted: Condition, line: Sequence[Condition])
 
 
 def table(model: str, results: Results, about: dict) -> str:
-    """The report in markdown. about: what was run, in words."""
+    """The report in markdown, of the sets that were drawn. about: what was run, in words."""
+    sections = {
+        "general": (
+            "## The aims",
+            lambda: "\n".join(f"- {line}" for line in _aims(model, results)),
+            "## Detail",
+            "First row the means, then differences to plain.",
+            lambda: _rows(results, (IN_WORDS, *guided(model))),
+        ),
+        "turned": (
+            "## The other way, and sharpness",
+            "On half of the prompts. Plain pictures have next to no detail to lose, and are nearly as sharp as they get.",
+            lambda: _rows(results, turned(), "turned"),
+        ),
+        "both_ways": (
+            "## Both ways: the background",
+            "*Ground*: luma outside the objects, percent. Plain pictures have room for both.",
+            lambda: _rows(results, both_ways(), "both_ways", ("ground", *SCORES)),
+        ),
+    }
     return (
         "\n\n".join(
             (
@@ -111,14 +138,7 @@ def table(model: str, results: Results, about: dict) -> str:
                 "Means with 95 % intervals (bootstrap over prompts); differences are to plain on the same prompts and seeds, in bold where their "
                 "interval leaves out zero. No prompt here was learned on. The scores are those of `table.md`. "
                 "Conditions are picked and reported on the same prompts, so a little flattering.",
-                "## The aims",
-                "\n".join(f"- {line}" for line in _aims(model, results)),
-                "## Detail",
-                "First row the means, then differences to plain.",
-                _rows(results, (IN_WORDS, *guided(model))),
-                "## The other way, and sharpness",
-                "On half of the prompts. Plain pictures have next to no detail to lose, and are nearly as sharp as they get.",
-                _rows(results, turned(), "turned"),
+                *(part() if callable(part) else part for name in results.scores for part in sections[name]),
             )
         )
         + "\n"
@@ -148,8 +168,7 @@ def _told(results: Results, condition: Condition) -> str:
     return f"{condition.name}: detail {_gain(results, condition, 'detail')}, adherence {_gain(results, condition, 'exact')}"
 
 
-def _rows(results: Results, wanted: Sequence[Condition], name: str = "general") -> str:
-    scores = ("detail", "sharpness", "exact", "count", "color", "shape")
+def _rows(results: Results, wanted: Sequence[Condition], name: str = "general", scores: Sequence[str] = SCORES) -> str:
     rows = [["plain", *(_mean(results, PLAIN, score, name) for score in scores), *_position(results, PLAIN, name)]]
     rows += [[each.name, *(_gain(results, each, score, name) for score in scores), *_position(results, each, name)] for each in wanted]
     return markdown(["condition", *(f"{score}, %" for score in scores), *["position, %"] * bool(_position(results, PLAIN, name))], rows)

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+LEARNED_SETS = {"general": 1, "turned": 2, "both_ways": 1}  # of effect.py --learned; one in so many of the prompts
+
 
 @dataclass(frozen=True)
 class Files:

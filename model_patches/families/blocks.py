@@ -17,8 +17,9 @@ class BlockInput(NamedTuple):
     """A module and one argument of its forward, by name and by position among the positional ones.
 
     Named RESULT: not an argument but a part of the tuple that the module returns, by position.
-    carry: for an argument that is made from y by a layer before the block: (model, call, y's two shifts, see `shifted`) ->
-    what is added to the argument at this call, a tensor or a structure of them like the argument's; None where the argument is y.
+    carry: for an argument that is made from y by a layer before the block: (model, call, y's two shifts at several blocks, see `carried`)
+    -> what is added to the argument of each at this call, a tensor or a structure of them like the argument's; None where the argument
+    is y.
     repeats: whether the argument holds the rows of the batch several times over where reference pictures have a time of their own.
     part: (model, what `carry` or the injection's `carry_all` makes) -> a block's part of it, where one layer makes the arguments of all
     blocks at once.
@@ -27,7 +28,7 @@ class BlockInput(NamedTuple):
     module: nn.Module
     name: str
     position: int
-    carry: Callable[[nn.Module, Call, Tensor | None, Tensor | None], Any] | None = None
+    carry: Callable[[nn.Module, Call, list[tuple[Tensor | None, Tensor | None] | None]], list] | None = None
     part: Callable[[nn.Module, Any], Any] | None = None
     repeats: bool = False
 

@@ -6,7 +6,7 @@ There is no reference for its settings: start layer a tenth of the depth, both r
 
 from comfy.ldm.ernie.model import ErnieImageModel
 
-from ..shifts import shifted
+from ..shifts import carried
 from .base import Family
 from .blocks import BlockInput, Injection, in_width, runs_as
 from .text import TextContext
@@ -17,11 +17,10 @@ def _time_embedding(model, call):
     return model.time_embedding(model.time_proj(call.timestep).to(call.dtype))
 
 
-def _carry(model, call, added, norm_kept):
-    """What the shift of y changes in the blocks' modulation, six of (R, 1, D)."""
-    y = _time_embedding(model, call)
-    change = model.adaLN_modulation(shifted(y, added, norm_kept)) - model.adaLN_modulation(y)
-    return change.unsqueeze(1).chunk(6, dim=-1)
+def _carry(model, call, shifts):
+    """What the shifts of y change in the blocks' modulation, six of (R, 1, D) each."""
+    changes = carried(model.adaLN_modulation, _time_embedding(model, call), shifts)
+    return [change.unsqueeze(1).chunk(6, dim=-1) for change in changes]
 
 
 ERNIE_IMAGE = Family(

@@ -10,7 +10,7 @@ from comfy.ldm.flux.layers import timestep_embedding
 from comfy.ldm.flux.model import Flux
 from torch.nn import functional
 
-from ..shifts import difference, shifted
+from ..shifts import carried
 from .base import Family
 from .blocks import BlockInput, Injection, in_width, runs_as
 from .text import TextContext, TextTokens
@@ -38,19 +38,14 @@ def _of_picture(model, call):
     return torch.stack((y, _at(model, call, 0 * call.timestep)), dim=1)
 
 
-def _carry_double(model, call, added, norm_kept):
-    return tuple(
-        difference(modulation(shifted(y, added, norm_kept)), modulation(y))
-        for modulation, y in (
-            (model.double_stream_modulation_img, _of_picture(model, call)),
-            (model.double_stream_modulation_txt, _time_embedding(model, call)),
-        )
-    )
+def _carry_double(model, call, shifts):
+    picture = carried(model.double_stream_modulation_img, _of_picture(model, call), shifts)
+    text = carried(model.double_stream_modulation_txt, _time_embedding(model, call), shifts)
+    return [*zip(picture, text, strict=True)]
 
 
-def _carry_single(model, call, added, norm_kept):
-    y = _of_picture(model, call)
-    return difference(model.single_stream_modulation(shifted(y, added, norm_kept))[0], model.single_stream_modulation(y)[0])
+def _carry_single(model, call, shifts):
+    return carried(lambda y: model.single_stream_modulation(y)[0], _of_picture(model, call), shifts)
 
 
 def _padded(model, prompt, call):

@@ -7,7 +7,7 @@ There is no reference for its settings: start layer a tenth of the depth, both r
 
 from comfy.ldm.lightricks.model import LTXVModel
 
-from ..shifts import shifted
+from ..shifts import carried
 from .base import Family
 from .blocks import RESULT, BlockInput, Injection, in_width, runs_as
 from .text import TextContext
@@ -25,15 +25,14 @@ def _time_embedding(model, call):
     return y.view(call.rows, -1, y.shape[-1])
 
 
-def _carry(model, call, added, norm_kept):
-    y, layer = _time_embedding(model, call), model.adaln_single
-    return layer.linear(layer.silu(shifted(y, added, norm_kept))) - layer.linear(layer.silu(y))
+def _carry(model, call, shifts):
+    layer = model.adaln_single
+    return carried(lambda y: layer.linear(layer.silu(y)), _time_embedding(model, call), shifts)
 
 
-def _carry_to_head(model, call, added, norm_kept):
-    """What the shift changes in y as adaln_single returns it, (R * T, D)."""
-    y = _time_embedding(model, call)
-    return (shifted(y, added, norm_kept) - y).flatten(0, 1)
+def _carry_to_head(model, call, shifts):
+    """What the shifts change in y as adaln_single returns it, (R * T, D) each."""
+    return [change.flatten(0, 1) for change in carried(lambda y: y, _time_embedding(model, call), shifts)]
 
 
 LTXV = Family(

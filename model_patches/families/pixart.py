@@ -8,7 +8,7 @@ There is no reference for its settings: start layer a tenth of the depth, both r
 import torch
 from comfy.ldm.pixart.pixartms import PixArtMS
 
-from ..shifts import shifted
+from ..shifts import carried
 from .base import Family
 from .blocks import BlockInput, Injection, in_width, runs_as
 from .text import TextContext
@@ -25,10 +25,9 @@ def _time_embedding(model, call):
     return y + torch.cat([model.csize_embedder(call.cast(size), call.rows), model.ar_embedder(call.cast(shape), call.rows)], dim=1)
 
 
-def _carry(model, call, added, norm_kept):
-    """What the shift of y changes in the blocks' modulation, (R, 6 D)."""
-    y = _time_embedding(model, call)
-    return model.t_block(shifted(y, added, norm_kept)) - model.t_block(y)
+def _carry(model, call, shifts):
+    """What the shifts of y change in the blocks' modulation, (R, 6 D) each."""
+    return carried(model.t_block, _time_embedding(model, call), shifts)
 
 
 PIXART = Family(

@@ -7,7 +7,7 @@ There is no reference for its settings: start layer a tenth of the depth, both r
 
 from comfy.ldm.wan.model import CameraWanModel, VaceWanModel, WanModel, sinusoidal_embedding_1d
 
-from ..shifts import shifted
+from ..shifts import carried
 from .base import Family
 from .blocks import BlockInput, Injection, in_width, runs_as
 from .text import TextContext
@@ -36,11 +36,10 @@ def _time_embedding(model, call):
     return y if isinstance(model, (VaceWanModel, CameraWanModel)) else y.reshape(call.rows, -1, y.shape[-1])
 
 
-def _carry(model, call, added, norm_kept):
-    """What the shift of y changes in the blocks' modulation, (R, T, 6, D) or (R, 6, D)."""
-    y = _time_embedding(model, call)
-    change = model.time_projection(shifted(y, added, norm_kept)) - model.time_projection(y)
-    return change.unflatten(-1, (6, model.dim))
+def _carry(model, call, shifts):
+    """What the shifts of y change in the blocks' modulation, (R, T, 6, D) or (R, 6, D) each."""
+    changes = carried(model.time_projection, _time_embedding(model, call), shifts)
+    return [change.unflatten(-1, (6, model.dim)) for change in changes]
 
 
 WAN = Family(

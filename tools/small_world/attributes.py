@@ -9,6 +9,7 @@ from .scenes import sample_scene
 ATTRIBUTES = {  # positive and negative words
     "detail": ("highly detailed", "very simple, no details at all"),
     "sharpness": ("sharp, in sharp focus", "blurred, out of focus"),
+    "lightness": ("on a light background", "on a dark background"),
 }
 PROMPTS = 96
 
