@@ -178,7 +178,7 @@ def coarse_then_fine(sweep: Sweep, scores: dict, seeds: list[int]) -> int:
     """As many settings as start layers and w values together, less one."""
     first = sweep.rows((sweep.coarse, start) for start in sweep.start_layers)
     best = chosen(sweep, scores, seeds, first)
-    start = sweep.settings[best][1] if best else sweep.start_layers[-1]
+    start = sweep.settings[best][1]
     return chosen(sweep, scores, seeds, list(dict.fromkeys([*first, *sweep.rows((w, start) for w in sweep.w_values)])))
 
 
