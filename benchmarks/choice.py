@@ -1,6 +1,7 @@
 """How good settings are that choose themselves, on the small world, with its checkers as scorers.
 
-    python benchmarks/choice.py            16 prompts, 4 seeds, 14 settings: 896 pictures, and choice.md
+    python benchmarks/choice.py            text guidance, 16 prompts, 4 seeds, 14 settings: 896 pictures, and choice.md
+    python benchmarks/choice.py --learned  the direction learned for detail, 13 settings, on prompts that it was not learned on
     python benchmarks/choice.py --prompts 2 --steps 2    do all settings run?
 
 For each prompt a setting is chosen from the pictures of one half of the seeds, and judged on those of the other half, both ways round.
@@ -11,6 +12,7 @@ where it was.
 import argparse
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 PACK = Path(__file__).resolve().parent.parent
@@ -20,18 +22,59 @@ from benchmarks.in_process import load_host, of_pack
 from tools.files import write_whole
 from tools.host import ensure_host, run_under
 
-W_VALUES, START_LAYERS = (2.0, 4.0, 6.0, 8.0), (0, 2, 4)  # of the template Sweep, score, choose
-FIXED = (3.0, 1)  # what the nodes do by themselves: their w, and the reference's start layer at this depth
 PLAIN = (0.0, 0)
-GRID = [(w, start) for start in START_LAYERS for w in W_VALUES]
-SETTINGS = [PLAIN, FIXED, *GRID]
-COARSE = 4.0  # w that is tried first, with each start layer; then the others with the best of these
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What is tried. fixed: (w, start layer) that is taken without trying. coarse: the w that is tried first, with each start layer; then
+    the others with the best of these."""
+
+    w_values: tuple[float, ...]
+    start_layers: tuple[int, ...]
+    fixed: tuple[float, int]
+    coarse: float
+    learned: bool = False
+
+    @property
+    def grid(self) -> list[tuple[float, int]]:
+        return [(w, start) for start in self.start_layers for w in self.w_values]
+
+    @property
+    def settings(self) -> list[tuple[float, int]]:
+        """All that is drawn, the plain one first, then the fixed one."""
+        return list(dict.fromkeys((PLAIN, self.fixed, *self.grid)))
+
+    def rows(self, settings) -> list[int]:
+        """Where they are among `settings`."""
+        every = self.settings
+        return [every.index(each) for each in settings]
+
+    def condition(self, w: float, start: int):
+        from benchmarks.effect.conditions import complexity
+        from benchmarks.effect.learned import learned
+
+        if not w:
+            return complexity(0.0)
+        return learned("detail", w, start) if self.learned else complexity(w, start)
+
+    def prompts(self, count: int) -> list:
+        from benchmarks.effect.learned import held_out
+        from benchmarks.effect.prompts import prompt_set
+
+        return held_out(count) if self.learned else prompt_set("general", count)
+
+
+# Fixed: the nodes' own w and the reference's start layer at this depth; w 1 of a learned direction is as strong as its words.
+BY_TEXT = Sweep((2.0, 4.0, 6.0, 8.0), (0, 2, 4), fixed=(3.0, 1), coarse=4.0)
+LEARNED = Sweep((0.5, 1.0, 1.5, 2.0), (0, 2, 4), fixed=(1.0, 0), coarse=1.0, learned=True)
 DRAWS = 200  # of the settings that are tried, for each number of them
 
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=PACK / "out" / "choice", help="folder for scores and choice.md (default out/choice)")
+    parser.add_argument("--learned", action="store_true", help="the direction learned for detail, in place of text guidance")
+    parser.add_argument("--out", type=Path, help="folder for scores and choice.md (default out/choice, learned: out/choice_learned)")
     parser.add_argument("--prompts", type=int, default=16)
     parser.add_argument("--seeds", type=int, default=4, help="an even number: half to choose by, half to judge by")
     parser.add_argument("--steps", type=int, default=20)
@@ -40,6 +83,7 @@ def arguments():
     options = parser.parse_args()
     if options.seeds < 2 or options.seeds % 2:
         parser.error("--seeds must be an even number")
+    options.out = options.out or PACK / "out" / ("choice_learned" if options.learned else "choice")
     return options
 
 
@@ -52,25 +96,26 @@ def main():
 
     torch.set_num_threads(1)
     options.out.mkdir(parents=True, exist_ok=True)
+    sweep = LEARNED if options.learned else BY_TEXT
     with torch.inference_mode():
-        done = measured(options)
-    write_whole(options.out / "choice.md", report(done, options))
+        done = measured(sweep, options)
+    if not done:
+        sys.exit(f"error: no prompt is done yet in {options.out}. Run it without --report.")
+    write_whole(options.out / "choice.md", report(sweep, done, options))
     print((options.out / "choice.md").read_text(encoding="utf-8"))
 
 
-def measured(options) -> list[dict]:
+def measured(sweep: Sweep, options) -> list[dict]:
     """[{score: (settings, seeds) lists}] of each prompt, from the file of those that are done and from new pictures."""
-    from benchmarks.effect.prompts import prompt_set
-
     path = options.out / f"scores_{options.steps}_{options.seeds}.jsonl"
     done = {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         record = json.loads(line)
         done[record["prompt"]] = record["scores"]
-    prompts = prompt_set("general", options.prompts)
+    prompts = sweep.prompts(options.prompts)
     missing = [] if options.report else [prompt for prompt in prompts if prompt.text not in done]
     if missing:
-        draw = painter(options)
+        draw = painter(sweep, options)
         for number, prompt in enumerate(missing, 1):
             done[prompt.text] = draw(prompt)
             with open(path, "a", encoding="utf-8") as file:
@@ -79,12 +124,12 @@ def measured(options) -> list[dict]:
     return [done[prompt.text] for prompt in prompts if prompt.text in done]
 
 
-def painter(options):
+def painter(sweep: Sweep, options):
     """Draws a prompt in every setting and gives its scores."""
-    from benchmarks.effect.conditions import complexity
     from benchmarks.effect.settings import Files, Settings
     from benchmarks.effect.studio import Studio
     from tools.small_models import CFG, DIFFUSION_MODEL, SIZE, TEXT_ENCODER, VAE, WEIGHTS
+    from tools.small_world.attributes import file_name
     from tools.small_world.checkers import read_picture, score
     from tools.small_world.text_encoder import write_clip_l
 
@@ -92,17 +137,21 @@ def painter(options):
     if not encoder.is_file():
         encoder.parent.mkdir(parents=True, exist_ok=True)
         write_clip_l(encoder)
-    studio = Studio(
-        Files(diffusion_model=WEIGHTS / DIFFUSION_MODEL, text_encoders=(encoder,), clip_type="stable_diffusion", vae=WEIGHTS / VAE),
-        Settings(size=SIZE, steps=options.steps, cfg=float(CFG)),
+    files = Files(
+        diffusion_model=WEIGHTS / DIFFUSION_MODEL,
+        text_encoders=(encoder,),
+        clip_type="stable_diffusion",
+        vae=WEIGHTS / VAE,
+        directions={"detail": WEIGHTS / file_name("flux", "detail")},
     )
+    studio = Studio(files, Settings(size=SIZE, steps=options.steps, cfg=float(CFG)))
 
     def draw(prompt) -> dict:
         scores = {"detail": [], "kept": [], "exact": []}
-        for w, start in SETTINGS:
+        for w, start in sweep.settings:
             found = [
                 score(read_picture(picture), prompt.wanted)
-                for picture in studio.pictures(prompt.text, complexity(w, start), prompt.seed, options.seeds)
+                for picture in studio.pictures(prompt.text, sweep.condition(w, start), prompt.seed, options.seeds)
             ]
             scores["detail"].append([100 * each["detail"] for each in found])
             scores["kept"].append([share(each) for each in found])
@@ -118,20 +167,20 @@ def share(found: dict) -> float:
     return 100 * sum(asked) / len(asked)
 
 
-def chosen(scores: dict, seeds: list[int], tried: list[int]) -> int:
+def chosen(sweep: Sweep, scores: dict, seeds: list[int], tried: list[int]) -> int:
     """The setting that Choose Guidance takes of those `tried`, by the pictures of these seeds."""
     choice = of_pack("scoring.choice")
-    settings = {i: choice.Setting(str(i), *SETTINGS[i], plain=i == 0) for i in (0, *tried)}
+    settings = {i: choice.Setting(str(i), *sweep.settings[i], plain=i == 0) for i in (0, *tried)}
     rows = [(settings[i], scores["detail"][i][seed], scores["kept"][i][seed]) for i in settings for seed in seeds]
     return int(choice.choose(*zip(*rows, strict=True), choice.TOLERANCE).chosen.setting.label)
 
 
-def coarse_then_fine(scores: dict, seeds: list[int]) -> int:
+def coarse_then_fine(sweep: Sweep, scores: dict, seeds: list[int]) -> int:
     """As many settings as start layers and w values together, less one."""
-    first = [SETTINGS.index((COARSE, start), 2) for start in START_LAYERS]
-    best = chosen(scores, seeds, first)
-    start = SETTINGS[best][1] if best else START_LAYERS[-1]
-    return chosen(scores, seeds, [*first, *(SETTINGS.index((w, start), 2) for w in W_VALUES if w != COARSE)])
+    first = sweep.rows((sweep.coarse, start) for start in sweep.start_layers)
+    best = chosen(sweep, scores, seeds, first)
+    start = sweep.settings[best][1]
+    return chosen(sweep, scores, seeds, list(dict.fromkeys([*first, *sweep.rows((w, start) for w in sweep.w_values)])))
 
 
 def judged(done: list[dict], choose):
@@ -149,23 +198,22 @@ def judged(done: list[dict], choose):
     return made
 
 
-def report(done: list[dict], options) -> str:
+def report(sweep: Sweep, done: list[dict], options) -> str:
     import numpy as np
 
     from benchmarks.effect.statistics import difference
 
-    every = list(range(2, len(SETTINGS)))
+    every = sweep.rows(sweep.grid)
+    few = len(sweep.start_layers) + len(sweep.w_values) - 1
     fixed = judged(done, lambda scores, seeds: 1)
     ways = {
         "plain": judged(done, lambda scores, seeds: 0),
-        f"fixed: w {FIXED[0]:g}, start {FIXED[1]}": fixed,
-        f"chosen of {len(GRID)}": judged(done, lambda scores, seeds: chosen(scores, seeds, every)),
-        f"chosen, coarse then fine ({len(START_LAYERS) + len(W_VALUES) - 1} of {len(GRID)})": judged(done, coarse_then_fine),
+        f"fixed: {_named(sweep, 1)}": fixed,
+        f"chosen of {len(every)}": judged(done, lambda scores, seeds: chosen(sweep, scores, seeds, every)),
+        f"chosen, coarse then fine ({few} of {len(every)})": judged(done, lambda scores, seeds: coarse_then_fine(sweep, scores, seeds)),
     }
     best = max(every, key=lambda i: np.mean([scores["detail"][i] for scores in done]))
-    ways[f"the most detail on average: w {SETTINGS[best][0]:g}, start {SETTINGS[best][1]} (not chosen: known afterwards)"] = judged(
-        done, lambda scores, seeds: best
-    )
+    ways[f"the most detail on average: {_named(sweep, best)} (not chosen: known afterwards)"] = judged(done, lambda scores, seeds: best)
 
     def told(values, others) -> str:
         estimate = difference(values, others)
@@ -174,7 +222,7 @@ def report(done: list[dict], options) -> str:
     lines = [
         "# Settings that choose themselves",
         "",
-        f"By `python3 benchmarks/choice.py`: {len(done)} prompts of the small world, {options.seeds} seeds, {options.steps} steps. Chosen by the "
+        f"By `python3 benchmarks/choice.py{' --learned' * sweep.learned}`: {len(done)} prompts of the small world, {options.seeds} seeds, {options.steps} steps. Chosen by the "
         "pictures of one half of the seeds, judged on the other half. In brackets the change from the fixed setting, paired, with 95 % "
         "intervals over prompts.",
         "",
@@ -187,21 +235,26 @@ def report(done: list[dict], options) -> str:
         "",
         "## How many settings to try",
         "",
-        f"The same choice among some of the {len(GRID)} settings, drawn {DRAWS} times.",
+        f"The same choice among some of the {len(every)} settings, drawn {DRAWS} times.",
         "",
         "| tried | detail | what is asked for, % |",
         "| --- | --- | --- |",
     ]
     draw = np.random.default_rng(0)
-    for count in (1, 2, 3, 4, 6, 8, len(GRID)):
+    for count in (1, 2, 3, 4, 6, 8, len(every)):
         made = [
-            judged(done, lambda scores, seeds, tried=draw.choice(every, count, replace=False).tolist(): chosen(scores, seeds, tried))
-            for _ in range(DRAWS if count < len(GRID) else 1)
+            judged(done, lambda scores, seeds, tried=draw.choice(every, count, replace=False).tolist(): chosen(sweep, scores, seeds, tried))
+            for _ in range(DRAWS if count < len(every) else 1)
         ]
         lines.append(
             f"| {count} | {np.mean([each['detail'].mean() for each in made]):.1f} | {np.mean([each['kept'].mean() for each in made]):.1f} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _named(sweep: Sweep, row: int) -> str:
+    w, start = sweep.settings[row]
+    return f"w {w:g}, start {start}"
 
 
 if __name__ == "__main__":

@@ -41,13 +41,13 @@ def node(name, /, **inputs):
 
     cls = nodes.NODE_CLASS_MAPPINGS[name]
     if hasattr(cls, "define_schema"):
-        outputs = cls.execute(**_defaults(cls) | inputs)
+        outputs = cls.execute(**defaults(cls) | inputs)
         return getattr(outputs, "args", outputs)
     return getattr(cls(), cls.FUNCTION)(**inputs)
 
 
-def _defaults(cls):
-    """Of the inputs that the editor shows with a value, and that a prompt cannot leave out."""
+def defaults(cls):
+    """Of a node's inputs that the editor shows with a value, and that a prompt cannot leave out."""
     inputs = [each for each in cls.GET_SCHEMA().inputs if not each.optional]
     return {each.id: each.default for each in inputs if getattr(each, "default", None) is not None}
 

@@ -129,17 +129,27 @@ def test_seeds_as_a_batch_and_another_packs_scorer(client):
     assert np.allclose(means, list(bright.values()), atol=0.005)
 
 
-def test_the_template_runs_with_the_users_scorer(client):
+def test_the_template_goes_on_from_the_start_layer_of_its_first_round(client):
     prompt = json.loads((CHECKOUT / "workflows" / "api" / "sweep_score_choose.json").read_text(encoding="utf-8"))
+    titles = {each["_meta"]["title"]: name for name, each in prompt.items()}
     for each in prompt.values():
         if each["class_type"] == "LoadPictureScorer":
             each["inputs"]["scorer_name"] = "clip"
         if each["class_type"] == "KSampler":
             each["inputs"]["steps"] = 2
-        if each["class_type"] == "SweepModulationGuidance":
-            each["inputs"]["w_values"] = "0, 4"
-    pictures, _, _ = run(client, prompt)
-    by_title = {prompt[name]["_meta"]["title"]: its for name, its in pictures.items()}
+    reports = {"first": ["First round: is it detailed?", 1], "all": ["All: is it detailed?", 1], "label": ["Choose of all", 1]}
+    prompt |= {name: node("PreviewAny", source=[titles[title], slot]) for name, (title, slot) in reports.items()}
+    pictures, texts, _ = run(client, prompt)
+    scores = {
+        name: {line.split(" | ")[0].strip("| "): float(line.split(" | ")[1]) for line in texts[name].splitlines()[2:]}
+        for name in ("first", "all")
+    }
+    start = texts[titles["Start layer, as text"]]
+    assert list(scores["first"]) == ["plain", "w 4, start 0", "w 4, start 2", "w 4, start 4"]
+    assert list(scores["all"]) == [*scores["first"], *(f"w {w}, start {start}" for w in (2, 6, 8))], "both rounds, nothing drawn twice"
+    assert all(scores["all"][label] == score for label, score in scores["first"].items())
+    assert texts["label"] in scores["all"]
+    by_title = {prompt[name]["_meta"]["title"]: its for name, its in pictures.items() if "_meta" in prompt[name]}
     assert by_title["All settings, and why"][0].shape[1] == 1280
     assert [picture.shape for picture in by_title["With the chosen setting"]] == [(80, 80, 3)]
 

@@ -59,7 +59,7 @@ READERS = {
     ),
     "node": ("prompts.txt", lambda path: queued(path.name), "Distill Pooled Projection: prompts_file 'prompts.txt' "),
     "command": ("prompts.txt", lambda path: command_lines("--prompts", path), "--prompts .*prompts.txt "),
-    "effect": ("prompts.txt", lambda path: draw_own(None, None, Namespace(prompts_file=path)), "--prompts-file .*prompts.txt "),
+    "effect": ("prompts.txt", lambda path: draw_own(None, None, None, Namespace(prompts_file=path)), "--prompts-file .*prompts.txt "),
 }
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import http.client
 import json
 import os
 import shutil
@@ -165,9 +166,11 @@ class Client:
         try:
             with opener(self.url).open(request, timeout=60) as answer:
                 return answer.read()
-        except urllib.error.HTTPError:
+        except urllib.error.HTTPError as error:
+            if error.code in (502, 503, 504):  # of what stands before the server
+                raise ConnectionError(f"{self.url} does not answer: {error}") from error
             raise
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             raise ConnectionError(f"{self.url} does not answer: {getattr(error, 'reason', error)}") from error
 
     def choices(self, class_type, name):
@@ -222,7 +225,10 @@ class Client:
 
     def images(self, prompt_id):
         """{node id: [file's bytes]} of a finished prompt's saved images."""
-        outputs = self.get(f"/history/{prompt_id}")[prompt_id]["outputs"]
+        return self.files(self.get(f"/history/{prompt_id}")[prompt_id]["outputs"])
+
+    def files(self, outputs):
+        """The same from the outputs that the history has."""
         return {
             node: [self.request("/view?" + urllib.parse.urlencode(image)) for image in output["images"]]
             for node, output in outputs.items()

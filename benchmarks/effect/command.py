@@ -1,114 +1,23 @@
-"""What guidance does to pictures: counting, color, position, detail, sharpness and adherence, measured on the host.
+"""effect.py: its modes, each from the arguments to what is written."""
 
-    python benchmarks/effect.py                      on the small world (tools/small_world), at most half an hour on 2 cores
-    python benchmarks/effect.py --quick              the same as a smoke run: one prompt a set, one seed, 2 steps
-    python benchmarks/effect.py --variance           Scale Text Variance, on kinds that training never showed and on others: variance.md
-    python benchmarks/effect.py --projection         the distilled projection on the small world's text-blind model: projection.md
-    python benchmarks/effect.py --learned flux       directions learned from words: learned_flux.md and .png; or wan, which is text-blind
-    python benchmarks/effect.py --diffusion-model FILE --text-encoder FILE [FILE] --clip-type flux --vae FILE \\
-        --prompts-file FILE [--preset NAME | --positive TEXT --negative TEXT] [--w ...] [--start-layers ...] [--scorer SCORER [SCORER ...]]
-
-On the small world it writes effect.json, table.md, pareto.png, detail_by_w.png and grid.png; with your own models each picture and
-a grid per prompt, and with scorers (folders of CLIP models, PickScore among them, files of aesthetic heads, or a function you have installed of
-a picture (H, W, 3), float in [0, 1], and its prompt) scores.json and table.md; with two, which setting has the most of the first at
-little lost of the second: choice.png.
-Cut at any time, it goes on where it was. Nothing is downloaded but the host where there is none.
-"""
-
-import argparse
 import json
 import os
+import re
 import signal
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 from benchmarks.in_process import PACK, load_host
 from tools.files import write_whole
 from tools.host import ensure_host, run_under
-from tools.options import finite
 from tools.packages import SetupError
 
-from .settings import LEARNED_SETS
+from .arguments import SAMPLING, arguments
 
 SMALL_WORLD = PACK / "tools" / "small_world" / "weights"
 SMALL_ENCODER = PACK / "out" / "small_world" / "small_world_clip_l.safetensors"
-SMALL_DEFAULTS = {"seeds": 4, "steps": 20, "size": 80}
-SAMPLING = {
-    "flux": {"cfg": 3.0},
-    # The shift is what its training pays most attention to; the host's of 8 is for videos.
-    "wan": {"cfg": 6.0, "sampler": "dpmpp_2m", "shift": 1.0},
-}
 MOST_WORKERS = 4
 DRAWN = 300  # held-out drawn scenes that the measures' scale is told from
-OWN_DEFAULTS = {"seeds": 1, "steps": 4, "cfg": 1.0, "size": 1024}
-
-
-def arguments(given=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="folder for the results (default out/effect, with your own models out/effect_own)")
-    parser.add_argument("--seeds", type=int, help="pictures of each prompt and condition (default 4; your own models 1)")
-    parser.add_argument("--steps", type=int, help="sampling steps (default 20; your own models 4)")
-    parser.add_argument("--cfg", type=finite, help="classifier-free guidance, negative prompt empty (default 3; your own models 1)")
-    parser.add_argument("--text-encoder", type=Path, nargs="+", metavar="FILE", help="(small world: written once where it is not yet)")
-    small = parser.add_argument_group("on the small world")
-    small.add_argument("--prompts", type=int, help="prompts in each set (default 24 general ones, 32 in the others; learned: 16)")
-    small.add_argument(
-        "--variance", action="store_true", help="Scale Text Variance instead, on kinds that training never showed and on others"
-    )
-    small.add_argument("--projection", action="store_true", help="the distilled projection instead, on the small world's text-blind model")
-    small.add_argument("--learned", choices=SAMPLING, help="directions learned from words instead, on that model")
-    small.add_argument("--sets", nargs="+", choices=LEARNED_SETS, default=[*LEARNED_SETS], help="those that --learned draws (default all)")
-    small.add_argument("--quick", action="store_true", help="one prompt a set, one seed, 2 steps: do all conditions run?")
-    small.add_argument("--workers", type=int, help="processes that draw, 1.5 GB each (default: as many as cores, at most 4; GPU 1)")
-    own = parser.add_argument_group("on your own models")
-    own.add_argument("--diffusion-model", type=Path, metavar="FILE")
-    own.add_argument("--vae", type=Path, metavar="FILE")
-    own.add_argument("--clip-type", default="flux", help="the text encoder loader's type (default flux)")
-    own.add_argument("--prompts-file", type=Path, metavar="FILE", help="a prompt on each line")
-    own.add_argument("--preset", help="a direction of the Guidance Preset node (default complexity)")
-    own.add_argument("--positive", help="p+ of a direction of your own")
-    own.add_argument("--negative", help="p- of it")
-    own.add_argument("--w", type=finite, nargs="+", default=[0.0, 1.5, 3.0, 6.0], help="guidance scales (default 0 1.5 3 6)")
-    own.add_argument("--start-layers", type=int, nargs="+", default=[0, 5, 10], help="first guided layers (default 0 5 10)")
-    own.add_argument("--size", type=int, help="width and height in pixels (default 1024)")
-    own.add_argument(
-        "--scorer",
-        nargs="+",
-        metavar="SCORER",
-        help="scores pictures for their prompts: a path as Load Picture Scorer reads it, or MODULE:FUNCTION",
-    )
-    options = parser.parse_args(given)
-    check(parser, options)
-    if options.quick:
-        options.prompts, options.seeds, options.steps = options.prompts or 1, options.seeds or 1, options.steps or 2
-    options.model = options.learned or ("wan" if options.projection else "flux")
-    defaults = OWN_DEFAULTS if options.diffusion_model else SMALL_DEFAULTS | {"cfg": SAMPLING[options.model]["cfg"]}
-    for name, value in defaults.items():
-        if getattr(options, name) is None:
-            setattr(options, name, value)
-    kind = "_own" if options.diffusion_model else "_quick" * options.quick + (f"_learned_{options.learned}" if options.learned else "")
-    options.out = options.out or PACK / "out" / f"effect{kind}"
-    return options
-
-
-def check(parser, options):
-    """Ends with what to do about arguments that cannot work."""
-    if options.diffusion_model:
-        needed = {"--text-encoder": options.text_encoder, "--vae": options.vae, "--prompts-file": options.prompts_file}
-        missing = [name for name, value in needed.items() if not value]
-        if missing:
-            parser.error(f"--diffusion-model needs {', '.join(missing)} too")
-    elif options.vae or options.prompts_file or options.size:
-        parser.error("--vae, --prompts-file and --size go with --diffusion-model")
-    if (options.positive is None) != (options.negative is None) or (options.positive and options.preset):
-        parser.error("give --positive and --negative together, or --preset")
-    for file in (options.diffusion_model, options.vae, options.prompts_file, *(options.text_encoder or ())):
-        if file and not file.is_file():
-            parser.error(f"there is no file {file}")
-    for name in ("prompts", "seeds", "steps", "size", "workers"):
-        if getattr(options, name) is not None and getattr(options, name) < 1:
-            parser.error(f"--{name} must be at least 1")
 
 
 def main():
@@ -274,12 +183,24 @@ def drawn_scale():
 
 
 def own_models(options):
-    """Pictures, a grid per prompt, and scores where there is a scorer."""
-    from benchmarks.effect.own import run
+    """Pictures, grids, and scores where there is a scorer."""
+    from benchmarks.effect.own import Here, run
+    from benchmarks.effect.servers import Servers
     from benchmarks.effect.settings import Files, Settings
-    from benchmarks.effect.studio import Studio
 
-    files = Files(options.diffusion_model, tuple(options.text_encoder), options.vae, options.clip_type)
-    studio = Studio(files, Settings(options.steps, options.cfg, options.size))
-    for path in run(studio, files, options):
+    files = Files(options.diffusion_model, tuple(options.text_encoder), options.vae, options.clip_type, directions=named(options.direction))
+    settings = Settings(options.steps, options.cfg, options.size)
+    painter = Servers(options.servers, files, settings) if options.servers else Here(files, settings)
+    for path in run(painter, files, settings, options):
         print(path)
+
+
+def named(directions):
+    """{file name without its ending: the direction} of files, or of names in a server's folder."""
+    names = {}
+    for each in directions:
+        name = re.split(r"[/\\\\]", str(each))[-1].rpartition(".")[0] or str(each)
+        if name.casefold() in (known.casefold() for known in names):
+            raise ValueError(f"--direction: two files are called {name}, which names them in the table. Rename one.")
+        names[name] = each
+    return names

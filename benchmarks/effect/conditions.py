@@ -21,7 +21,7 @@ class Condition:
     preset: a Guidance Preset, whose subject is the prompt where it needs one; or sides: p+ and p- written out.
     learned: a direction that was learned, by its name among the files', in place of both.
     w: guidance scale; with none of these there is no guidance.
-    schedule: one of SCHEDULES, or "" for all layers from start_layer on.
+    schedule: one of SCHEDULES, or what Layer Schedule (Text) reads; "" for all layers from start_layer on.
     words: put after the prompt itself.
     variance: the scale of Scale Text Variance.
     base: on a text-blind model, whether its projection is given the prompt's own pooled text beside the direction.
@@ -62,6 +62,13 @@ class Condition:
         rest += [f", from {self.since:.0%} of sampling"] * (self.since > 0)
         direction = f"learned {self.learned}" if self.learned else self.preset or self.sides[0]
         return f"{direction}, w {self.w:g}, {layers}{''.join(rest)}"
+
+
+def schedule_of(condition: Condition) -> tuple[str, dict]:
+    """The node that makes it, and its inputs."""
+    if not condition.schedule:
+        return "GuidanceLayerSchedule", {"start_layer": condition.start_layer}
+    return SCHEDULES.get(condition.schedule, ("GuidanceLayerScheduleText", {"layers": condition.schedule}))
 
 
 PLAIN = Condition()

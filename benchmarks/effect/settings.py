@@ -9,14 +9,17 @@ LEARNED_SETS = {"general": 1, "turned": 2, "both_ways": 1}  # of effect.py --lea
 
 @dataclass(frozen=True)
 class Files:
-    """A model's files and CLIPLoader's type for it; projection: of a text-blind model; directions: learned ones, by name."""
+    """A model's files and CLIPLoader's type for it; projection: of a text-blind model; directions: learned ones, by name.
 
-    diffusion_model: Path
-    text_encoders: tuple[Path, ...]
-    vae: Path
+    A file that is no Path but a str is one in the models folders of a server, by the name it has there.
+    """
+
+    diffusion_model: Path | str
+    text_encoders: tuple[Path | str, ...]
+    vae: Path | str
     clip_type: str
     projection: Path | None = None
-    directions: Mapping[str, Path] = field(default_factory=dict)
+    directions: Mapping[str, Path | str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
