@@ -19,6 +19,7 @@ from .base import (
     TextTokens,
 )
 from .chroma import CHROMA
+from .cogvideox import COGVIDEOX
 from .cosmos1 import COSMOS1
 from .cosmos_predict2 import COSMOS_PREDICT2
 from .ernie_image import ERNIE_IMAGE
@@ -62,6 +63,7 @@ FAMILIES: tuple[Family, ...] = (
     ERNIE_IMAGE,
     OMNIGEN2,
     PIXART,
+    COGVIDEOX,
 )
 
 __all__ = [
