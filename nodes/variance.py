@@ -24,7 +24,7 @@ class ScaleTextVariance(io.ComfyNode):
             category=CATEGORY,
             description="Meant to bring out rare concepts: spreads the text tokens further from their mean before each block where text "
             "and image attend to each other. For FLUX.1, FLUX.2, Chroma, SD3 / SD3.5, HiDream, HunyuanVideo (1.5 too), Qwen-Image, "
-            "AuraFlow and Mochi. Can be combined with Apply Modulation Guidance; used twice, the scales multiply.",
+            "AuraFlow, CogVideoX and Mochi. Can be combined with Apply Modulation Guidance; used twice, the scales multiply.",
             search_aliases=[
                 "rare concepts",
                 "text variance",

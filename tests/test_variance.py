@@ -12,7 +12,7 @@ from support.families.hunyuan_video import REPLACE, TEXT_TO_VIDEO
 from support.families.kandinsky5 import KANDINSKY5_VIDEO
 from support.families.mochi import MOCHI
 from support.families.sd3 import SD3, SD35_MEDIUM
-from support.text_blind_families import AURAFLOW, CHROMA, FLUX2, HUNYUAN_VIDEO15, QWEN_IMAGE
+from support.text_blind_families import AURAFLOW, CHROMA, FLUX2, HUNYUAN_VIDEO15, OF_COGVIDEOX, QWEN_IMAGE
 from support.text_variance import (
     Counting,
     FluxSmall,
@@ -43,6 +43,7 @@ FAMILIES = (
     CHROMA,
     HUNYUAN_VIDEO15,
     replace(AURAFLOW, output_scale=1.0),
+    *OF_COGVIDEOX,
 )
 
 

@@ -7,6 +7,7 @@ from .base import Family
 from .blocks import RESULT, BlockInput, Injection
 from .call import Call, OncePerPrompt, Sampling
 from .chroma import CHROMA
+from .cogvideox import COGVIDEOX
 from .cosmos1 import COSMOS1
 from .cosmos_predict2 import COSMOS_PREDICT2
 from .ernie_image import ERNIE_IMAGE
@@ -51,6 +52,7 @@ FAMILIES: tuple[Family, ...] = (
     ERNIE_IMAGE,
     OMNIGEN2,
     PIXART,
+    COGVIDEOX,
 )
 
 __all__ = [

@@ -24,6 +24,11 @@ from comfy.ldm.wan.model import VaceWanModel, WanModel
 from support.learned import Learned
 from support.text_blind import HIDDEN, Blind
 
+try:
+    from comfy.ldm.cogvideo.model import CogVideoXTransformer3DModel as CogVideoX
+except ModuleNotFoundError:  # ComfyUI before 0.24
+    CogVideoX = None
+
 CONTEXT = 16
 OPERATIONS = {"operations": comfy.ops.disable_weight_init}
 DOUBLE_AND_SINGLE = (("double_blocks", "txt", "all"), ("single_blocks", "x", "first"))
@@ -495,7 +500,27 @@ PIXART = TimeShifted(
     width=48,
 )
 
-FAMILIES = (WAN, QWEN_IMAGE, FLUX2, LUMINA2, CHROMA, LTXV, HUNYUAN_VIDEO15, COSMOS1, AURAFLOW, ERNIE_IMAGE, OMNIGEN2, PIXART)
+COGVIDEOX_DIMS = dict(num_attention_heads=1, time_embed_dim=48, text_embed_dim=CONTEXT, num_layers=5, use_rotary_positional_embeddings=True)
+
+COGVIDEOX = TimeShifted(
+    name="CogVideoX",
+    model=built(CogVideoX, COGVIDEOX_DIMS),
+    output="proj_out.weight",
+    prompt=_tokens,
+    latent=(16, 2, 4, 4),
+    text=("context",),
+    joint=(("blocks", "encoder_hidden_states", "all"),),
+    layers=(("blocks", "temb"),),
+    head=("norm_out", "temb"),
+    depth=5,
+    start_layer=0,
+    sigma_max=2.5,
+    embedder="time_embedding_linear_2",
+    width=48,
+)
+OF_COGVIDEOX = (COGVIDEOX,) if CogVideoX else ()
+
+FAMILIES = (WAN, QWEN_IMAGE, FLUX2, LUMINA2, CHROMA, LTXV, HUNYUAN_VIDEO15, COSMOS1, AURAFLOW, ERNIE_IMAGE, OMNIGEN2, PIXART, *OF_COGVIDEOX)
 VARIANTS = (VACE, Z_IMAGE)
 
 

@@ -9,12 +9,15 @@ from comfy.ldm.flux.model import Flux
 from comfy.ldm.hunyuan_video.model import HunyuanVideo
 from comfy.ldm.lightricks.model import LTXVModel
 from comfy.ldm.lightricks.symmetric_patchifier import SymmetricPatchifier, latent_to_pixel_coords
+from comfy.ldm.pixart.pixartms import PixArtMS
 from comfy.ldm.wan.model import CameraWanModel, HumoWanModel, SCAILWanModel, WanModel
 from comfy.ldm.wan.model_animate import AnimateWanModel
 
 from support.families.small import drawing
 from support.text_blind_families import (
     CHROMA,
+    COGVIDEOX,
+    COGVIDEOX_DIMS,
     COSMOS1,
     FLUX2,
     FLUX2_DIMS,
@@ -22,10 +25,13 @@ from support.text_blind_families import (
     HUNYUAN_VIDEO15,
     LTXV,
     LTXV_DIMS,
+    PIXART,
+    PIXART_DIMS,
     QWEN_IMAGE,
     WAN,
     WAN_DIMS,
     Z_IMAGE,
+    CogVideoX,
     TimeShifted,
     built,
     config_of,
@@ -163,6 +169,26 @@ HUNYUAN_IMAGE = _variant(
     config=config_of("HunyuanImage21", _IMAGE21, "hunyuan_video"),
     latent=(64, 4, 4),
 )
+_MICRO = PIXART_DIMS | dict(hidden_size=48, micro_condition=True)
+PIXART_ALPHA = _variant(
+    PIXART,
+    "PixArt-alpha of 1024 px, size and shape as they are",
+    model=built(PixArtMS, _MICRO),
+    config=config_of("PixArtAlpha", _MICRO, "pixart_alpha"),
+    latent=(4, 34, 38),
+    embedder_is_y=False,
+)
+PIXART_ALPHA_SIZED = replace(
+    PIXART_ALPHA, label="PixArt-alpha of 1024 px, size and shape given", settings=(("width", 1360), ("height", 768))
+)
+_IMAGE_TO_VIDEO = COGVIDEOX_DIMS | dict(in_channels=32, patch_size_t=2, ofs_embed_dim=48)
+COGVIDEOX_IMAGE = _variant(
+    COGVIDEOX,
+    "CogVideoX 1.5, image to video",
+    model=built(CogVideoX, _IMAGE_TO_VIDEO),
+    settings=(("concat_latent_image", drawing(30)(1, 16, 2, 4, 4)), ("ofs", torch.tensor([3.0]))),
+    embedder_is_y=False,
+)
 
 VARIANTS = (
     WAN_OF_FRAMES,
@@ -182,6 +208,9 @@ VARIANTS = (
     HUNYUAN_VIDEO_FRAME,
     HUNYUAN_VIDEO_MEANFLOW,
     HUNYUAN_IMAGE,
+    PIXART_ALPHA,
+    PIXART_ALPHA_SIZED,
+    *((COGVIDEOX_IMAGE,) if CogVideoX else ()),
 )
 
 HUNYUAN_IMAGE_MEANFLOW = _variant(
