@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -291,7 +292,7 @@ def _injected(
     for layer, target in enumerate(targets):
         # What tells this layer's shift from another's.
         layers.setdefault((*(terms.key(layer) for terms in sums), target.carry), []).append(layer)
-    changes = {}
+    changes: dict[tuple, Any] = {}
     for carry in {target.carry for target in targets} - {None}:
         keys = [key for key in layers if key[-1] is carry]
         firsts = [layers[key][0] for key in keys]
