@@ -5,7 +5,7 @@ from typing_extensions import override
 
 from ..training.direction import check_words, learn_direction
 from ..training.settings import LARGEST_RATE, Settings
-from .distillation import Shown, changed, check_clip, further_inputs, lines_of, lines_of_file
+from .distillation import CACHE, Shown, changed, check_clip, further_inputs, lines_of, lines_of_file
 from .queue_errors import checked, unmade
 from .sockets import CATEGORY, Direction, check_sockets
 
@@ -112,7 +112,7 @@ class DistillGuidanceDirection(io.ComfyNode):
 
     @classmethod
     @override
-    def execute(cls, model, clip, prompts, positive, negative, direction=None, prompts_file="", cache=4.0, **settings) -> io.NodeOutput:
+    def execute(cls, model, clip, prompts, positive, negative, direction=None, prompts_file="", cache=CACHE, **settings) -> io.NodeOutput:
         check_clip(NAME, clip)
         check_sockets(cls, model=model, clip=clip, direction=direction)
         settings = Settings(cache=cache * 1024**3, **settings)

@@ -15,13 +15,14 @@ from ..model_patches.quoting import quoted
 from ..model_patches.text_files import read_text
 from ..pooled_proj.projection import INJECTIONS, POOLINGS
 from ..training.projection import ProjectionSettings, distill
-from ..training.settings import DATA, LARGEST_RATE, PRECISIONS
+from ..training.settings import DATA, LARGEST_RATE, PRECISIONS, Settings
 from .queue_errors import checked, unmade
 from .saving import can_be_a_path
 from .sockets import CATEGORY, Projection, check_sockets
 
 NAME = "Distill Pooled Projection"
 TEXT_EVERY = 0.5  # seconds
+CACHE = Settings.cache / 1024**3  # GB
 
 
 class DistillPooledProjection(io.ComfyNode):
@@ -137,56 +138,11 @@ class DistillPooledProjection(io.ComfyNode):
 
     @classmethod
     @override
-    def execute(
-        cls,
-        model,
-        clip,
-        prompts,
-        steps,
-        batch_size,
-        learning_rate,
-        width,
-        height,
-        seed,
-        pooling,
-        injection,
-        pooled_clip=None,
-        projection=None,
-        prompts_file="",
-        accumulation=1,
-        checkpointing=True,
-        frames=1,
-        data="samples",
-        samples_per_prompt=2,
-        sample_steps=8,
-        cfg=1.0,
-        pairs=4,
-        cache=4.0,
-        precision="auto",
-    ) -> io.NodeOutput:
+    def execute(cls, model, clip, prompts, pooled_clip=None, projection=None, prompts_file="", cache=CACHE, **settings) -> io.NodeOutput:
         check_clip(NAME, clip)
         check_sockets(cls, model=model, clip=clip, pooled_clip=pooled_clip, projection=projection)
-        settings = ProjectionSettings(
-            steps=steps,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            width=width,
-            height=height,
-            seed=seed,
-            pooling=pooling,
-            injection=injection,
-            frames=frames,
-            accumulation=accumulation,
-            checkpointing=checkpointing,
-            data=data,
-            samples_per_prompt=samples_per_prompt,
-            sample_steps=sample_steps,
-            cfg=cfg,
-            pairs=pairs,
-            cache=cache * 1024**3,
-            precision=precision,
-        )
-        with Shown(cls.hidden, steps) as show:
+        settings = ProjectionSettings(cache=cache * 1024**3, **settings)
+        with Shown(cls.hidden, settings.steps) as show:
             made = distill(model, clip, lines_of(NAME, prompts, prompts_file), settings, pooled_clip, projection, show)
         return io.NodeOutput(made.projection, {"loss": made.losses}, len(made.losses))
 
@@ -203,7 +159,7 @@ def further_inputs(kept: str) -> list:
         ),
         io.Int.Input(
             "accumulation",
-            default=1,
+            default=Settings.accumulation,
             min=1,
             max=4096,
             optional=True,
@@ -212,7 +168,7 @@ def further_inputs(kept: str) -> list:
         ),
         io.Boolean.Input(
             "checkpointing",
-            default=True,
+            default=Settings.checkpointing,
             optional=True,
             advanced=True,
             tooltip="Gradient checkpointing: recomputes each block instead of keeping its intermediate results. About a third slower, much "
@@ -220,7 +176,7 @@ def further_inputs(kept: str) -> list:
         ),
         io.Int.Input(
             "frames",
-            default=1,
+            default=Settings.frames,
             min=1,
             max=4096,
             optional=True,
@@ -230,7 +186,7 @@ def further_inputs(kept: str) -> list:
         io.Combo.Input(
             "data",
             options=list(DATA),
-            default="samples",
+            default=Settings.data,
             optional=True,
             advanced=True,
             tooltip="samples: trains on images that the model generates first. noise: no images, only noise on empty latents; starts at "
@@ -238,7 +194,7 @@ def further_inputs(kept: str) -> list:
         ),
         io.Int.Input(
             "samples_per_prompt",
-            default=2,
+            default=Settings.samples_per_prompt,
             min=1,
             max=1024,
             optional=True,
@@ -247,7 +203,7 @@ def further_inputs(kept: str) -> list:
         ),
         io.Int.Input(
             "sample_steps",
-            default=8,
+            default=Settings.sample_steps,
             min=1,
             max=1000,
             optional=True,
@@ -256,7 +212,7 @@ def further_inputs(kept: str) -> list:
         ),
         io.Float.Input(
             "cfg",
-            default=1.0,
+            default=Settings.cfg,
             min=0.0,
             max=100.0,
             step=0.1,
@@ -266,7 +222,7 @@ def further_inputs(kept: str) -> list:
         ),
         io.Int.Input(
             "pairs",
-            default=4,
+            default=Settings.pairs,
             min=1,
             max=1024,
             optional=True,
@@ -275,7 +231,7 @@ def further_inputs(kept: str) -> list:
         ),
         io.Float.Input(
             "cache",
-            default=4.0,
+            default=CACHE,
             min=0.0,
             max=4096.0,
             step=0.5,
@@ -286,7 +242,7 @@ def further_inputs(kept: str) -> list:
         io.Combo.Input(
             "precision",
             options=list(PRECISIONS),
-            default="auto",
+            default=Settings.precision,
             optional=True,
             advanced=True,
             tooltip=f"Data type the model computes in. auto: the same as for sampling. {kept}",

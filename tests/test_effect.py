@@ -452,3 +452,11 @@ def test_arguments_that_cannot_work_are_refused_with_a_sentence(given, message, 
     with pytest.raises(SystemExit):
         command.arguments(given)
     assert message in capsys.readouterr().err
+
+
+def test_more_workers_than_windows_waits_for_are_refused_there(capsys, monkeypatch):
+    monkeypatch.setattr(command, "MOST_AT_ONCE", 61)  # which it is on Windows
+    with pytest.raises(SystemExit):
+        command.arguments(["--workers", "62"])
+    assert "--workers must be at most 61 on Windows" in capsys.readouterr().err
+    assert command.arguments(["--workers", "61"]).workers == 61

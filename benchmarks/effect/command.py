@@ -17,6 +17,7 @@ Cut at any time, it goes on where it was. Nothing is downloaded but the host whe
 
 import argparse
 import json
+import math
 import os
 import signal
 import sys
@@ -36,6 +37,7 @@ SAMPLING = {
     "wan": {"cfg": 6.0, "sampler": "dpmpp_2m", "shift": 1.0},
 }
 MOST_WORKERS = 4
+MOST_AT_ONCE = 61 if os.name == "nt" else math.inf  # processes that Windows waits for
 DRAWN = 300  # held-out drawn scenes that the measures' scale is told from
 OWN_DEFAULTS = {"seeds": 1, "steps": 4, "cfg": 1.0, "size": 1024}
 
@@ -104,6 +106,8 @@ def check(parser, options):
     for name in ("prompts", "seeds", "steps", "size", "workers"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             parser.error(f"--{name} must be at least 1")
+    if (options.workers or 1) > MOST_AT_ONCE:
+        parser.error(f"--workers must be at most {MOST_AT_ONCE} on Windows, which waits for no more processes at once")
 
 
 def main():
