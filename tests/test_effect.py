@@ -10,7 +10,7 @@ from comfy.patcher_extension import WrappersMP
 from PIL import Image
 from support.scorers import write_clip
 
-from benchmarks.effect import command, learned, variance
+from benchmarks.effect import arguments, command, learned, variance
 from benchmarks.effect.conditions import EMPTY, IN_WORDS, PLAIN, SCHEDULES, SHARPNESS, ZEROED, Condition, complexity, of_set
 from benchmarks.effect.prompts import PROMPTS, prompt_set
 from benchmarks.effect.results import Results
@@ -532,3 +532,11 @@ def test_arguments_that_cannot_work_are_refused_with_a_sentence(given, message, 
     with pytest.raises(SystemExit):
         command.arguments(given)
     assert message in capsys.readouterr().err
+
+
+def test_more_workers_than_windows_waits_for_are_refused_there(capsys, monkeypatch):
+    monkeypatch.setattr(arguments, "MOST_WORKERS", 61)  # which it is on Windows
+    with pytest.raises(SystemExit):
+        command.arguments(["--workers", "62"])
+    assert "--workers must be at most 61 on Windows" in capsys.readouterr().err
+    assert command.arguments(["--workers", "61"]).workers == 61

@@ -10,6 +10,7 @@ import torch
 from support.flux import direction, node
 
 import nodes as host_nodes
+from benchmarks.in_process import of_pack
 
 OURS = {
     "EncodeGuidanceDirection": (["clip", "positive", "negative"], ["direction"]),
@@ -103,9 +104,11 @@ def test_a_default_stands_once(node_id):
     cls = host_nodes.NODE_CLASS_MAPPINGS[node_id]
     taken = signature(cls.execute).parameters
     for given in cls.GET_SCHEMA().inputs:
+        said = getattr(given, "default", None)
         if given.id not in taken:  # among the settings that are handed on as they come
+            assert not given.optional or said == getattr(of_pack("training.settings").Settings, given.id), given.id
             continue
-        default, said = taken[given.id].default, getattr(given, "default", None)
+        default = taken[given.id].default
         if not given.optional:
             assert default is Parameter.empty, f"{given.id} = {default} in execute"
         elif said is not None:

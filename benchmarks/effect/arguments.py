@@ -22,6 +22,8 @@ Cut at any time, it goes on where it was. Nothing is downloaded but the host whe
 
 import argparse
 import json
+import math
+import os
 from pathlib import Path
 
 from benchmarks.in_process import PACK
@@ -35,6 +37,7 @@ SAMPLING = {
     # The shift is what its training pays most attention to; the host's of 8 is for videos.
     "wan": {"cfg": 6.0, "sampler": "dpmpp_2m", "shift": 1.0},
 }
+MOST_WORKERS = 61 if os.name == "nt" else math.inf  # processes that Windows waits for
 OWN_DEFAULTS = {"seeds": 1, "steps": 4, "cfg": 1.0, "size": 1024}
 
 
@@ -124,3 +127,5 @@ def check(parser, options):
     for name in ("prompts", "seeds", "steps", "size", "workers"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             parser.error(f"--{name} must be at least 1")
+    if (options.workers or 1) > MOST_WORKERS:
+        parser.error(f"--workers must be at most {MOST_WORKERS} on Windows, which waits for no more processes at once")
