@@ -61,3 +61,9 @@ def inference_mode():
     """Nodes run under inference mode in the host."""
     with torch.inference_mode():
         yield
+
+
+@pytest.fixture(scope="module")
+def model(small):
+    """Of the `small` one of the file, loaded once for all its tests."""
+    return small.load()

@@ -15,11 +15,6 @@ def small():
 
 
 @pytest.fixture(scope="module")
-def model(small):
-    return small.load()
-
-
-@pytest.fixture(scope="module")
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("modulation_guidance")
     return {

@@ -5,18 +5,14 @@ import re
 import pytest
 from support.flux import apply, node
 from support.text_blind import loaded, own, write
-from support.text_blind_families import CONTEXT, FAMILIES, network
+from support.text_blind_families import FAMILIES
 from support.text_blind_variants import wan
+from support.time_shift import CONTEXT, network
 
 
 @pytest.fixture(scope="module", params=FAMILIES, ids=lambda small: small.name)
 def small(request):
     return request.param
-
-
-@pytest.fixture(scope="module")
-def model(small):
-    return small.load()
 
 
 def refused(model, direction, words, **inputs):

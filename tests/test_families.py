@@ -18,8 +18,9 @@ from support.families import FAMILIES, NEWBIE, VARIANTS, newbie
 from support.flux import apply, controlnet, direction, flux, node
 from support.text_blind import ANIMA, COSMOS, form_a, form_b, loaded, own, write
 from support.text_blind_families import FAMILIES as BLIND
-from support.text_blind_families import LUMINA2, QWEN_IMAGE, VACE, WAN, network
+from support.text_blind_families import LUMINA2, QWEN_IMAGE, VACE, WAN
 from support.text_blind_families import VARIANTS as BLIND_VARIANTS
+from support.time_shift import network
 from test_matrix import FLUX, _sd3_controlnet
 
 RESULT, families, family_of = (

@@ -8,7 +8,7 @@ import node_helpers
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
-from support import flux, text_blind_families
+from support import flux, text_blind_families, time_shift
 from support.families import FAMILIES
 from support.families.small import Small
 from support.text_blind import loaded, own, write
@@ -85,7 +85,7 @@ def test_every_family_can_be_inspected(small: Small):
 @pytest.mark.parametrize("small", text_blind_families.FAMILIES, ids=lambda small: small.name)
 def test_text_blind_models_are_inspected_through_a_projection(small, pooling, tmp_path):
     """With directions of the model's own text, and of another encoder, whose tokens the model could not read."""
-    file = own(text_blind_families.network(small), pooling, "time embedding", small.name)
+    file = own(time_shift.network(small), pooling, "time embedding", small.name)
     model, projection = small.load(), loaded(write(tmp_path / "projection.safetensors", *file))
     directions = [
         small.pooled_direction(seed, text_blind_families.CONTEXT) if pooling == "clip" else small.direction(seed) for seed in (10, 20)

@@ -5,13 +5,13 @@ from dataclasses import dataclass, replace
 import comfy.ops
 import pytest
 import torch
-from support import families, text_blind, text_blind_families
+from support import families, text_blind, text_blind_families, time_shift
 from support.families import HIDREAM_I1, KANDINSKY5_VIDEO, NEWBIE, SD35_MEDIUM, TEXT_TO_VIDEO
 from support.families.small import default_term
 from support.families.small import reference as families_reference
 from support.flux import apply, node, schedule
 from support.text_blind import ANIMA, COSMOS, form_b, loaded, own, weights_from, write
-from support.text_blind_families import CONTEXT, Term, network
+from support.time_shift import CONTEXT, Term, network
 from test_matrix import FLUX
 from torch import nn
 
@@ -104,7 +104,7 @@ def test_families_with_pooled_text_are_guided(small):
 @pytest.mark.parametrize("small", text_blind_families.FAMILIES, ids=lambda small: small.name)
 def test_text_blind_families_are_guided(small, tmp_path):
     small, model = of_kind(small, StateOnWeight)
-    expected = text_blind_families.reference(small, model, Term(network(small), [0, 1, 1, 1, 0, 0]))
+    expected = time_shift.reference(small, model, Term(network(small), [0, 1, 1, 1, 0, 0]))
     assert_equal_and_moved(small, model, with_projection(small, model, tmp_path, network(small)), expected)
 
 

@@ -8,7 +8,7 @@ from inspect import signature
 import comfy.sd
 import pytest
 import torch
-from support import families, flux, text_blind, text_blind_families
+from support import families, flux, text_blind, text_blind_families, time_shift
 from support.families.small import term as small_term
 from support.flux import apply, node, schedule
 from support.learned import Learned, learned, shifts
@@ -40,7 +40,7 @@ def reference(small, model, *terms):
     if small is Flux:
         return flux.reference(model, *terms)
     if isinstance(small, text_blind_families.TimeShifted):
-        return text_blind_families.reference(small, model, *terms)
+        return time_shift.reference(small, model, *terms)
     return (text_blind if isinstance(small, text_blind.Blind) else families.small).reference(small, model, *terms)
 
 
@@ -81,11 +81,6 @@ def assert_equal(small, model, guided, *terms, **sampling):
 @pytest.fixture(scope="module", params=(*READING, *BLIND), ids=lambda small: small.name)
 def small(request):
     return request.param
-
-
-@pytest.fixture(scope="module")
-def model(small):
-    return small.load()
 
 
 @pytest.fixture(scope="module")
@@ -188,19 +183,19 @@ def test_learned_and_encoded_in_one_where_the_model_reads_pooled_text(small):
 @pytest.mark.parametrize("small", text_blind_families.FAMILIES, ids=lambda small: small.name)
 def test_learned_and_projected_add_up(small, tmp_path):
     """In one direction, and applied one after the other."""
-    model, delta, tensors = small.load(), shifts(small.depth, small.width), text_blind_families.network(small, film=True)
+    model, delta, tensors = small.load(), shifts(small.depth, small.width), time_shift.network(small, film=True)
     projection = loaded(write(tmp_path / "max.safetensors", *own(tensors, "max", "time embedding", small.name)))
     direction = learned(delta, small.name)
     both = node("CombineGuidanceDirections", directions={"direction0": small.direction(), "direction1": direction})[0]
     layers = schedule(1, final_layer=0.5)
-    text = text_blind_families.Term(tensors, weights_from(1, head=0.5, depth=small.depth))
+    text = time_shift.Term(tensors, weights_from(1, head=0.5, depth=small.depth))
     guided = apply(model, both, projection=projection, cfg_rows="both", schedule=layers)
     assert_equal(small, model, guided, text, from_layer(small, 1, shifts=delta), batch=2)
     guided = apply(apply(model, small.direction(), projection=projection, cfg_rows="both", schedule=layers), direction, cfg_rows="both")
     assert_equal(small, model, guided, text, from_layer(small, 0, shifts=delta))
     # Of a learned direction alone, the projection's base still goes in.
     guided = apply(model, direction, projection=projection, cfg_rows="both", schedule=schedule(1))
-    base = text_blind_families.Term(tensors, [0.0] * (small.depth + 1))
+    base = time_shift.Term(tensors, [0.0] * (small.depth + 1))
     assert_equal(small, model, guided, base, from_layer(small, 1, shifts=delta))
 
 

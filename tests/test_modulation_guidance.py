@@ -12,7 +12,8 @@ from support.families.kandinsky5 import KANDINSKY5_VIDEO
 from support.families.sd3 import SD3
 from support.flux import apply
 from support.text_blind import ANIMA, form_a, form_b, loaded, own, write
-from support.text_blind_families import WAN, network
+from support.text_blind_families import WAN
+from support.time_shift import network
 from test_anima_lineage import deep
 
 import nodes as host_nodes

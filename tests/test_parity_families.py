@@ -17,11 +17,6 @@ def small(request):
     return request.param
 
 
-@pytest.fixture(scope="module")
-def model(small):
-    return small.load()
-
-
 def assert_equals_equation(small, model, guided, *terms, **sampling):
     expected = small.sample(reference(small, model, *terms), **sampling)
     actual = small.sample(guided, **sampling)

@@ -5,17 +5,13 @@ import torch
 from support.families.small import assert_close, assert_fair
 from support.flux import apply, node, schedule
 from support.text_blind import loaded, own, weights_from, write
-from support.text_blind_families import CONTEXT, FAMILIES, VARIANTS, Term, network, reference
+from support.text_blind_families import FAMILIES, VARIANTS
+from support.time_shift import CONTEXT, Term, network, reference
 
 
 @pytest.fixture(scope="module", params=FAMILIES, ids=lambda small: small.name)
 def small(request):
     return request.param
-
-
-@pytest.fixture(scope="module")
-def model(small):
-    return small.load()
 
 
 @pytest.fixture(scope="module")

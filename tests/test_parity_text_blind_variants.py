@@ -7,8 +7,8 @@ import torch
 from support.flux import apply, node, schedule
 from support.learned import learned, shifts
 from support.text_blind import loaded, own, write
-from support.text_blind_families import CONTEXT, Term, network
 from support.text_blind_variants import COSMOS1_LORA, SHALLOW, VARIANTS, Y_ITSELF, wan_autoregressive
+from support.time_shift import CONTEXT, Term, network
 from test_parity_text_blind import assert_equal, guided, projection, weights
 
 

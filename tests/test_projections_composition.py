@@ -26,11 +26,6 @@ def small(request):
 
 
 @pytest.fixture(scope="module")
-def model(small):
-    return small.load()
-
-
-@pytest.fixture(scope="module")
 def projections(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pooled_projections")
     return {

@@ -12,11 +12,6 @@ def small(request):
 
 
 @pytest.fixture(scope="module")
-def model(small):
-    return small.load()
-
-
-@pytest.fixture(scope="module")
 def projection(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pooled_projections")
 

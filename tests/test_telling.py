@@ -9,7 +9,7 @@ import comfy.model_management
 import comfy.sample
 import pytest
 import torch
-from support import flux, text_blind_families
+from support import flux, text_blind_families, time_shift
 from support.families import FAMILIES
 from support.flux import apply, conditioning, direction, sample, schedule
 from support.text_blind import ANIMA, form_a, loaded, own, write
@@ -147,7 +147,7 @@ def test_the_longest_shift_is_the_one_that_reaches_the_layers_of_any_family(smal
 
 @pytest.mark.parametrize("small", text_blind_families.FAMILIES, ids=lambda small: small.name)
 def test_the_longest_shift_of_a_projection_is_beside_the_time_embedding(small, told, tmp_path):
-    tensors = text_blind_families.network(small)
+    tensors = time_shift.network(small)
     projection = loaded(write(tmp_path / "own.safetensors", *own(tensors, "clip", "time embedding", small.name)))
     model, seen = small.load(), []
     embedder = model.model.diffusion_model.get_submodule(small.embedder)
@@ -165,7 +165,7 @@ def test_the_longest_shift_of_a_projection_is_beside_the_time_embedding(small, t
         )
     )
     [(_, text)] = told()
-    term = text_blind_families.Term(tensors, [])
+    term = time_shift.Term(tensors, [])
     c = [small.pooled(seed, text_blind_families.CONTEXT)[0][1]["pooled_output"] for seed in (10, 11)]
     delta = W * (term.proj(c[0], None) - term.proj(c[1], None)).norm()
     assert longest(text) == pytest.approx(float(delta / seen[0].norm(dim=-1).min()), rel=0.06)
@@ -294,7 +294,7 @@ def test_one_number_of_nan_is_enough(schnell, told):
 
 
 def test_w_0_with_a_projection_says_that_its_base_is_in(told, tmp_path):
-    file = own(text_blind_families.network(text_blind_families.WAN), "max", "time embedding", "Wan")
+    file = own(time_shift.network(text_blind_families.WAN), "max", "time embedding", "Wan")
     projection = loaded(write(tmp_path / "own.safetensors", *file))
     text_blind_families.WAN.sample(apply(text_blind_families.WAN.load(), text_blind_families.WAN.direction(), w=0.0, projection=projection))
     [(warns, text)] = told()

@@ -53,11 +53,6 @@ def small(request):
 
 
 @pytest.fixture(scope="module")
-def model(small):
-    return small.load()
-
-
-@pytest.fixture(scope="module")
 def plain(small, model):
     with torch.inference_mode():
         return small.sample(model)

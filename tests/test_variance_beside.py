@@ -10,7 +10,7 @@ import pytest
 import torch
 from comfy_extras.nodes_model_patch import SigLIPMultiFeatProjModel
 from support import flux
-from support.text_blind_families import CHROMA, CONTEXT, FLUX2, QWEN_IMAGE
+from support.text_blind_families import CHROMA, FLUX2, QWEN_IMAGE
 from support.text_encoders import encode, flux_clip
 from support.text_variance import (
     TOLERANCE,
@@ -23,6 +23,7 @@ from support.text_variance import (
     layers,
     scale,
 )
+from support.time_shift import CONTEXT
 from torch._dynamo.utils import counters
 
 from benchmarks.in_process import node

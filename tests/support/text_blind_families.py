@@ -1,9 +1,7 @@
-"""Small text-blind models of all families but the Cosmos-Predict2 kind, and what a shift of their time embedding does, asked of the host."""
+"""Small text-blind models of all families but the Cosmos-Predict2 kind."""
 
-from copy import deepcopy
-from dataclasses import dataclass
-from functools import partial
-from inspect import signature
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import comfy.ops
 import comfy.supported_models
@@ -21,20 +19,23 @@ from comfy.ldm.pixart.pixartms import PixArtMS
 from comfy.ldm.qwen_image.model import QwenImageTransformer2DModel
 from comfy.ldm.wan.model import VaceWanModel, WanModel
 
-from support.learned import Learned
-from support.text_blind import HIDDEN, Blind
+from support.text_blind import Blind
+from support.time_shift import CONTEXT
 
 try:
     from comfy.ldm.cogvideo.model import CogVideoXTransformer3DModel as CogVideoX
 except ModuleNotFoundError:  # ComfyUI before 0.24
     CogVideoX = None
 
-CONTEXT = 16
 OPERATIONS = {"operations": comfy.ops.disable_weight_init}
 DOUBLE_AND_SINGLE = (("double_blocks", "txt", "all"), ("single_blocks", "x", "first"))
 
 
-@dataclass(frozen=True)
+def _tokens(draw):
+    return draw(1, 7, CONTEXT), {}
+
+
+@dataclass(frozen=True, kw_only=True)
 class TimeShifted(Blind):
     """embedder: the name of the module that makes the time embedding y, empty where the layers take y itself; width: of y.
 
@@ -42,6 +43,12 @@ class TimeShifted(Blind):
     times_first: whether the embedder gets all rows at one time and then all at another, not all times of each row.
     """
 
+    prompt: Callable = _tokens
+    text: tuple = ("context",)
+    joint: tuple = ()
+    depth: int = 5
+    start_layer: int = 0
+    sigma_max: float = 0.9
     embedder: str = ""
     width: int = 0
     times_first: bool = False
@@ -75,10 +82,6 @@ def config_of(cls, dims, image_model=None):
     return lambda: getattr(comfy.supported_models, cls)(dims | ({"image_model": image_model} if image_model else {}))
 
 
-def _tokens(draw):
-    return draw(1, 7, CONTEXT), {}
-
-
 WAN_DIMS = dict(model_type="t2v", in_dim=16, out_dim=16, dim=64, ffn_dim=64, freq_dim=32, text_dim=CONTEXT, num_heads=2, num_layers=5)
 
 WAN = TimeShifted(
@@ -86,38 +89,16 @@ WAN = TimeShifted(
     model=built(WanModel, WAN_DIMS),
     config=config_of("WAN21_T2V", WAN_DIMS, "wan2.1"),
     output="head.head.weight",
-    prompt=_tokens,
     latent=(16, 2, 4, 4),
-    text=("context",),
-    joint=(),
     layers=(("blocks", "e"),),
     head=("head", "e"),
-    depth=5,
-    start_layer=0,
-    sigma_max=0.9,
     embedder="time_embedding",
     width=64,
 )
 
 VACE_DIMS = WAN_DIMS | dict(model_type="vace", vace_layers=5, vace_in_dim=96)
 
-VACE = TimeShifted(
-    name="Wan",
-    model=built(VaceWanModel, VACE_DIMS),
-    config=config_of("WAN21_Vace", VACE_DIMS, "wan2.1"),
-    output="head.head.weight",
-    prompt=_tokens,
-    latent=(16, 2, 4, 4),
-    text=("context",),
-    joint=(),
-    layers=(("blocks", "e"),),
-    head=("head", "e"),
-    depth=5,
-    start_layer=0,
-    sigma_max=0.9,
-    embedder="time_embedding",
-    width=64,
-)
+VACE = replace(WAN, model=built(VaceWanModel, VACE_DIMS), config=config_of("WAN21_Vace", VACE_DIMS, "wan2.1"))
 
 QWEN_DIMS = dict(
     in_channels=64,
@@ -134,15 +115,10 @@ QWEN_IMAGE = TimeShifted(
     model=built(QwenImageTransformer2DModel, QWEN_DIMS),
     config=config_of("QwenImage", QWEN_DIMS, "qwen_image"),
     output="proj_out.weight",
-    prompt=_tokens,
     latent=(16, 1, 4, 4),
-    text=("context",),
     joint=(("transformer_blocks", "encoder_hidden_states", "all"),),
     layers=(("transformer_blocks", "temb"),),
     head=("norm_out", "conditioning_embedding"),
-    depth=5,
-    start_layer=0,
-    sigma_max=0.9,
     embedder="time_text_embed",
     width=64,
 )
@@ -175,15 +151,10 @@ FLUX2 = TimeShifted(
     model=built(Flux, FLUX2_DIMS),
     config=config_of("Flux2", FLUX2_DIMS, "flux2"),
     output="final_layer.linear.weight",
-    prompt=_tokens,
     latent=(16, 4, 4),
-    text=("context",),
     joint=DOUBLE_AND_SINGLE,
     layers=(("double_blocks", "vec"), ("single_blocks", "vec")),
     head=("final_layer", "vec"),
-    depth=5,
-    start_layer=0,
-    sigma_max=0.9,
     embedder="time_in",
     width=128,
 )
@@ -208,15 +179,9 @@ LUMINA2 = TimeShifted(
     model=built(NextDiT, LUMINA2_DIMS),
     config=config_of("Lumina2", LUMINA2_DIMS, "lumina2"),
     output="final_layer.linear.weight",
-    prompt=_tokens,
     latent=(16, 4, 4),
-    text=("context",),
-    joint=(),
     layers=(("layers", "adaln_input"),),
     head=("final_layer", "c"),
-    depth=5,
-    start_layer=0,
-    sigma_max=0.9,
     embedder="t_embedder",
     width=48,
 )
@@ -225,23 +190,7 @@ Z_IMAGE_DIMS = LUMINA2_DIMS | dict(
     dim=256, n_kv_heads=2, axes_dims=[32, 48, 48], z_image_modulation=True, time_scale=1000.0, pad_tokens_multiple=4
 )
 
-Z_IMAGE = TimeShifted(
-    name="Lumina 2 / Z-Image",
-    model=built(NextDiT, Z_IMAGE_DIMS),
-    config=config_of("ZImage", Z_IMAGE_DIMS, "lumina2"),
-    output="final_layer.linear.weight",
-    prompt=_tokens,
-    latent=(16, 4, 4),
-    text=("context",),
-    joint=(),
-    layers=(("layers", "adaln_input"),),
-    head=("final_layer", "c"),
-    depth=5,
-    start_layer=0,
-    sigma_max=0.9,
-    embedder="t_embedder",
-    width=256,
-)
+Z_IMAGE = replace(LUMINA2, model=built(NextDiT, Z_IMAGE_DIMS), config=config_of("ZImage", Z_IMAGE_DIMS, "lumina2"), width=256)
 
 CHROMA_DIMS = dict(
     in_channels=64,
@@ -269,15 +218,10 @@ CHROMA = TimeShifted(
     model=built(Chroma, CHROMA_DIMS),
     config=config_of("Chroma", CHROMA_DIMS, "chroma"),
     output="final_layer.linear.weight",
-    prompt=_tokens,
     latent=(16, 4, 4),
-    text=("context",),
     joint=DOUBLE_AND_SINGLE,
     layers=(("double_blocks", "vec"), ("single_blocks", "vec")),
     head=("final_layer", "vec"),
-    depth=5,
-    start_layer=0,
-    sigma_max=0.9,
     embedder="distilled_guidance_layer.in_proj",
     width=24,
 )
@@ -293,13 +237,8 @@ LTXV = TimeShifted(
     output="proj_out.weight",
     prompt=lambda draw: (draw(1, 7, CONTEXT), {"attention_mask": torch.ones(1, 7, dtype=torch.int64)}),
     latent=(128, 2, 2, 2),
-    text=("context",),
-    joint=(),
     layers=(("transformer_blocks", "timestep"),),
     head=("_process_output", "embedded_timestep"),
-    depth=5,
-    start_layer=0,
-    sigma_max=0.9,
     embedder="adaln_single.emb",
     width=64,
 )
@@ -333,13 +272,9 @@ HUNYUAN_VIDEO15 = TimeShifted(
     output="final_layer.linear.weight",
     prompt=lambda draw: (draw(1, 7, CONTEXT), {"pooled_output": draw(1, 8)}),
     latent=(32, 2, 4, 4),
-    text=("context",),
     joint=DOUBLE_AND_SINGLE,
     layers=(("double_blocks", "vec"), ("single_blocks", "vec")),
     head=("final_layer", "vec"),
-    depth=5,
-    start_layer=0,
-    sigma_max=0.9,
     embedder="time_in",
     width=64,
 )
@@ -372,15 +307,10 @@ COSMOS1 = TimeShifted(
     model=built(GeneralDIT, COSMOS1_DIMS),
     config=config_of("CosmosT2V", COSMOS1_DIMS, "cosmos"),
     output="final_layer.linear.weight",
-    prompt=_tokens,
     latent=(16, 1, 8, 8),
-    text=("context",),
-    joint=(),
     layers=(("blocks", "emb_B_D"),),
     head=("final_layer", "emb_B_D"),
     output_scale=0.4,
-    depth=5,
-    start_layer=0,
     cfg_rows="cond",
     sigma_max=4.0,
     embedder="affline_norm",
@@ -396,16 +326,11 @@ AURAFLOW = TimeShifted(
     model=built(AuraFlow, AURAFLOW_DIMS),
     config=config_of("AuraFlow", AURAFLOW_DIMS),
     output="final_linear.weight",
-    prompt=_tokens,
     latent=(4, 8, 8),
-    text=("context",),
     joint=(("double_layers", "c", "all"), ("single_layers", "cx", "first")),
     layers=(("double_layers", "global_cond"), ("single_layers", "global_cond")),
     head=("modF", "input"),
-    depth=5,
-    start_layer=0,
     output_scale=0.02,  # nothing norms what its head modulates
-    sigma_max=0.9,
     embedder="t_embedder",
     width=48,
 )
@@ -426,15 +351,9 @@ ERNIE_IMAGE = TimeShifted(
     model=built(ErnieImageModel, ERNIE_DIMS),
     config=config_of("ErnieImage", ERNIE_DIMS, "ernie"),
     output="final_linear.weight",
-    prompt=_tokens,
     latent=(128, 4, 4),
-    text=("context",),
-    joint=(),
     layers=(("layers", "temb"),),
     head=("final_norm", "conditioning"),
-    depth=5,
-    start_layer=0,
-    sigma_max=0.9,
     embedder="time_embedding",
     width=64,
 )
@@ -458,13 +377,8 @@ OMNIGEN2 = TimeShifted(
     output="norm_out.linear_2.weight",
     prompt=lambda draw: (draw(1, 7, CONTEXT), {"attention_mask": torch.ones(1, 7, dtype=torch.int64)}),
     latent=(16, 8, 8),
-    text=("context",),
-    joint=(),
     layers=(("layers", "temb"),),
     head=("norm_out", "conditioning_embedding"),
-    depth=5,
-    start_layer=0,
-    sigma_max=0.9,
     embedder="time_caption_embed.timestep_embedder",
     width=48,
 )
@@ -486,14 +400,9 @@ PIXART = TimeShifted(
     model=built(PixArtMS, PIXART_DIMS),
     config=config_of("PixArtSigma", PIXART_DIMS, "pixart_sigma"),
     output="final_layer.linear.weight",
-    prompt=_tokens,
     latent=(4, 34, 34),
-    text=("context",),
-    joint=(),
     layers=(("blocks", "t"),),
     head=("final_layer", "t"),
-    depth=5,
-    start_layer=0,
     output_scale=0.05,
     sigma_max=2.5,
     embedder="t_embedder",
@@ -506,14 +415,10 @@ COGVIDEOX = TimeShifted(
     name="CogVideoX",
     model=built(CogVideoX, COGVIDEOX_DIMS),
     output="proj_out.weight",
-    prompt=_tokens,
     latent=(16, 2, 4, 4),
-    text=("context",),
     joint=(("blocks", "encoder_hidden_states", "all"),),
     layers=(("blocks", "temb"),),
     head=("norm_out", "temb"),
-    depth=5,
-    start_layer=0,
     sigma_max=2.5,
     embedder="time_embedding_linear_2",
     width=48,
@@ -522,148 +427,3 @@ OF_COGVIDEOX = (COGVIDEOX,) if CogVideoX else ()
 
 FAMILIES = (WAN, QWEN_IMAGE, FLUX2, LUMINA2, CHROMA, LTXV, HUNYUAN_VIDEO15, COSMOS1, AURAFLOW, ERNIE_IMAGE, OMNIGEN2, PIXART, *OF_COGVIDEOX)
 VARIANTS = (VACE, Z_IMAGE)
-
-
-def network(small, width=CONTEXT, seed=70, film=False):
-    """The tensors of a projection for a family, under the names of our own files."""
-    draw = torch.Generator().manual_seed(seed)
-    shapes = {
-        "linear_1.weight": (HIDDEN, width),
-        "linear_1.bias": (HIDDEN,),
-        "linear_2.weight": (small.width, HIDDEN),
-        "linear_2.bias": (small.width,),
-    }
-    if film:
-        shapes |= {"film.weight": (2 * HIDDEN, small.width), "film.bias": (2 * HIDDEN,)}
-    return {name: torch.randn(shape, generator=draw) / shape[-1] ** 0.5 * (1 if len(shape) > 1 else 0.1) for name, shape in shapes.items()}
-
-
-@dataclass
-class Term:
-    """One guidance: at each layer, y is shifted by base + sign * w * weight * (proj(c+) - proj(c-)).
-
-    tensors: the projection's. weights: one per layer, then the head's. pooling, rows: as the inputs so called.
-    base: for pooling clip, the seeds of the prompts of conditional and of unconditional rows.
-    """
-
-    tensors: dict
-    weights: list
-    pooling: str = "max"
-    seed: int = 10
-    w: float = 3.0
-    rows: str = "both"
-    window: tuple = (float("inf"), 0.0)
-    keep_norm: bool = False
-    base: tuple = (None, None)
-
-    def proj(self, c, y):
-        """c: (..., C); y: (..., D), the time embedding at this step -> (..., D)."""
-        h = c @ self.tensors["linear_1.weight"].T + self.tensors["linear_1.bias"]
-        if "film.weight" in self.tensors:
-            scale, shift = torch.chunk(y @ self.tensors["film.weight"].T + self.tensors["film.bias"], 2, dim=-1)
-            h = h * (1 + scale) + shift
-        return torch.nn.functional.silu(h) @ self.tensors["linear_2.weight"].T + self.tensors["linear_2.bias"]
-
-
-def reference(small, patcher, *terms):
-    """A second load, each of whose layers gets what the host itself hands it when the time embedding is the shifted one.
-
-    At every call the host's own forward runs once for every layer, its time embedder's output shifted as that layer's is, up to
-    that layer, and what it hands the layer is kept for the run proper.
-    """
-    patcher = small.reload(patcher)
-    model = patcher.model.diffusion_model
-    equation = _Asked(small, patcher.model, terms)
-    model.register_forward_pre_hook(equation.at_call, with_kwargs=True)
-    if small.embedder:
-        model.get_submodule(small.embedder).register_forward_hook(equation.at_embedder)
-    for layer, (module, argument) in enumerate(small.inputs_of(model)):
-        module.register_forward_pre_hook(partial(equation.at_layer, layer, argument), with_kwargs=True)
-    return patcher
-
-
-class _Reached(Exception):
-    """The layer that was asked for."""
-
-
-class _Asked:
-    def __init__(self, small, base_model, terms):
-        self.small, self.base_model, self.terms = small, base_model, terms
-        self.asking = None
-        self.arguments = {}
-
-    def at_call(self, model, args, kwargs):
-        if self.asking is not None:
-            return
-        options = kwargs["transformer_options"]
-        sigma = options["sigmas"].max()
-        rows = len(args[0]) // len(options["cond_or_uncond"])
-        conditional = [chunk == 0 for chunk in options["cond_or_uncond"] for _ in range(rows)]
-        self.call = (sigma, conditional, kwargs["context"])
-        for layer in range(len(self.small.inputs_of(model)) if self.small.embedder else 0):
-            self.asking = (layer, *self.call)
-            copies = {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in kwargs.items()}
-            copies["transformer_options"] = {name: deepcopy(value) if name == "ar_state" else value for name, value in options.items()}
-            try:
-                model(*(arg.clone() for arg in args), **copies)
-            except _Reached as reached:
-                self.arguments[layer] = reached.args[0]
-        self.asking = None
-
-    def at_embedder(self, module, args, y):
-        return None if self.asking is None else self._shifted(y, *self.asking)
-
-    def _shifted(self, y, layer, sigma, conditional, context):
-        """y: (N, ..., D), each row of the batch N / R times."""
-        added, kept = torch.zeros_like(y), torch.zeros_like(y)
-        for term in self.terms:
-            shift = self._shift(term, y, layer, sigma, conditional, context)
-            added, kept = (added, kept + shift) if term.keep_norm else (added + shift, kept)
-        return (y + kept) * y.norm(dim=-1, keepdim=True) / (y + kept).norm(dim=-1, keepdim=True) + added
-
-    def _shift(self, term, y, layer, sigma, conditional, context):
-        def like_y(rows):
-            repeated = rows.repeat(len(y) // len(rows), 1) if self.small.times_first else rows.repeat_interleave(len(y) // len(rows), 0)
-            return repeated.view(len(y), *[1] * (y.ndim - 2), -1)
-
-        def projected(seed):
-            return term.proj(like_y(self._of_prompt(term, seed).expand(len(conditional), -1)), y)
-
-        weight = term.weights[layer]
-        cond, uncond = {"both": (1, 1), "cond": (1, 0), "opposed": (1, -1)}[term.rows]
-        signs = like_y(torch.tensor([[float(cond if of_prompt else uncond)] for of_prompt in conditional]))
-        inside = term.window[1] <= sigma <= term.window[0]
-        if isinstance(term, Learned):
-            return inside * term.w * weight * signs * term.shift(layer)
-        delta = inside * term.w * weight * signs * (projected(term.seed) - projected(term.seed + 1))
-        if term.pooling != "clip":
-            return delta + term.proj(like_y(_pooled(term, context)), y)
-        if weight == 0:
-            return delta
-        positive, negative = (0 * delta if seed is None else projected(seed) for seed in term.base)
-        is_conditional = like_y(torch.tensor([[float(of_prompt)] for of_prompt in conditional]))
-        return delta + is_conditional * positive + (1 - is_conditional) * negative
-
-    def _of_prompt(self, term, seed):
-        if term.pooling == "clip":
-            return self.small.pooled(seed, CONTEXT)[0][1]["pooled_output"]
-        [[tokens, extras]] = self.small.encoded(seed)
-        image = torch.zeros(1, *self.small.latent)
-        made = self.base_model.extra_conds(cross_attn=tokens, noise=image, latent_image=image, device=tokens.device, **extras)
-        return _pooled(term, made["c_crossattn"].cond)
-
-    def at_layer(self, layer, argument, module, args, kwargs):
-        position = list(signature(module.forward).parameters).index(argument)
-        if self.asking is not None:
-            if self.asking[0] == layer:
-                raise _Reached(kwargs[argument] if argument in kwargs else args[position])
-            return None
-        plain = kwargs[argument] if argument in kwargs else args[position]
-        shifted = self.arguments[layer] if self.small.embedder else self._shifted(plain, layer, *self.call)
-        if argument in kwargs:
-            return args, kwargs | {argument: shifted}
-        return (*args[:position], shifted, *args[position + 1 :]), kwargs
-
-
-def _pooled(term, context):
-    return context.max(dim=1).values if term.pooling == "max" else context.mean(dim=1)
