@@ -139,10 +139,11 @@ def test_a_servers_picture_is_the_one_drawn_here(place, models, first):
             {"model": "nowhere.safetensors"},
             r"(?s)http://127.0.0.1:\d+ did not draw plain for 'a red circle': .*UNETLoader.*nowhere.safetensors",
         ),
+        ({"layers": ["5-18"]}, "Layer schedule: .*'5-18'"),
         ({"start_layers": [12]}, r"(?s)did not draw complexity, w 6, start 12 for .*ApplyModulationGuidance: .*12 layers"),
     ],
 )
-def test_what_a_server_refuses_or_fails_at_is_told_in_its_words(place, first, changed, message):
+def test_what_cannot_work_is_told_in_the_words_of_who_sees_it(place, first, changed, message):
     with pytest.raises(ValueError, match=message):
         command.own_models(options("made", first, **changed))
     assert not any(Client(first).get("/queue").values())
