@@ -190,5 +190,7 @@ def _label(condition: Condition) -> str:
 
 def _start(condition: Condition) -> int:
     """The first guided layer."""
+    if not condition.schedule:
+        return condition.start_layer
     ranges = of_pack("model_patches.schedules").parse_ranges(condition.schedule)
-    return min((first for first, _, weight in ranges if weight), default=condition.start_layer)
+    return min((first for first, _, weight in ranges if weight), default=0)
