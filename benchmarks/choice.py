@@ -10,6 +10,7 @@ where it was.
 """
 
 import argparse
+import itertools
 import json
 import sys
 from dataclasses import dataclass
@@ -200,8 +201,6 @@ def judged(done: list[dict], choose):
 def report(sweep: Sweep, done: list[dict], options) -> str:
     import numpy as np
 
-    from benchmarks.effect.statistics import difference
-
     every = sweep.rows(sweep.grid)
     few = len(sweep.start_layers) + len(sweep.w_values) - 1
     plain, fixed = (judged(done, lambda scores, seeds, row=row: row) for row in (0, 1))
@@ -215,10 +214,6 @@ def report(sweep: Sweep, done: list[dict], options) -> str:
     }
     best = max(every, key=lambda i: np.mean([scores["detail"][i] for scores in done]))
     ways[f"the most detail on average: {_named(sweep, best)} (not chosen: known afterwards)"] = judged(done, lambda scores, seeds: best)
-
-    def changed(values, others) -> str:
-        estimate = difference(values, others)
-        return f"{estimate.mean:+.1f}, {estimate.low:+.1f} to {estimate.high:+.1f}"
 
     def compared(first, second) -> str:
         detail, kept, exact = (changed(first[score], second[score]).replace(", ", " (") + ")" for score in ("detail", "kept", "exact"))
@@ -242,9 +237,44 @@ def report(sweep: Sweep, done: list[dict], options) -> str:
         f"The choice of {len(every)} changes, against the plain picture, {compared(full, plain)}.",
         f"Coarse then fine changes, against the choice of {len(every)}, {compared(rounds, full)}.",
         "",
+        *by_seeds(sweep, done, every),
+        "",
         *by_number(sweep, done, every),
     ]
     return "\n".join(lines) + "\n"
+
+
+def changed(values, others) -> str:
+    from benchmarks.effect.statistics import difference
+
+    estimate = difference(values, others)
+    return f"{estimate.mean:+.1f}, {estimate.low:+.1f} to {estimate.high:+.1f}"
+
+
+def by_seeds(sweep: Sweep, done: list[dict], every: list[int]) -> list[str]:
+    """What the choice is worth on other seeds by the number of those it was made by, in lines of markdown."""
+    import numpy as np
+
+    lines = [
+        "## How many seeds to choose by",
+        "",
+        f"The choice of {len(every)} by every so many of the seeds, judged on the others; 95 % intervals over prompts.",
+        "",
+        "| seeds | detail, from fixed | what is asked for, from plain, points |",
+        "| --- | --- | --- |",
+    ]
+    seeds = set(range(len(done[0]["detail"][0])))
+    for count in range(1, len(seeds)):
+        detail, kept = (np.zeros((len(done), 1)) for _ in range(2))
+        parts = list(itertools.combinations(sorted(seeds), count))
+        for row, scores in enumerate(done):
+            for ours in parts:
+                taken, others = chosen(sweep, scores, list(ours), every), sorted(seeds - set(ours))
+                for made, name, base in ((detail, "detail", 1), (kept, "kept", 0)):
+                    of_setting = np.array(scores[name])
+                    made[row] += (of_setting[taken, others] - of_setting[base, others]).mean() / len(parts)
+        lines.append(f"| {count} | {changed(detail, 0 * detail)} | {changed(kept, 0 * kept)} |")
+    return lines
 
 
 def by_number(sweep: Sweep, done: list[dict], every: list[int]) -> list[str]:

@@ -58,6 +58,17 @@ def test_a_choice_is_judged_on_the_seeds_it_was_not_made_by(sweep):
     assert made["detail"].tolist() == [[2.0, 2.0, 1.0, 1.0]], "each half has what the other half's choice gives it"
 
 
+def test_more_seeds_choose_what_holds_on_others(sweep):
+    """Three pictures of four of one setting are good; the other's is better by one seed alone."""
+    steady, lucky = sweep.rows(sweep.grid)[-2:]
+    detail = [[0.0] * 4 for _ in sweep.settings]
+    detail[steady], detail[lucky] = [2.0] * 4, [5.0, 0.0, 0.0, 0.0]
+    lines = choice.by_seeds(sweep, [flat(sweep, seeds=4, detail=detail)], sweep.rows(sweep.grid))
+    told = [float(line.split("|")[2].split(",")[0]) for line in lines if line.startswith("| ") and line[2].isdigit()]
+    # by one seed: the lucky one by the first, which is worth 0 on the others; by two: by three of six pairs, 5 / 2 > 2; by three: 5 / 3 < 2
+    assert told == pytest.approx([(0 + 3 * 2) / 4, (3 * 0 + 3 * 2) / 6, 2.0])
+
+
 def test_a_short_run_reports_and_goes_on_where_it_was(sweep, tmp_path, monkeypatch):
     options = Namespace(out=tmp_path, steps=1, seeds=2, prompts=1, report=False)
     done = choice.measured(sweep, options)

@@ -72,7 +72,7 @@ def options(out, *urls, model="small_world_flux.safetensors", **changed):
         "servers": urls,
     }
     given |= {name.replace("_", "-"): value for name, value in changed.items()}
-    return command.arguments([str(part) for name, values in given.items() for part in (f"--{name}", *values)])
+    return command.arguments([str(part) for name, values in given.items() if values for part in (f"--{name}", *values)])
 
 
 def kill_server_of(url):
