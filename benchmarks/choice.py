@@ -1,6 +1,6 @@
 """How good settings are that choose themselves, on the small world, with its checkers as scorers.
 
-    python benchmarks/choice.py            text guidance, 16 prompts, 4 seeds, 14 settings: 896 pictures, and choice.md
+    python benchmarks/choice.py            text guidance, 32 prompts, 4 seeds, 14 settings: 1,792 pictures, and choice.md
     python benchmarks/choice.py --learned  the direction learned for detail, 13 settings, on prompts that it was not learned on
     python benchmarks/choice.py --prompts 2 --steps 2    do all settings run?
 
@@ -10,6 +10,7 @@ where it was.
 """
 
 import argparse
+import itertools
 import json
 import sys
 from dataclasses import dataclass
@@ -75,7 +76,7 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--learned", action="store_true", help="the direction learned for detail, in place of text guidance")
     parser.add_argument("--out", type=Path, help="folder for scores and choice.md (default out/choice, learned: out/choice_learned)")
-    parser.add_argument("--prompts", type=int, default=16)
+    parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--seeds", type=int, default=4, help="an even number: half to choose by, half to judge by")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--report", action="store_true", help="write choice.md from the prompts that are done, and draw nothing")
@@ -201,38 +202,87 @@ def judged(done: list[dict], choose):
 def report(sweep: Sweep, done: list[dict], options) -> str:
     import numpy as np
 
-    from benchmarks.effect.statistics import difference
-
     every = sweep.rows(sweep.grid)
     few = len(sweep.start_layers) + len(sweep.w_values) - 1
-    fixed = judged(done, lambda scores, seeds: 1)
+    plain, fixed = (judged(done, lambda scores, seeds, row=row: row) for row in (0, 1))
+    full = judged(done, lambda scores, seeds: chosen(sweep, scores, seeds, every))
+    rounds = judged(done, lambda scores, seeds: coarse_then_fine(sweep, scores, seeds))
     ways = {
-        "plain": judged(done, lambda scores, seeds: 0),
+        "plain": plain,
         f"fixed: {_named(sweep, 1)}": fixed,
-        f"chosen of {len(every)}": judged(done, lambda scores, seeds: chosen(sweep, scores, seeds, every)),
-        f"chosen, coarse then fine ({few} of {len(every)})": judged(done, lambda scores, seeds: coarse_then_fine(sweep, scores, seeds)),
+        f"chosen of {len(every)}": full,
+        f"chosen, coarse then fine ({few} of {len(every)})": rounds,
     }
     best = max(every, key=lambda i: np.mean([scores["detail"][i] for scores in done]))
     ways[f"the most detail on average: {_named(sweep, best)} (not chosen: known afterwards)"] = judged(done, lambda scores, seeds: best)
 
-    def told(values, others) -> str:
-        estimate = difference(values, others)
-        return f"{values.mean():.1f} ({estimate.mean:+.1f}, {estimate.low:+.1f} to {estimate.high:+.1f})"
+    def compared(first, second) -> str:
+        detail, kept, exact = (changed(first[score], second[score]).replace(", ", " (") + ")" for score in ("detail", "kept", "exact"))
+        return f"detail by {detail}; what is asked for by {kept} points; exactly as asked by {exact} points"
 
     lines = [
-        "# Settings that choose themselves",
+        f"# Settings that choose themselves: {'a direction learned for detail' if sweep.learned else 'text guidance towards complexity'}",
         "",
-        f"By `python3 benchmarks/choice.py{' --learned' * sweep.learned}`: {len(done)} prompts of the small world, {options.seeds} seeds, {options.steps} steps. Chosen by the "
+        f"By `python3 benchmarks/choice.py{' --learned' * sweep.learned}`: {len(done)} prompts of the small world, {options.seeds} seeds, {options.steps} steps, its "
+        "FLUX.1-shaped model. Wanted is the detail that the checkers measure, kept the share of what the prompt asks for that they find. Chosen by the "
         "pictures of one half of the seeds, judged on the other half. In brackets the change from the fixed setting, paired, with 95 % "
         "intervals over prompts.",
         "",
         "| setting | detail | what is asked for, % | exactly as asked, % |",
         "| --- | --- | --- | --- |",
         *(
-            f"| {name} | {' | '.join(told(made[score], fixed[score]) for score in ('detail', 'kept', 'exact'))} |"
+            f"| {name} | {' | '.join(f'{made[score].mean():.1f} ({changed(made[score], fixed[score])})' for score in fixed)} |"
             for name, made in ways.items()
         ),
         "",
+        f"The choice of {len(every)} changes, against the plain picture, {compared(full, plain)}.",
+        f"Coarse then fine changes, against the choice of {len(every)}, {compared(rounds, full)}.",
+        "",
+        *by_seeds(sweep, done, every),
+        "",
+        *by_number(sweep, done, every),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def changed(values, others) -> str:
+    from benchmarks.effect.statistics import difference
+
+    estimate = difference(values, others)
+    return f"{estimate.mean:+.1f}, {estimate.low:+.1f} to {estimate.high:+.1f}"
+
+
+def by_seeds(sweep: Sweep, done: list[dict], every: list[int]) -> list[str]:
+    """What the choice is worth on other seeds by the number of those it was made by, in lines of markdown."""
+    import numpy as np
+
+    lines = [
+        "## How many seeds to choose by",
+        "",
+        f"The choice of {len(every)} by every so many of the seeds, judged on the others; 95 % intervals over prompts.",
+        "",
+        "| seeds | detail, from fixed | what is asked for, from plain, points |",
+        "| --- | --- | --- |",
+    ]
+    seeds = set(range(len(done[0]["detail"][0])))
+    for count in range(1, len(seeds)):
+        detail, kept = (np.zeros((len(done), 1)) for _ in range(2))
+        parts = list(itertools.combinations(sorted(seeds), count))
+        for row, scores in enumerate(done):
+            for ours in parts:
+                taken, others = chosen(sweep, scores, list(ours), every), sorted(seeds - set(ours))
+                for made, name, base in ((detail, "detail", 1), (kept, "kept", 0)):
+                    of_setting = np.array(scores[name])
+                    made[row] += (of_setting[taken, others] - of_setting[base, others]).mean() / len(parts)
+        lines.append(f"| {count} | {changed(detail, 0 * detail)} | {changed(kept, 0 * kept)} |")
+    return lines
+
+
+def by_number(sweep: Sweep, done: list[dict], every: list[int]) -> list[str]:
+    """How good the choice is by the number of settings tried, in lines of markdown."""
+    import numpy as np
+
+    lines = [
         "## How many settings to try",
         "",
         f"The same choice among some of the {len(every)} settings, drawn {DRAWS} times.",
@@ -246,10 +296,9 @@ def report(sweep: Sweep, done: list[dict], options) -> str:
             judged(done, lambda scores, seeds, tried=draw.choice(every, count, replace=False).tolist(): chosen(sweep, scores, seeds, tried))
             for _ in range(DRAWS if count < len(every) else 1)
         ]
-        lines.append(
-            f"| {count} | {np.mean([each['detail'].mean() for each in made]):.1f} | {np.mean([each['kept'].mean() for each in made]):.1f} |"
-        )
-    return "\n".join(lines) + "\n"
+        detail, kept = (np.mean([each[score].mean() for each in made]) for score in ("detail", "kept"))
+        lines.append(f"| {count} | {detail:.1f} | {kept:.1f} |")
+    return lines
 
 
 def _named(sweep: Sweep, row: int) -> str:

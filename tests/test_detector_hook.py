@@ -52,7 +52,7 @@ def found(folder, picture, things):
 
 def test_the_detector_of_the_page_counts_what_its_model_finds(place):
     picture = np.random.default_rng(0).random((32, 32, 3), np.float32)
-    counted = scorer_of("detector:counted")
+    counted = scorer_of("detector:counted").score
     number = found(place / NAMED, picture, "red circles")
     words = ["no", "one", "two", "three", "four"]
     assert number > 0

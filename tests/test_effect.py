@@ -1,6 +1,7 @@
 """benchmarks/effect.py: its statistics, resuming, what its conditions do to the model, and both modes from end to end."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -445,7 +446,17 @@ def test_own_models_give_pictures_grids_and_scores(tmp_path, monkeypatch, encode
     assert Image.open(made / "choice.png").width == 1280 and Image.open(made / "curve.png").width > 800
 
     monkeypatch.setattr(Studio, "pictures", lambda *_: pytest.fail("drawn again"))
+    (made / "scores.json").unlink()
+    scored = (made / "scores.jsonl").read_text()
     command.own_models(command.arguments(given))
+    assert json.loads((made / "scores.json").read_text())["scorers"] == both
+    assert (made / "scores.jsonl").read_text() == scored and scored.count("\n") == 2 * 2 * 8 * 2, "nothing is scored again"
+
+    (tmp_path / "redness_scorer.py").write_text("def redness(picture, prompt):\n    return -1.0\n")
+    monkeypatch.delitem(sys.modules, "redness_scorer")
+    command.own_models(command.arguments(given))
+    again = json.loads((made / "scores.json").read_text())["scorers"]
+    assert again["redness_scorer:redness"]["plain"]["scores"][0][0] == -1, "another scorer scores anew"
 
 
 def test_a_start_layer_beyond_the_model_is_refused_before_anything_is_drawn(tmp_path, encoder):

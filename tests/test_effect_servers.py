@@ -1,6 +1,7 @@
 """effect.py --servers: the pictures and the table of one server, by several, one of which is killed; and what servers refuse."""
 
 import http.server
+import socket
 import sys
 import threading
 import time
@@ -13,13 +14,15 @@ import pytest
 CHECKOUT = Path(__file__).parent.parent
 sys.path.insert(1, str(CHECKOUT))  # after the host's own folder, whose modules go first
 
-from benchmarks.effect import command
+from benchmarks.effect import command, servers
+from benchmarks.effect.conditions import PLAIN
 from benchmarks.effect.own import Here, lines_of, run
 from benchmarks.effect.run import read_strip
 from benchmarks.effect.settings import Files, Settings
+from tools import server
 from tools.host import ensure_host
 from tools.pinned import cache_folder
-from tools.server import Client, running_server
+from tools.server import Client, PromptError, running_server
 from tools.small_models import write_small_models
 
 DIRECTION = "small_world_flux_detail.safetensors"
@@ -49,7 +52,7 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
-def options(out, *servers, model="small_world_flux.safetensors", **changed):
+def options(out, *urls, model="small_world_flux.safetensors", **changed):
     given = {
         "diffusion-model": [model],
         "text-encoder": ["small_world_clip_l.safetensors"],
@@ -67,10 +70,10 @@ def options(out, *servers, model="small_world_flux.safetensors", **changed):
         "direction": [DIRECTION],
         "direction-w": [1.5],
         "scorer": ["color_scorers:red", "color_scorers:blue"],
-        "servers": servers,
+        "servers": urls,
     }
     given |= {name.replace("_", "-"): value for name, value in changed.items()}
-    return command.arguments([str(part) for name, values in given.items() for part in (f"--{name}", *values)])
+    return command.arguments([str(part) for name, values in given.items() if values for part in (f"--{name}", *values)])
 
 
 def kill_server_of(url):
@@ -140,13 +143,39 @@ def test_a_servers_picture_is_the_one_drawn_here(place, models, first):
             {"model": "nowhere.safetensors"},
             r"(?s)http://127.0.0.1:\d+ did not draw plain for 'a red circle': .*UNETLoader.*nowhere.safetensors",
         ),
+        ({"layers": ["5-18"]}, "Layer schedule: cannot read '5-18'"),
         ({"start_layers": [12]}, r"(?s)did not draw complexity, w 6, start 12 for .*ApplyModulationGuidance: .*12 layers"),
     ],
 )
-def test_what_a_server_refuses_or_fails_at_is_told_in_its_words(place, first, changed, message):
+def test_what_cannot_work_is_told_in_the_words_of_who_sees_it(place, first, changed, message):
     with pytest.raises(ValueError, match=message):
         command.own_models(options("made", first, **changed))
     assert not any(Client(first).get("/queue").values())
+
+
+def test_a_server_that_says_nothing_is_left_out(place, first, monkeypatch, capsys):
+    monkeypatch.setattr(server, "TIMEOUT", 5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        command.own_models(options("made", url, first, seeds=[1], w=[0], direction_w=[1], layers=[], start_layers=[0]))
+    assert f"{url} does not answer: timed out. It is left out" in capsys.readouterr().err
+    assert len(pictures(place / "made")) == 4
+
+
+def test_a_prompt_that_its_server_has_lost_or_that_was_interrupted_there(first):
+    client = Client(first)
+    files = Files("small_world_flux.safetensors", ("small_world_clip_l.safetensors",), "small_world_vae.safetensors", "stable_diffusion")
+    long, another = (client.queue(servers.graph(files, Settings(steps, 3.0, 80), "a red circle", PLAIN, steps)) for steps in (5000, 5001))
+    assert servers.finished(client, long) is None and servers.finished(client, another) is None
+    client.post("/queue", {"delete": [another]})
+    with pytest.raises(ConnectionError, match="was started anew, or its queue was emptied"):
+        servers.finished(client, another)
+    deadline = time.monotonic() + 60
+    with pytest.raises(PromptError, match="It was interrupted there"):
+        while time.monotonic() < deadline:
+            client.interrupt(long)
+            servers.finished(client, long)
+            time.sleep(0.5)
 
 
 def test_servers_that_are_none(place):

@@ -129,29 +129,42 @@ def test_seeds_as_a_batch_and_another_packs_scorer(client):
     assert np.allclose(means, list(bright.values()), atol=0.005)
 
 
-def test_the_template_goes_on_from_the_start_layer_of_its_first_round(client):
+def test_the_template_runs_with_the_users_scorer(client):
     prompt = json.loads((CHECKOUT / "workflows" / "api" / "sweep_score_choose.json").read_text(encoding="utf-8"))
-    titles = {each["_meta"]["title"]: name for name, each in prompt.items()}
     for each in prompt.values():
         if each["class_type"] == "LoadPictureScorer":
             each["inputs"]["scorer_name"] = "clip"
         if each["class_type"] == "KSampler":
             each["inputs"]["steps"] = 2
-    reports = {"first": ["First round: is it detailed?", 1], "all": ["All: is it detailed?", 1], "label": ["Choose of all", 1]}
-    prompt |= {name: node("PreviewAny", source=[titles[title], slot]) for name, (title, slot) in reports.items()}
-    pictures, texts, _ = run(client, prompt)
-    scores = {
-        name: {line.split(" | ")[0].strip("| "): float(line.split(" | ")[1]) for line in texts[name].splitlines()[2:]}
-        for name in ("first", "all")
-    }
-    start = texts[titles["Start layer, as text"]]
-    assert list(scores["first"]) == ["plain", "w 4, start 0", "w 4, start 2", "w 4, start 4"]
-    assert list(scores["all"]) == [*scores["first"], *(f"w {w}, start {start}" for w in (2, 6, 8))], "both rounds, nothing drawn twice"
-    assert all(scores["all"][label] == score for label, score in scores["first"].items())
-    assert texts["label"] in scores["all"]
-    by_title = {prompt[name]["_meta"]["title"]: its for name, its in pictures.items() if "_meta" in prompt[name]}
+        if each["class_type"] == "SweepModulationGuidance":
+            each["inputs"]["w_values"] = "0, 4"
+    pictures, _, _ = run(client, prompt)
+    by_title = {prompt[name]["_meta"]["title"]: its for name, its in pictures.items()}
     assert by_title["All settings, and why"][0].shape[1] == 1280
     assert [picture.shape for picture in by_title["With the chosen setting"]] == [(80, 80, 3)]
+
+
+def test_two_rounds_in_one_graph(client):
+    """As docs/scorers.md wires them: the start layer of the first round's choice, as text, goes into the second sweep."""
+    prompt = swept(w_values="0, 4", start_layers="0, 2, 4")
+    prompt["start_text"] = node("PreviewAny", source=["choose", 3])
+    prompt["sweep 2"] = guidance("SweepModulationGuidance", w_values="2, 6", start_layers=["start_text", 0])
+    prompt["sample 2"] = node("KSampler", **prompt["sample"]["inputs"] | {"model": ["sweep 2", 0]})
+    prompt["decode 2"] = node("VAEDecode", samples=["sample 2", 0], vae=["vae", 0])
+    for name, first, second in (("images", "decode", "decode 2"), ("labels", "patched", "sweep 2")):
+        slot = int(name == "labels")
+        prompt[name] = {"class_type": "CreateList", "inputs": {"inputs.input0": [first, slot], "inputs.input1": [second, slot]}}
+    both = {"images": ["images", 0], "labels": ["labels", 0]}
+    prompt["all wanted"] = node("ScorePictures", **both, prompt=WORDS, scorer=["beauty", 0])
+    prompt["all kept"] = node("ScorePictures", **both, prompt=PROMPT, scorer=["scorer", 0])
+    prompt["choose 2"] = node("ChooseGuidance", **both, wanted=["all wanted", 0], kept=["all kept", 0], tolerance=1.0)
+    prompt |= {"final": node("PreviewAny", source=["choose 2", 1]), "all report": node("PreviewAny", source=["all wanted", 1])}
+    _, texts, _ = run(client, prompt)
+    scores = {line.split(" | ")[0].strip("| "): float(line.split(" | ")[1]) for line in texts["all report"].splitlines()[2:]}
+    start = texts["start_text"]
+    first = ["plain", *(f"w 4, start {layer}" for layer in (0, 2, 4))]
+    assert list(scores) == [*first, f"w 2, start {start}", f"w 6, start {start}"], "both rounds, nothing drawn twice"
+    assert texts["label"] == max(first, key=scores.get) and texts["final"] == max(scores, key=scores.get)
 
 
 def test_a_scorer_that_is_not_there_is_refused_with_what_to_put_where(client):

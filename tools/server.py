@@ -21,6 +21,7 @@ from tools.host import CHECKOUT
 from tools.leash import leashed
 
 PACK = "ComfyUI-Modulation-Guidance"
+TIMEOUT = 60  # seconds that an answer may take
 
 
 class ServerError(Exception):
@@ -164,7 +165,7 @@ class Client:
         """The bytes of an answer; an HTTP error is raised as urllib's HTTPError."""
         request = urllib.request.Request(self.url + path, data=body, headers={"Content-Type": "application/json"} if body else {})
         try:
-            with opener(self.url).open(request, timeout=60) as answer:
+            with opener(self.url).open(request, timeout=TIMEOUT) as answer:
                 return answer.read()
         except urllib.error.HTTPError as error:
             if error.code in (502, 503, 504):  # of what stands before the server

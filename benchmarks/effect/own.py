@@ -11,6 +11,7 @@ from typing import Protocol
 from PIL import Image
 from tqdm import tqdm
 
+from benchmarks.in_process import of_pack
 from model_patches.text_files import read_text
 from tools.sheet import sheet
 
@@ -104,9 +105,11 @@ def run(painter: Painter, files: Files, settings: Settings, options) -> list[Pat
 
 
 def lines_of(options, files: Files) -> list[Line]:
-    """What is compared; the plain picture begins each. A line of w 0 alone is left out."""
+    """What is compared; the plain picture begins each. A line of w 0 alone is left out. Raises ValueError for layers that do not parse."""
     how = {"sides": (options.positive, options.negative)} if options.positive is not None else {"preset": options.preset or "complexity"}
     starts = list(dict.fromkeys(options.start_layers))
+    for layers in options.layers:
+        of_pack("model_patches.schedules").parse_ranges(layers)
     made = [
         *((f"start {start}", "layer-wise" if start else "constant", options.w, {"start_layer": start} | how) for start in starts),
         *((layers, "layer-wise", options.w, {"schedule": layers} | how) for layers in dict.fromkeys(options.layers)),

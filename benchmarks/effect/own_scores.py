@@ -1,55 +1,81 @@
 """effect.py on a user's own models: what scorers say of the pictures, in a table, a curve and a choice."""
 
+import hashlib
 import importlib
+import inspect
 import json
 import os
 import sys
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from tqdm import tqdm
 
 from benchmarks.in_process import of_pack
 from tools.files import write_whole
 
 from .conditions import PLAIN, Condition
 from .report import markdown
-from .run import read_strip, save_png
+from .run import Scores, digest, pause, read_strip, save_png, strip_key
 from .statistics import difference, mean
 
 
-def scorer_of(name: str):
-    """A function of a picture (H, W, 3) in [0, 1] and its prompt: a picture scorer's at that path, or module:function, from what is
-    installed or lies in the current folder."""
+@dataclass(frozen=True)
+class Scorer:
+    """score: of a picture (H, W, 3) in [0, 1] and its prompt. identity: changes with the files that it is read from."""
+
+    score: Callable[[np.ndarray, str], float]
+    identity: str
+
+
+def scorer_of(name: str) -> Scorer:
+    """A picture scorer at that path, or module:function, from what is installed or lies in the current folder."""
     if os.path.exists(name):
-        scorer = of_pack("scoring.loading").load(name)
-        return lambda picture, prompt: scorer.score(torch.from_numpy(picture).unsqueeze(0), prompt)[0]
+        loading = of_pack("scoring.loading")
+        scorer = loading.load(name)
+        return Scorer(lambda picture, prompt: scorer.score(torch.from_numpy(picture).unsqueeze(0), prompt)[0], repr(loading.state(name)))
     module, _, function = name.partition(":")
     sys.path.append(os.getcwd())
     try:
-        return getattr(importlib.import_module(module), function)
+        found = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(
             f"--scorer {name}: {error}. Give the path of a picture scorer (a folder of a CLIP model, a file of an aesthetic head), or "
             "module:function, of an installed module or one in this folder."
         ) from error
+    return Scorer(found, f"{name} {digest(*filter(None, [_source(found)]))}")
+
+
+def _source(function: Callable) -> Path | None:
+    try:
+        file = inspect.getsourcefile(inspect.unwrap(function))
+    except TypeError:  # built in, or an object
+        return None
+    return file and Path(file)
 
 
 def write_scores(scorers: dict, prompts: list[str], lines: list, drawn: dict, options) -> list[Path]:
     """scores.json and table.md: the mean of each condition and its paired difference to plain, by each scorer. Of two and more scorers
     curve.png, what the first gains at what is lost of the second, and choice.png, the setting that Choose Guidance would take."""
     ways = {PLAIN: "plain"} | {each: line.way for line in lines for _, each in line.conditions if each.guided}
+    scored = Scored(options.out, len(scorers) * len(drawn))
     scores = {
         name: {
             condition: np.array(
-                [[scored(scorer, drawn[i, seed, condition], prompt) for seed in range(options.seeds)] for i, prompt in enumerate(prompts)]
+                [
+                    [scored.of(scorer, drawn[i, seed, condition], prompt) for seed in range(options.seeds)]
+                    for i, prompt in enumerate(prompts)
+                ]
             )
             for condition in ways
         }
         for name, scorer in scorers.items()
     }
+    scored.bar.close()
     summary = {
         name: {
             condition.name: {
@@ -73,8 +99,19 @@ def write_scores(scorers: dict, prompts: list[str], lines: list, drawn: dict, op
     return written
 
 
-def scored(scorer, path: Path, prompt: str) -> float:
-    return float(scorer(read_strip(path, 1)[0].astype(np.float32) / 255, prompt))
+class Scored:
+    """Scores pictures, and keeps what it has scored in scores.jsonl, by picture and scorer."""
+
+    def __init__(self, folder: Path, total: int):
+        self.known = Scores(folder / "scores.jsonl")
+        self.bar = tqdm(total=total, unit="score", desc="scores", mininterval=pause())
+
+    def of(self, scorer: Scorer, path: Path, prompt: str) -> float:
+        key = hashlib.sha256(json.dumps([strip_key(path), prompt, scorer.identity]).encode()).hexdigest()[:32]
+        if key not in self.known.records:
+            self.known.add({"key": key, "score": float(scorer.score(read_strip(path, 1)[0].astype(np.float32) / 255, prompt))})
+        self.bar.update()
+        return self.known.records[key]["score"]
 
 
 def table(ways: dict[Condition, str], summary: dict, prompts: int, seeds: int) -> str:
@@ -134,7 +171,7 @@ def write_curve(lines: list, wanted: dict, kept: dict, names: list[str], path: P
 
 def choice_picture(conditions: list[Condition], wanted: dict, kept: dict) -> Image.Image:
     choice = of_pack("scoring.choice")
-    settings = {each: choice.Setting(_label(each), each.w, each.start_layer, plain=not each.guided) for each in conditions}
+    settings = {each: choice.Setting(_label(each), each.w, _start(each), plain=not each.guided) for each in conditions}
     rows = [
         (setting, *scores)
         for condition, setting in settings.items()
@@ -149,3 +186,11 @@ def _label(condition: Condition) -> str:
         return "plain"
     layers = condition.schedule or f"start {condition.start_layer}"
     return f"w {condition.w:g}, {layers}" + (f", {condition.learned}" if condition.learned else "")
+
+
+def _start(condition: Condition) -> int:
+    """The first guided layer."""
+    if not condition.schedule:
+        return condition.start_layer
+    ranges = of_pack("model_patches.schedules").parse_ranges(condition.schedule)
+    return min((first for first, _, weight in ranges if weight), default=0)
