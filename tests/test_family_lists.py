@@ -1,6 +1,7 @@
 """Where families are listed by hand, none is missing."""
 
 import importlib
+import json
 import re
 from pathlib import Path
 
@@ -29,16 +30,34 @@ def test_the_docs_have_a_row_for_each():
     assert missing(rows, FAMILIES) == []
 
 
+def test_the_readme_names_each_in_its_first_table():
+    table = (CHECKOUT / "README.md").read_text(encoding="utf-8").partition("| your model |")[2].partition("\n\n")[0]
+    names = [name for family in FAMILIES for name in SHORT.get(family.name, family.name).split(" / ")]
+    assert [name for name in names if name not in table] == []
+
+
 @pytest.mark.parametrize("page", pages("ScaleTextVariance"), ids=lambda page: f"{page.parent.name} {page.stem}")
 def test_the_help_names_the_families_whose_text_tokens_can_be_scaled(page):
     assert missing(page.read_text(encoding="utf-8"), [family for family in FAMILIES if family.text_tokens]) == []
 
 
-def test_the_description_does_too():
+@pytest.mark.parametrize("language", ["", "en", "es", "fr", "ja", "ko", "zh"])
+def test_the_description_does_too(language):
     families = [family for family in FAMILIES if family.text_tokens and family.name != "HunyuanVideo 1.5"]
-    assert missing(nodes.NODE_CLASS_MAPPINGS["ScaleTextVariance"].GET_SCHEMA().description, families) == []
+    said = nodes.NODE_CLASS_MAPPINGS["ScaleTextVariance"].GET_SCHEMA().description
+    if language:
+        texts = json.loads((CHECKOUT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))
+        said = texts["ScaleTextVariance"]["description"]
+    assert missing(said, families) == []
 
 
 @pytest.mark.parametrize("page", pages("LoadPooledProjection"), ids=lambda page: f"{page.parent.name} {page.stem}")
 def test_the_help_names_the_families_that_need_no_projection(page):
     assert missing(page.read_text(encoding="utf-8"), [family for family in FAMILIES if family.text]) == []
+
+
+@pytest.mark.parametrize("page", pages("LoadPooledProjection"), ids=lambda page: f"{page.parent.name} {page.stem}")
+def test_and_those_that_do(page):
+    first = page.read_text(encoding="utf-8").split("\n\n")[1].replace("\n", " ")
+    assert missing(first, [family for family in FAMILIES if not family.text and not family.name.startswith("Cosmos")]) == []
+    assert "Cosmos" in first
