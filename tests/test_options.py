@@ -54,3 +54,11 @@ def test_without_a_comfyui_they_say_what_to_do(tmp_path, command, folder, told):
     ran = subprocess.run([sys.executable, "-m", *given, *work], cwd=PACK, env=environment, capture_output=True, text=True, check=False)
     assert ran.returncode == 1 and told in ran.stderr and "Traceback" not in ran.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("tool", ["directions", "distill", "train", "measure"])
+def test_a_python_without_torch_hands_on_to_comfyuis(tool):
+    environment = os.environ | {"COMFYUI_PYTHON": sys.executable}
+    without = [sys.executable, "-S", "-m", f"tools.small_world.{tool}", "--help"]  # -S: without what is installed
+    ran = subprocess.run(without, cwd=PACK, env=environment, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0 and "usage:" in ran.stdout, ran.stderr

@@ -4,6 +4,11 @@ Subjects of scenes as prompts, which say nothing of the style. Leaves small_worl
 after these are those of tools/distill.py.
 """
 
+if __name__ == "__main__":
+    from .host import under_host
+
+    under_host(__spec__.name)
+
 import shutil
 
 from .attributes import ATTRIBUTES, PROMPTS, file_name, prompts

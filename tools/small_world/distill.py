@@ -4,6 +4,11 @@ Captions of scenes as prompts, the small CLIP-L's pooled output projected. Leave
 weights, in bf16. Options after these are those of tools/distill.py.
 """
 
+if __name__ == "__main__":
+    from .host import under_host
+
+    under_host(__spec__.name)
+
 from dataclasses import replace
 
 from tools import distill

@@ -1,11 +1,24 @@
-"""Makes the host (a ComfyUI folder) importable in this process. Call `use_host` before anything imports comfy."""
+"""Makes the host (a ComfyUI folder) importable in this process. Call `use_host` before anything imports comfy.
 
-import importlib.util
+A command calls `under_host` first of all: this module needs no more than Python.
+"""
+
 import os
 import sys
 from pathlib import Path
 
 from tools.gpu import has_gpu
+from tools.host import ensure_host, run_under
+from tools.packages import SetupError, has_module
+
+
+def under_host(module: str) -> None:
+    """Goes on as `python -m module` of the ComfyUI that tools/host.py finds or sets up, where this Python has no torch."""
+    if not has_module("torch"):
+        try:
+            run_under(ensure_host(), ["-m", module, *sys.argv[1:]])
+        except SetupError as error:
+            sys.exit(f"error: {error}")
 
 
 def use_host(folder: str | None = None) -> None:
@@ -17,7 +30,7 @@ def use_host(folder: str | None = None) -> None:
     folder = folder or os.environ.get("COMFYUI_PATH")
     if folder and not (Path(folder) / "comfy").is_dir():
         sys.exit(f"error: {folder} is not a ComfyUI folder. Give --comfyui the folder that holds ComfyUI's main.py.")
-    if not folder and importlib.util.find_spec("comfy") is None:
+    if not folder and not has_module("comfy"):
         sys.exit("error: there is no ComfyUI. Give its folder with --comfyui, or set COMFYUI_PATH to it, and run this with its Python.")
     if folder and folder not in sys.path:
         sys.path.insert(0, folder)

@@ -7,6 +7,11 @@
 `quality` writes <model>_quality.json beside the weights, and a contact sheet for CFG 1 and for the first other CFG scale.
 """
 
+if __name__ == "__main__":
+    from .host import under_host
+
+    under_host(__spec__.name)
+
 import argparse
 import json
 from pathlib import Path

@@ -5,6 +5,11 @@ model. Each draws its scenes afresh; the last three resume from their checkpoint
 loss curve. The first two need nothing of each other, nor do the last two: they may run beside each other.
 """
 
+if __name__ == "__main__":
+    from .host import under_host
+
+    under_host(__spec__.name)
+
 import argparse
 import hashlib
 import os
