@@ -1,6 +1,7 @@
 """Numbers on the command line that are none are refused before anything is set up, loaded or drawn."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -62,3 +63,21 @@ def test_a_python_without_torch_hands_on_to_comfyuis(tool):
     without = [sys.executable, "-S", "-m", f"tools.small_world.{tool}", "--help"]  # -S: without what is installed
     ran = subprocess.run(without, cwd=PACK, env=environment, capture_output=True, text=True, check=False)
     assert ran.returncode == 0 and "usage:" in ran.stdout, ran.stderr
+
+
+def test_the_distiller_says_which_python_it_needs():
+    ran = subprocess.run([sys.executable, "-S", PACK / "tools" / "distill.py"], capture_output=True, text=True, check=False)
+    assert ran.returncode == 1 and "has no torch. Run this with your ComfyUI's Python" in ran.stderr and "Traceback" not in ran.stderr
+
+
+def test_the_brand_is_drawn_from_any_python(tmp_path):
+    """In a copy, as it writes into the checkout; and what it draws is what is there."""
+    shutil.copytree(PACK / "tools", tmp_path / "tools", ignore=shutil.ignore_patterns("weights", "*.png", "__pycache__"))
+    (tmp_path / "docs").mkdir()
+    environment = os.environ | {"COMFYUI_PYTHON": sys.executable}
+    ran = subprocess.run(
+        [sys.executable, "-S", tmp_path / "tools" / "brand.py"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    for name in ("icon.png", "banner.png"):
+        assert (tmp_path / "docs" / "assets" / name).read_bytes() == (PACK / "docs" / "assets" / name).read_bytes()

@@ -5,11 +5,19 @@
 The sign is what the pack does: the layers of a model, and the weight that each is guided with.
 """
 
+import sys
 from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+# in place of tools/, where Python has put that: its modules are imported as tools.*
+sys.path[:] = [str(CHECKOUT), *(each for each in sys.path if Path(each).resolve() != CHECKOUT / "tools")]
+
+from tools.host import with_module
+
+with_module("PIL", [__file__])
 
 from PIL import Image, ImageDraw, ImageFont
 
-CHECKOUT = Path(__file__).resolve().parent.parent
 ASSETS = CHECKOUT / "docs" / "assets"
 ICON, BANNER = 400, (1680, 720)  # pixels; the registry takes icons up to 400 and banners of 21:9
 NIGHT, STAY, GUIDED = (23, 26, 38), (74, 82, 110), ((255, 176, 59), (255, 94, 98))

@@ -21,9 +21,14 @@ from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 
-import torch
-from accelerate import Accelerator
-from tqdm import tqdm
+try:
+    import torch
+    from accelerate import Accelerator
+    from tqdm import tqdm
+except ModuleNotFoundError as error:
+    sys.exit(
+        f"error: {sys.executable} has no {error.name}. Run this with your ComfyUI's Python; accelerate is added by: pip install accelerate"
+    )
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 sys.path.append(str(CHECKOUT))

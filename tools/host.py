@@ -160,6 +160,15 @@ def run_under(host, arguments):
                 sys.exit(process.wait())
 
 
+def with_module(name, arguments):
+    """Goes on as `python arguments` of a ComfyUI, which is set up where there is none, if this Python lacks a module that a command needs."""
+    if not has_module(name):
+        try:
+            run_under(ensure_host(), arguments)
+        except SetupError as error:
+            sys.exit(f"error: {error}")
+
+
 def main():
     parser = argparse.ArgumentParser(description="Set up a ComfyUI to run this pack in, or find the one of COMFYUI_PATH.")
     parser.add_argument("--version", default=DEFAULT_VERSION, help=f"one of {', '.join(ARCHIVES)} (default {DEFAULT_VERSION})")

@@ -8,17 +8,13 @@ import sys
 from pathlib import Path
 
 from tools.gpu import has_gpu
-from tools.host import ensure_host, run_under
-from tools.packages import SetupError, has_module
+from tools.host import with_module
+from tools.packages import has_module
 
 
 def under_host(module: str) -> None:
-    """Goes on as `python -m module` of the ComfyUI that tools/host.py finds or sets up, where this Python has no torch."""
-    if not has_module("torch"):
-        try:
-            run_under(ensure_host(), ["-m", module, *sys.argv[1:]])
-        except SetupError as error:
-            sys.exit(f"error: {error}")
+    """Goes on as `python -m module` of a ComfyUI where this Python has no torch."""
+    with_module("torch", ["-m", module, *sys.argv[1:]])
 
 
 def use_host(folder: str | None = None) -> None:
