@@ -129,7 +129,7 @@ def test_of_sets_drawn_by_themselves_the_rest_is_not_told():
     alone = [record | {"set": "both_ways"} for record in records(scores)]
     table = learned.table("wan", Results(alone), {"prompts": "6 both_ways"})
     assert "## Both ways" in table and "## Detail" not in table and "## The aims" not in table and "nan" not in table
-    assert "| learned lightness, w -1, start 0 | **-10.0 (-10.0 to -10.0)** |" in table
+    assert "| learned lightness, w -2, start 0 | **-20.0 (-20.0 to -20.0)** |" in table
     directions = {name: WEIGHTS / attributes.file_name("wan", name) for name in attributes.ATTRIBUTES}
     jobs = learned.jobs_of("wan", directions, 3, ["both_ways"])
     assert {job.set_name for job in jobs} == {"both_ways"} and {job.index for job in jobs} == {0, 1, 2}

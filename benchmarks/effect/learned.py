@@ -25,7 +25,7 @@ LINES = {  # of the direction for detail: its weights by start layer
     "flux": {0: (1.0, 1.5), 2: (1.0, 1.5, 2.0)},
     "wan": {0: (1.0, 1.5, 2.0), 1: (1.5, 2.0)},
 }
-BOTH_WAYS = (-1.0, 1.0)  # weights of the direction for lightness
+BOTH_WAYS = (-2.0, -1.0, 1.0, 2.0)  # weights of the direction for lightness
 TEXT_GUIDED = [complexity(6.0, 2)]  # what is best in table.md
 
 
