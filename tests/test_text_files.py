@@ -77,6 +77,13 @@ def test_what_editors_save_is_read(tmp_path, encoding):
     assert command_lines("--prompts", tmp_path / "text.txt") == ["a café", "ein Bär 🐻", "日本語"]
 
 
+def test_a_file_of_the_largest_size_is_read_and_no_larger_one(tmp_path):
+    (tmp_path / "text.txt").write_bytes(b"12345")
+    assert text_files.read_text(tmp_path / "text.txt", "It", largest=5) == "12345"
+    with pytest.raises(ValueError, match="It is larger than 4 bytes"):
+        text_files.read_text(tmp_path / "text.txt", "It", largest=4)
+
+
 @pytest.mark.parametrize("encoding", MARKS)
 def test_presets_in_any_of_these(place, encoding):
     preset = {"Bär": {"positive": "ein Bär", "negative": "b", "w": 2, "start_layer": 7}}

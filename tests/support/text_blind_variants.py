@@ -161,12 +161,12 @@ HUNYUAN_VIDEO_MEANFLOW = _variant(
     config=config_of("HunyuanVideo15", _MEANFLOW, "hunyuan_video"),
     embedder_is_y=False,
 )
-_IMAGE21 = HUNYUAN_DIMS | dict(patch_size=[1, 1], in_channels=64, out_channels=64, axes_dim=[16, 16])
+IMAGE21_DIMS = HUNYUAN_DIMS | dict(patch_size=[1, 1], in_channels=64, out_channels=64, axes_dim=[16, 16])
 HUNYUAN_IMAGE = _variant(
     HUNYUAN_VIDEO15,
     "HunyuanImage 2.1",
-    model=built(HunyuanVideo, _IMAGE21),
-    config=config_of("HunyuanImage21", _IMAGE21, "hunyuan_video"),
+    model=built(HunyuanVideo, IMAGE21_DIMS),
+    config=config_of("HunyuanImage21", IMAGE21_DIMS, "hunyuan_video"),
     latent=(64, 4, 4),
 )
 _MICRO = PIXART_DIMS | dict(hidden_size=48, micro_condition=True)
@@ -216,8 +216,8 @@ VARIANTS = (
 HUNYUAN_IMAGE_MEANFLOW = _variant(
     HUNYUAN_IMAGE,
     "HunyuanImage 2.1, mean flow",
-    model=built(HunyuanVideo, _IMAGE21 | dict(meanflow=True)),
-    config=config_of("HunyuanImage21", _IMAGE21 | dict(meanflow=True), "hunyuan_video"),
+    model=built(HunyuanVideo, IMAGE21_DIMS | dict(meanflow=True)),
+    config=config_of("HunyuanImage21", IMAGE21_DIMS | dict(meanflow=True), "hunyuan_video"),
 )
 MEANFLOW = (HUNYUAN_VIDEO_MEANFLOW, HUNYUAN_IMAGE_MEANFLOW)
 
