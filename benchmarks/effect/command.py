@@ -51,7 +51,7 @@ def main():
 
 def small_world(options):
     """Draws, scores and reports."""
-    from benchmarks.effect.plots import detail_by_w, gallery, grid, pareto
+    from benchmarks.effect.plots import GALLERY, detail_by_w, gallery, grid, pareto
     from benchmarks.effect.report import table
     from benchmarks.effect.run import jobs_of
 
@@ -66,7 +66,7 @@ def small_world(options):
     pareto(results, options.out / "pareto.png")
     detail_by_w(results, options.out / "detail_by_w.png")
     grid(jobs, results, options.seeds, options.out / "pictures", options.out / "grid.png")
-    gallery(jobs, options.seeds, options.out / "pictures", options.out / "gallery.png")
+    gallery(jobs, GALLERY, options.seeds, options.out / "pictures", options.out / "gallery.png")
     print(
         *(options.out / name for name in ("table.md", "effect.json", "pareto.png", "detail_by_w.png", "grid.png", "gallery.png")), sep="\n"
     )
@@ -94,17 +94,19 @@ def small_world_projection(options):
 
 def small_world_learned(options):
     """Draws, scores and reports what directions learned from words do."""
-    from benchmarks.effect.learned import jobs_of, plot, table
+    from benchmarks.effect.learned import SHOWN, jobs_of, plot, table
+    from benchmarks.effect.plots import gallery
 
     files, _ = files_and_settings(options)
     jobs = jobs_of(options.learned, files.directions, options.prompts, options.sets)
     results, made_by = drawn_and_scored(options, jobs)
-    report, picture = (options.out / f"learned_{options.learned}{ending}" for ending in (".md", ".png"))
+    report, picture, shown = (options.out / f"learned_{options.learned}{ending}" for ending in (".md", ".png", "_gallery.png"))
     write_whole(report, table(options.learned, results, description(options, jobs, results, made_by)))
     print(report)
     if "general" in options.sets:
         plot(options.learned, results, picture)
-        print(picture)
+        gallery(jobs, SHOWN[options.learned], options.seeds, options.out / "pictures", shown)
+        print(picture, shown, sep="\n")
 
 
 def files_and_settings(options):

@@ -33,6 +33,12 @@ def learned(attribute: str, w: float, start_layer: int = 0) -> Condition:
     return Condition(learned=attribute, w=w, start_layer=start_layer)
 
 
+SHOWN = {  # in the gallery: the strongest settings that lose little
+    "flux": {"plain": PLAIN, "text\nguidance\nw 6": complexity(6.0, 2), "learned\nw 1.5": learned("detail", 1.5, 2)},
+    "wan": {"plain": PLAIN, "learned\nw 2": learned("detail", 2.0)},
+}
+
+
 def in_words(words: str) -> Condition:
     return replace(PLAIN, words=words)
 

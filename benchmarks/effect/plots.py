@@ -106,18 +106,15 @@ def grid(jobs: list[Job], results: Results, seeds: int, folder: Path, path: Path
     save_png(path, sheet(cells, columns, [f"start {start}" for start in START_LAYERS], [title], GRID_WIDTH), optimize=True)
 
 
-def gallery(jobs: list[Job], seeds: int, folder: Path, path: Path) -> None:
-    """The first prompts as they come, each with its first seed: a column for each, a row for each way to guide it."""
-    shown = {(job.index, job.condition): job for job in jobs if job.set_name == "general" and job.index < GALLERY_PROMPTS}
+def gallery(jobs: list[Job], rows: dict[str, Condition], seeds: int, folder: Path, path: Path, prompts: int = GALLERY_PROMPTS) -> None:
+    """The first prompts as they come, each with its first seed: a column for each, a row for each way to guide it, by its name there."""
+    shown = {(job.index, job.condition): job for job in jobs if job.set_name == "general" and job.index < prompts}
     numbers = sorted({index for index, _ in shown})
     cells = [
-        [Image.fromarray(read_strip(folder / shown[index, condition].strip, seeds)[0]) for index in numbers]
-        for condition in GALLERY.values()
+        [Image.fromarray(read_strip(folder / shown[index, condition].strip, seeds)[0]) for index in numbers] for condition in rows.values()
     ]
     title = "The first prompts and seeds of the measurement, none left out"
-    save_png(
-        path, sheet(cells, [shown[index, PLAIN].prompt.text for index in numbers], list(GALLERY), [title], GALLERY_WIDTH), optimize=True
-    )
+    save_png(path, sheet(cells, [shown[index, PLAIN].prompt.text for index in numbers], list(rows), [title], GALLERY_WIDTH), optimize=True)
 
 
 def _start(layer: int) -> str:
