@@ -1,5 +1,6 @@
 """effect.py --servers: the pictures and the table of one server, by several, one of which is killed; and what servers refuse."""
 
+import _thread
 import http.server
 import socket
 import sys
@@ -176,6 +177,23 @@ def test_a_prompt_that_its_server_has_lost_or_that_was_interrupted_there(first):
             client.interrupt(long)
             servers.finished(client, long)
             time.sleep(0.5)
+
+
+def test_ctrl_c_leaves_no_prompt_on_the_server(place, first):
+    client = Client(first)
+
+    def interrupt_when_it_runs():
+        while not client.get("/queue")["queue_running"]:
+            time.sleep(0.05)
+        _thread.interrupt_main()
+
+    threading.Thread(target=interrupt_when_it_runs).start()
+    with pytest.raises(KeyboardInterrupt):
+        command.own_models(options("made", first, steps=[5000]))
+    deadline = time.monotonic() + 60  # an interrupted step is finished first
+    while any(client.get("/queue").values()) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not any(client.get("/queue").values())
 
 
 def test_servers_that_are_none(place):
