@@ -165,6 +165,11 @@ def test_tensors_that_do_not_fit_together(tmp_path, changed):
     refused(tmp_path, form_b(film=True) | changed, r"does not fit together: .* must be \(")
 
 
+def test_tensors_without_numbers(tmp_path):
+    empty = {"0.weight": torch.ones(HIDDEN, 0)}
+    refused(tmp_path, form_b() | empty, rf"holds no numbers in linear_1.weight: \({HIDDEN}, 0\)")
+
+
 def test_scales_of_another_width(tmp_path):
     refused(tmp_path, form_a() | {"scales": torch.ones(DEPTH, WIDTH)}, rf"scales is \({DEPTH}, {WIDTH}\).*must be \({DEPTH}, {3 * WIDTH}\)")
 

@@ -17,6 +17,7 @@ BYT5, VISION = 1472, 12  # the host's width of quoted text, and of a picture's t
 
 def small(of, config, dims, **settings):
     byt5 = torch.nn.functional.pad(drawing(40)(1, QUOTED, BYT5), (0, 0, 0, PADDED))
+    byt5[0, 0, 0] = 0.0  # one number, not a token of zeros
     settings = {"conditioning_byt5small": byt5} | settings
     return replace(
         of, model=built(HunyuanVideo, dims), config=config_of(config, dims, "hunyuan_video"), settings=(*of.settings, *settings.items())

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import comfy.sample
 import comfy.samplers
 import torch
+from comfy.ldm.cosmos.model import GeneralDIT
 from comfy.ldm.flux.model import Flux
 from comfy.ldm.hunyuan_video.model import HunyuanVideo
 from comfy.ldm.lightricks.model import LTXVModel
@@ -19,6 +20,7 @@ from support.text_blind_families import (
     COGVIDEOX,
     COGVIDEOX_DIMS,
     COSMOS1,
+    COSMOS1_DIMS,
     FLUX2,
     FLUX2_DIMS,
     HUNYUAN_DIMS,
@@ -170,6 +172,10 @@ HUNYUAN_IMAGE = _variant(
     latent=(64, 4, 4),
 )
 _MICRO = PIXART_DIMS | dict(hidden_size=48, micro_condition=True)
+_PLAIN = COSMOS1_DIMS | dict(use_adaln_lora=False)
+COSMOS1_PLAIN = _variant(
+    COSMOS1, "Cosmos 1 without adaLN-LoRA", model=built(GeneralDIT, _PLAIN), config=config_of("CosmosT2V", _PLAIN, "cosmos")
+)
 PIXART_ALPHA = _variant(
     PIXART,
     "PixArt-alpha of 1024 px, size and shape as they are",
@@ -208,6 +214,7 @@ VARIANTS = (
     HUNYUAN_VIDEO_FRAME,
     HUNYUAN_VIDEO_MEANFLOW,
     HUNYUAN_IMAGE,
+    COSMOS1_PLAIN,
     PIXART_ALPHA,
     PIXART_ALPHA_SIZED,
     *((COGVIDEOX_IMAGE,) if CogVideoX else ()),
