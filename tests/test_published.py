@@ -124,3 +124,7 @@ def headings(page):
     """The anchors of a page's headings, as GitHub makes them."""
     lines = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.M)
     return {re.sub(r"[^\w\- ]", "", line.lower()).replace(" ", "-") for line in lines}
+
+
+def test_the_readme_is_read_in_minutes():
+    assert len((CHECKOUT / "README.md").read_text(encoding="utf-8").split()) <= 1300
