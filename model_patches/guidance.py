@@ -9,6 +9,7 @@ import math
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -292,7 +293,7 @@ def _injected(
     for layer, target in enumerate(targets):
         # What tells this layer's shift from another's.
         layers.setdefault((*(terms.key(layer) for terms in sums), target.carry), []).append(layer)
-    changes = {}
+    changes: dict[tuple, Any] = {}
     for carry in {target.carry for target in targets} - {None}:
         keys = [key for key in layers if key[-1] is carry]
         firsts = [layers[key][0] for key in keys]

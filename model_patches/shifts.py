@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -70,7 +71,7 @@ def carried(layer: Callable[[Tensor], Any], y: Tensor, shifts: Sequence[tuple[Te
     changes = []
     for first in range(0, len(acting), at_once):
         ys = [shifted(y, *pair) for pair in acting[first : first + at_once]]
-        made = _several(layer(torch.cat(ys)), len(ys), lambda tensor, count=len(ys): tensor.chunk(count))
+        made = _several(layer(torch.cat(ys)), len(ys), partial(torch.chunk, chunks=len(ys)))
         changes += [difference(guided, plain) for guided in made]
     found = iter(changes)
     return [difference(plain, plain) if pair is None else next(found) for pair in shifts]
