@@ -252,6 +252,39 @@ def test_cells_of_the_matrices_are_tinted_and_numbered_by_their_cosines():
                 assert inner[0] == pytest.approx(np.tile(np.round(expected), (inner.shape[1], 1)), abs=1), (i, j)
                 gap = pixels[round(y + cell) - 1, round(x) + 20 : round(x + cell) - 20]
                 assert (gap == PAPER).all(), "apart from the next"
+                assert number_in(pixels, x, y, cell, expected, abs(cosine) > 0.6) == f"{cosine:.2f}", (i, j)
+
+
+def number_in(pixels, left, top, cell, tint, bright):
+    """Which of the numbers from -1.00 to 1.00 stands in the middle of a cell."""
+    x, y = round(left + cell / 2), round(top + cell / 2)
+    there = pixels[y - 16 : y + 17, x - 40 : x + 41]
+
+    def difference(text, across):
+        picture = Image.new("RGB", there.shape[1::-1], tuple(round(part) for part in tint))
+        letters = pictures.fitted(text, min(26, cell * 0.4), cell * 0.9)
+        ImageDraw.Draw(picture).text((40 + across, 16), text, PAPER if bright else INK, letters, anchor="mm")
+        return np.abs(np.asarray(picture).astype(int) - there).sum()
+
+    texts = {f"{number / 100:.2f}" for number in range(-100, 101, 5)} | {"-0.00"}
+    return min(texts, key=lambda text: min(difference(text, across) for across in np.arange(-1, 1.25, 0.25)))
+
+
+def test_no_number_is_minus_nothing():
+    nearly, none = (inspected([[0.1, 0.2]] * 2, [[1.0, off], [off, 1.0]], labels=("one", "two")) for off in (-0.0001, 0.0001))
+    assert (nearly == none).mean() > 0.9999
+
+
+@pytest.mark.parametrize("count", [2, 12])
+def test_nothing_runs_over_the_edge(count):
+    """Long names in the legend, and long warnings."""
+    names = [f"a direction that has a long name {i}" for i in range(count)]
+    inspection = Inspection("FLUX.1", 1, (0.5,), None, np.eye(count).tolist(), [[0.1, 0.2]] * count, ("a warning " * 40,))
+    settings = labels_node.settings_of("Test", ["plain", *(f"w 2, start {7 * i}" for i in range(count))])
+    made = choice.choose(settings, [4.0, *range(5, 5 + count)], [30.0] * (count + 1), 0.05)
+    for picture in (inspecting.inspection_picture(inspection, names, 3.0), choosing.choice_picture(made, 0.05)):
+        pixels = np.asarray(picture)
+        assert (pixels[:, :16] == PAPER).all() and (pixels[:, -16:] == PAPER).all()
 
 
 @pytest.mark.parametrize("which", range(3))
