@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import comfy.cldm.mmdit
 import comfy.controlnet
 import comfy.hooks
+import comfy.model_management
 import comfy.ops
 import comfy.samplers
 import comfy.sd
@@ -160,6 +161,13 @@ def subject(request):
 @pytest.fixture(scope="module")
 def model(subject):
     return subject.small.load()
+
+
+@pytest.fixture(autouse=True)
+def unloaded():
+    """The host leaves object patches on a model until it loads another patcher of it; a LoRA read meanwhile misses layers they replace."""
+    yield
+    comfy.model_management.unload_all_models()
 
 
 def guided(subject, model, rows="opposed", seed=10, w=2.0):
