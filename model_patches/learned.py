@@ -22,12 +22,13 @@ class LearnedShifts:
     """What the learned terms of a direction add to y at w 1.
 
     injection: the name of the family's injection that takes it. shifts: (L, D) in fp32, L the model's depth.
-    guided: whether each layer is one that was learned.
+    guided: whether each layer is one that was learned. moved: whether its shift is not all zeros.
     """
 
     injection: str
     shifts: Tensor
     guided: tuple[bool, ...]
+    moved: tuple[bool, ...]
 
     @classmethod
     def of(cls, learned: tuple[LearnedDirection, ...], family: Family, model: nn.Module) -> LearnedShifts | None:
@@ -39,11 +40,16 @@ class LearnedShifts:
         placed = [Placed.of(len(one.shifts), family, model) for one in learned]
         shifts = [one.weight * place.rows(one.shifts.float()) for one, place in zip(learned, placed, strict=True)]
         guided = tuple(any(layer in place.places for place in placed) for layer in range(family.depth(model)))
-        return cls(family.place_of_y, sum(shifts[1:], shifts[0]), guided)
+        summed = sum(shifts[1:], shifts[0])
+        return cls(family.place_of_y, summed, guided, tuple(summed.any(dim=1).tolist()))
 
     def weights(self, weights: tuple[float, ...]) -> tuple[float, ...]:
         """Those of layers that were not learned set to 0."""
         return tuple(weight if guided else 0.0 for weight, guided in zip(weights, self.guided, strict=True))
+
+    def acts(self, layer: int) -> bool:
+        """Whether it changes anything at that layer; the head comes last."""
+        return layer < len(self.moved) and self.moved[layer]
 
     def at(self, call: Call, w: float, layer_weights: tuple[float, ...]) -> Tensor:
         """(L + 1, D) in fp32, w g_i delta_i at each layer, and zeros at the head; made once in a sampling."""

@@ -57,7 +57,8 @@ class Terms:
     def acts(self, layer: int) -> bool:
         """Whether it changes anything at that layer."""
         weight = self.guidance.layer_weights[layer]
-        return (self.guides and weight != 0) or (self.base is not None and self.guidance.text.takes_base(weight))
+        moves = self.delta is not None or (self.learned is not None and self.guidance.learned.acts(layer))
+        return (moves and weight != 0) or (self.base is not None and self.guidance.text.takes_base(weight))
 
     def key(self, layer: int):
         weight = self.guidance.layer_weights[layer]

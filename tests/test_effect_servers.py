@@ -2,6 +2,7 @@
 
 import _thread
 import http.server
+import signal
 import socket
 import sys
 import threading
@@ -187,9 +188,13 @@ def test_ctrl_c_leaves_no_prompt_on_the_server(place, first):
             time.sleep(0.05)
         _thread.interrupt_main()
 
-    threading.Thread(target=interrupt_when_it_runs).start()
-    with pytest.raises(KeyboardInterrupt):
-        command.own_models(options("made", first, steps=[5000]))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
+    try:
+        threading.Thread(target=interrupt_when_it_runs).start()
+        with pytest.raises(KeyboardInterrupt):
+            command.own_models(options("made", first, steps=[5000]))
+    finally:
+        signal.signal(signal.SIGINT, before)
     deadline = time.monotonic() + 60  # an interrupted step is finished first
     while any(client.get("/queue").values()) and time.monotonic() < deadline:
         time.sleep(0.2)
