@@ -9,7 +9,7 @@ import pytest
 from comfy.ldm.hunyuan_video.model import HunyuanVideo
 from comfy.ldm.lumina.model import NextDiT
 from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper
-from support.families import HIDREAM_I1, HUNYUAN_DIT_11, KANDINSKY5_VIDEO, MOCHI, NEWBIE, SD3, TEXT_TO_VIDEO, newbie
+from support.families import HIDREAM_I1, HUNYUAN_DIT_11, KANDINSKY5_VIDEO, MOCHI, NEWBIE, SD3, TEXT_TO_VIDEO, hunyuan_video, newbie
 from support.flux import apply, node
 
 
@@ -78,25 +78,9 @@ BLIND = {
     TEXT_TO_VIDEO: (
         partial(
             HunyuanVideo,
-            in_channels=65,
-            out_channels=32,
-            vec_in_dim=None,
-            context_in_dim=16,
-            hidden_size=128,
-            mlp_ratio=4.0,
-            num_heads=1,
-            depth=1,
-            depth_single_blocks=1,
-            axes_dim=[16, 56, 56],
-            theta=256,
-            patch_size=[1, 1, 1],
-            qkv_bias=True,
-            guidance_embed=False,
-            byt5=False,
-            meanflow=False,
-            use_cond_type_embedding=True,
-            vision_in_dim=None,
-            meanflow_sum=False,
+            **hunyuan_video.DIMS
+            | dict(in_channels=65, out_channels=32, vec_in_dim=None, depth=1, depth_single_blocks=1, patch_size=[1, 1, 1])
+            | dict(guidance_embed=False, use_cond_type_embedding=True),
         ),
         "HunyuanVideo.*text-blind",
     ),

@@ -15,6 +15,7 @@ from comfy.ldm.wan.vae import WanVAE
 from safetensors.torch import load_file, save_file
 from server_nodes.load_small_model import COSMOS, HIDREAM, small_adapter
 
+from support.families import hunyuan_video
 from support.learned import file_of, shifts
 from tools.small_models import DIFFUSION_MODEL, PROJECTION, TEXT_BLIND, TEXT_ENCODER, VAE, WEIGHTS
 
@@ -178,28 +179,7 @@ def _linears(prefix, shapes):
 
 
 def _hunyuan_video():
-    return HunyuanVideo(
-        in_channels=16,
-        out_channels=16,
-        vec_in_dim=768,
-        context_in_dim=768,
-        hidden_size=128,
-        mlp_ratio=4.0,
-        num_heads=1,
-        depth=2,
-        depth_single_blocks=6,
-        axes_dim=[16, 56, 56],
-        theta=256,
-        patch_size=[1, 2, 2],
-        qkv_bias=True,
-        guidance_embed=True,
-        byt5=False,
-        meanflow=False,
-        use_cond_type_embedding=False,
-        vision_in_dim=None,
-        meanflow_sum=False,
-        operations=OPERATIONS,
-    )
+    return HunyuanVideo(**hunyuan_video.DIMS | {"context_in_dim": 768}, operations=OPERATIONS)
 
 
 def _video_vae():

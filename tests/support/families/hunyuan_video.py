@@ -8,30 +8,31 @@ from comfy.ldm.hunyuan_video.model import HunyuanVideo
 
 from .small import Small, drawing
 
+DIMS = dict(
+    in_channels=16,
+    out_channels=16,
+    vec_in_dim=768,
+    context_in_dim=16,
+    hidden_size=128,
+    mlp_ratio=4.0,
+    num_heads=1,
+    depth=2,
+    depth_single_blocks=6,
+    axes_dim=[16, 56, 56],
+    theta=256,
+    patch_size=[1, 2, 2],
+    qkv_bias=True,
+    guidance_embed=True,
+    byt5=False,
+    meanflow=False,
+    use_cond_type_embedding=False,
+    vision_in_dim=None,
+    meanflow_sum=False,
+)
 
-def _model(in_channels=16, guidance_embed=True):
-    return HunyuanVideo(
-        in_channels=in_channels,
-        out_channels=16,
-        vec_in_dim=768,
-        context_in_dim=16,
-        hidden_size=128,
-        mlp_ratio=4.0,
-        num_heads=1,
-        depth=2,
-        depth_single_blocks=6,
-        axes_dim=[16, 56, 56],
-        theta=256,
-        patch_size=[1, 2, 2],
-        qkv_bias=True,
-        guidance_embed=guidance_embed,
-        byt5=False,
-        meanflow=False,
-        use_cond_type_embedding=False,
-        vision_in_dim=None,
-        meanflow_sum=False,
-        operations=comfy.ops.disable_weight_init,
-    )
+
+def _model(**changed):
+    return HunyuanVideo(**DIMS | changed, operations=comfy.ops.disable_weight_init)
 
 
 TEXT_TO_VIDEO = Small(
