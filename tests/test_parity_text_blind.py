@@ -93,8 +93,8 @@ def test_two_guidances_add_up(small, model, folder):
 
 
 def test_nothing_is_left_behind(small, model, folder):
+    before = small.sample(model)  # the host itself leaves something when it first loads a model
     attributes = {name: set(module.__dict__) for name, module in model.model.named_modules()}
-    before = small.sample(model)
     small.sample(guided(small, model, projection(small, folder)))
     assert torch.equal(small.sample(model), before)
     assert {name: set(module.__dict__) for name, module in model.model.named_modules()} == attributes
