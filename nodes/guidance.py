@@ -6,7 +6,7 @@ from typing_extensions import override
 from ..model_patches.guidance import CFG_ROWS, LARGEST_W, check_percents, guide, guided_depth
 from .projections import with_base
 from .queue_errors import unmade
-from .sockets import CATEGORY, Direction, Projection, Schedule, check_sockets
+from .sockets import CATEGORY, Direction, Projection, Schedule, check_sockets, window_inputs
 from .telling import teller
 
 DIRECTION = (
@@ -18,24 +18,7 @@ DIRECTION = (
 def settings_inputs(schedule: str) -> list[io.Input]:
     """The inputs of guidance beside its direction, scale and start layer; schedule: that input's tooltip."""
     return [
-        io.Float.Input(
-            "start_percent",
-            default=0.0,
-            min=0.0,
-            max=1.0,
-            step=0.001,
-            advanced=True,
-            tooltip="When guidance begins: 0 is the start of sampling, 1 its end.",
-        ),
-        io.Float.Input(
-            "end_percent",
-            default=1.0,
-            min=0.0,
-            max=1.0,
-            step=0.001,
-            advanced=True,
-            tooltip="When guidance ends: 0 is the start of sampling, 1 its end.",
-        ),
+        *window_inputs("guidance"),
         io.Combo.Input(
             "cfg_rows",
             options=["auto", *CFG_ROWS],

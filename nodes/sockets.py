@@ -50,3 +50,19 @@ def check_sockets(node: type[io.ComfyNode], **values) -> None:
                 f"{schema.display_name}: {name} is {quoted(value)}, which is no {kind}. Connect an output of that type; no constant can stand "
                 "there."
             )
+
+
+def window_inputs(what: str) -> list[io.Input]:
+    """The part of sampling in which something is done; what: that, in tooltips."""
+    return [
+        io.Float.Input(
+            f"{end}_percent",
+            default=default,
+            min=0.0,
+            max=1.0,
+            step=0.001,
+            advanced=True,
+            tooltip=f"When {what} {verb}: 0 is the start of sampling, 1 its end.",
+        )
+        for end, default, verb in (("start", 0.0, "begins"), ("end", 1.0, "ends"))
+    ]

@@ -7,7 +7,7 @@ from ..model_patches.guidance import check_percents
 from ..model_patches.quoting import quoted
 from ..model_patches.variance import TOKENS, prompt_tokens, scale_variance
 from .queue_errors import unmade
-from .sockets import CATEGORY, Schedule, check_sockets
+from .sockets import CATEGORY, Schedule, check_sockets, window_inputs
 from .telling import teller
 
 
@@ -44,24 +44,7 @@ class ScaleTextVariance(io.ComfyNode):
                     tooltip="How far the tokens move from their mean. 1: no change. 1.5: the best trade-off, by the one source there is. "
                     "2: common prompts get worse. 3: all prompts get worse.",
                 ),
-                io.Float.Input(
-                    "start_percent",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.001,
-                    advanced=True,
-                    tooltip="When scaling begins: 0 is the start of sampling, 1 its end.",
-                ),
-                io.Float.Input(
-                    "end_percent",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.001,
-                    advanced=True,
-                    tooltip="When scaling ends: 0 is the start of sampling, 1 its end.",
-                ),
+                *window_inputs("scaling"),
                 Schedule.Input(
                     "schedule",
                     optional=True,

@@ -22,11 +22,11 @@ from safetensors.torch import load_file
 from support.learned import loaded_direction
 
 from benchmarks.in_process import node
+from tools.files import write_whole
 from tools.small_world.attributes import ATTRIBUTES, file_name
 from tools.small_world.captions import caption
 from tools.small_world.checkers import Expectation, read_picture, score
 from tools.small_world.dataset import HELD_OUT, draw
-from tools.small_world.files import write_whole
 from tools.small_world.loop import Muon, Settings, fit, write_record
 from tools.small_world.measure import check_checkers
 from tools.small_world.models import FLUX, build_flux
@@ -283,11 +283,11 @@ def test_weights_load_by_the_hosts_loaders_and_draw_what_is_asked(kind, text_enc
 
 
 @pytest.mark.parametrize(
-    "attribute, measured, ways",
-    (("detail", "detail", (1, 0)), ("sharpness", "sharpness", (0, -1)), ("lightness", "ground", (0.5, 0, -0.5))),
+    "attribute, measured, ways, margin",
+    (("detail", "detail", (1, 0), 1.1), ("sharpness", "sharpness", (0, -1), 1.1), ("lightness", "ground", (0.5, 0, -0.5), 1.05)),
 )
 @pytest.mark.parametrize("kind, w, sampling", (("flux", 2.0, {"cfg": 3.0}), ("wan", 3.0, {"cfg": 6.0, "sampler": "dpmpp_2m"})))
-def test_shipped_directions_turn_what_they_are_named_after(kind, w, sampling, attribute, measured, ways, text_encoder, tmp_path):
+def test_shipped_directions_turn_what_they_are_named_after(kind, w, sampling, attribute, measured, ways, margin, text_encoder, tmp_path):
     """ways: parts of w, from the most of the attribute to the least. Plain pictures have no detail to lose, are as sharp as they get, and of
     these backgrounds half are as dark or as light as there are."""
     # In a folder of its own: the host may remember the other as part of one that other tests have read.
@@ -304,7 +304,7 @@ def test_shipped_directions_turn_what_they_are_named_after(kind, w, sampling, at
         return np.mean([getattr(read_picture(picture), measured) for of_prompt in drawn for picture in of_prompt])
 
     found = [measure(way * w) for way in ways]
-    assert all(more > less * 1.05 for more, less in zip(found, found[1:])), found
+    assert all(more > less * margin for more, less in zip(found, found[1:])), found
 
 
 # ---- a check from outside: diffusers ------------------------------------------------------------------------------

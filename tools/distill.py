@@ -35,8 +35,8 @@ sys.path.append(str(CHECKOUT))
 
 from model_patches.quoting import quoted
 from model_patches.text_files import read_text
+from tools.files import write_whole
 from tools.gpu import has_gpu
-from tools.small_world.files import write_whole
 from tools.small_world.host import use_host
 
 HELP = {

@@ -6,6 +6,8 @@ import secrets
 import shutil
 import time
 
+ABANDONED = 3600  # seconds since the last byte was written
+
 
 def removed(folder):
     """Removes a folder if it is there."""
@@ -56,10 +58,21 @@ def try_lock(file):
 
 
 def write_whole(path, content):
-    """Writes text or bytes so that `path` is never seen half-written."""
-    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")  # another process may write the same file
+    """Writes text or bytes, or what a function puts into the file whose path it is given, so that `path` is never seen half-written,
+    also where two processes write it.
+
+    What fails leaves nothing; what a killed process left is removed once it is an hour old.
+    """
+    for left in path.parent.glob(f"{path.name}.*.tmp"):
+        with contextlib.suppress(FileNotFoundError):  # another process was faster
+            if time.time() - left.stat().st_mtime > ABANDONED:
+                left.unlink()
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
-        os.replace(partial, path)
+        if callable(content):
+            content(temporary)
+        else:
+            temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+        os.replace(temporary, path)
     finally:
-        partial.unlink(missing_ok=True)  # where the disk was full
+        temporary.unlink(missing_ok=True)  # where the disk was full

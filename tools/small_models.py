@@ -4,9 +4,9 @@ import copy
 import filecmp
 import shutil
 
+from tools.files import write_whole
 from tools.host import CHECKOUT
 from tools.small_world.attributes import DIRECTIONS
-from tools.small_world.files import write_whole
 from tools.small_world.text_encoder import write_clip_l
 
 WEIGHTS = CHECKOUT / "tools" / "small_world" / "weights"

@@ -20,9 +20,9 @@ from accelerate import Accelerator
 from torch import nn
 from tqdm import tqdm
 
+from tools.files import write_whole
 from tools.gpu import has_gpu
 
-from .files import write_whole
 from .models import HIDDEN_LAYERS
 
 

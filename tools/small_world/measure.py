@@ -20,10 +20,11 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
+from tools.files import write_whole
+
 from ..options import above_zero, finite
 from .checkers import Expectation, read_picture, score
 from .dataset import HELD_OUT
-from .files import write_whole
 from .host import use_host
 from .scenes import COLORS, RARE, SHAPES, render, sample_scene
 

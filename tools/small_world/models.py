@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from .files import write_whole
+from tools.files import write_whole
 
 LATENT_CHANNELS = 16
 DOWNSCALE = 8

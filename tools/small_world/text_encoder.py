@@ -12,7 +12,7 @@ import numpy as np
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
-from .files import write_whole
+from tools.files import write_whole
 
 WIDTH, MLP_WIDTH, LAYERS, VOCABULARY, POSITIONS = 768, 3072, 12, 49408, 77
 

@@ -24,12 +24,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
+from tools.files import write_whole
 from tools.gpu import has_gpu
 from tools.options import above_zero
 
 from .dataset import draw
 from .features import encode, load_encoder, tokenize
-from .files import write_whole
 from .host import use_host
 from .loop import Settings, fit, write_record
 from .models import TEXT_WIDTH, VAE_SCALE, VAE_SHIFT, WAN_TEXT_WIDTH, build_autoencoder, build_flux, build_wan, save_weights
