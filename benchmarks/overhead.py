@@ -29,6 +29,7 @@ sys.path.insert(0, str(PACK))
 
 from benchmarks.in_process import load_host, node
 from benchmarks.overhead_families import SIZED, build, variants
+from tools.dimensions import FLUX1
 from tools.files import write_whole
 from tools.gpu import has_gpu
 from tools.host import ensure_host, run_under
@@ -220,23 +221,15 @@ def flux_model(double, single, latent_size, text_tokens, dtype, hidden=3072, bat
     import torch
 
     config = comfy.supported_models.FluxSchnell(
-        dict(
+        FLUX1
+        | dict(
             image_model="flux",
-            in_channels=16,
-            out_channels=16,
             vec_in_dim=768,
             context_in_dim=4096,
             hidden_size=hidden,
-            mlp_ratio=4.0,
             num_heads=hidden // 128,
             depth=double,
             depth_single_blocks=single,
-            axes_dim=[16, 56, 56],
-            theta=10000,
-            patch_size=2,
-            qkv_bias=True,
-            guidance_embed=False,
-            txt_ids_dims=[],
         )
     )
     config.set_inference_dtype(dtype, None)

@@ -7,6 +7,8 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from tools.dimensions import COSMOS, FLUX1, HUNYUAN_VIDEO
+
 
 @dataclass(frozen=True)
 class Sized:
@@ -58,23 +60,13 @@ def _projection(pooling, injection, width, hidden, output, **others):
     return make
 
 
-_PREDICT2 = dict(
-    max_img_h=240,
-    max_img_w=240,
-    max_frames=128,
-    in_channels=16,
-    out_channels=16,
-    patch_spatial=2,
-    patch_temporal=1,
+_PREDICT2 = COSMOS | dict(
     model_channels=2048,
-    concat_padding_mask=True,
     crossattn_emb_channels=1024,
-    pos_emb_cls="rope3d",
     pos_emb_learnable=True,
     pos_emb_interpolation="crop",
     min_fps=1,
     max_fps=30,
-    use_adaln_lora=True,
     adaln_lora_dim=256,
     num_heads=16,
     extra_per_block_abs_pos_emb=False,
@@ -86,24 +78,8 @@ _PREDICT2 = dict(
 SIZED = {
     "FLUX.1": Sized(
         "FluxSchnell",
-        dict(
-            image_model="flux",
-            in_channels=16,
-            out_channels=16,
-            vec_in_dim=768,
-            context_in_dim=4096,
-            hidden_size=3072,
-            mlp_ratio=4.0,
-            num_heads=24,
-            depth=1,
-            depth_single_blocks=2,
-            axes_dim=[16, 56, 56],
-            theta=10000,
-            patch_size=2,
-            qkv_bias=True,
-            guidance_embed=False,
-            txt_ids_dims=[],
-        ),
+        FLUX1
+        | dict(image_model="flux", vec_in_dim=768, context_in_dim=4096, hidden_size=3072, num_heads=24, depth=1, depth_single_blocks=2),
         lambda: dict(x=_random(1, 16, 32, 32), c_crossattn=_random(1, 128, 4096), y=_random(1, 768)),
         _pooled(768),
     ),
@@ -156,10 +132,10 @@ SIZED = {
     ),
     "HunyuanVideo": Sized(
         "HunyuanVideo",
-        dict(
+        HUNYUAN_VIDEO
+        | dict(
             image_model="hunyuan_video",
             in_channels=16,
-            patch_size=[1, 2, 2],
             out_channels=16,
             vec_in_dim=768,
             context_in_dim=4096,
@@ -169,14 +145,7 @@ SIZED = {
             depth=1,
             depth_single_blocks=2,
             axes_dim=[16, 56, 56],
-            theta=256,
-            qkv_bias=True,
             guidance_embed=True,
-            byt5=False,
-            meanflow=False,
-            use_cond_type_embedding=False,
-            vision_in_dim=None,
-            meanflow_sum=False,
         ),
         lambda: dict(x=_random(1, 16, 1, 32, 32), c_crossattn=_random(1, 64, 4096), y=_random(1, 768), guidance=6 * _ones(1)),
         _pooled(768),

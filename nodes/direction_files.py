@@ -7,7 +7,7 @@ from typing_extensions import override
 from ..model_patches import direction_files
 from .folders import fingerprint, path_in, register
 from .queue_errors import checked
-from .saving import check_prefix, save_numbered
+from .saving import check_prefix, prefix_input, save_numbered
 from .sockets import CATEGORY, Direction, check_sockets
 
 FOLDER = "guidance_directions"
@@ -65,14 +65,7 @@ class SaveGuidanceDirection(io.ComfyNode):
             description="Saves a guidance direction, learned or encoded, to the output folder, so that it can guide without a text encoder. "
             f"In its folder {FOLDER}, {_LOAD} offers it after pressing R.",
             search_aliases=["modulation guidance", "export direction", "learned direction"],
-            inputs=[
-                Direction.Input("direction", tooltip="The direction to save."),
-                io.String.Input(
-                    "filename_prefix",
-                    default=f"{FOLDER}/direction",
-                    tooltip="File name, with a subfolder of the output folder in front if you like (my_folder/name). A number is added.",
-                ),
-            ],
+            inputs=[Direction.Input("direction", tooltip="The direction to save."), prefix_input(f"{FOLDER}/direction")],
             is_output_node=True,
         )
 

@@ -8,7 +8,7 @@ from ..pooled_proj import formats
 from .directions import from_conditioning
 from .folders import fingerprint, path_in, register
 from .queue_errors import checked
-from .saving import check_prefix, save_numbered
+from .saving import check_prefix, prefix_input, save_numbered
 from .sockets import CATEGORY, Projection, check_sockets
 
 FOLDER = "pooled_projections"
@@ -77,14 +77,7 @@ class SavePooledProjection(io.ComfyNode):
             description=f"Saves a pooled projection to the output folder. In its subfolder {FOLDER} (the default), {_LOAD} lists it "
             "after you press R (refresh).",
             search_aliases=["modulation guidance", "export projection"],
-            inputs=[
-                Projection.Input("projection", tooltip="The projection to save."),
-                io.String.Input(
-                    "filename_prefix",
-                    default=f"{FOLDER}/projection",
-                    tooltip="File name, with a subfolder of the output folder in front if you like (my_folder/name). A number is added.",
-                ),
-            ],
+            inputs=[Projection.Input("projection", tooltip="The projection to save."), prefix_input(f"{FOLDER}/projection")],
             is_output_node=True,
         )
 

@@ -7,10 +7,19 @@ from itertools import count
 from pathlib import Path
 
 import folder_paths
+from comfy_api.latest import io
 
 from ..model_patches.tensor_files import shown
 
 SUFFIX = ".safetensors"
+
+
+def prefix_input(default: str) -> io.String.Input:
+    return io.String.Input(
+        "filename_prefix",
+        default=default,
+        tooltip="File name, with a subfolder of the output folder in front if you like (my_folder/name). A number is added.",
+    )
 
 
 def check_prefix(node: str, prefix: str) -> None:

@@ -28,27 +28,20 @@ from support.text_blind_families import QWEN_IMAGE
 from torch import nn
 
 import nodes
+from tools.dimensions import FLUX1
 
 POSITIVE, NEGATIVE, SECOND, EMPTY = 1, 2, 3, 4  # prompts by number
 
 FLUX = Small(
     name="FLUX.1",
     model=lambda: Flux(
-        in_channels=16,
-        out_channels=16,
+        **FLUX1,
         vec_in_dim=32,
         context_in_dim=16,
         hidden_size=128,
-        mlp_ratio=4.0,
         num_heads=1,
         depth=2,
         depth_single_blocks=3,
-        axes_dim=[16, 56, 56],
-        theta=10000,
-        patch_size=2,
-        qkv_bias=True,
-        guidance_embed=False,
-        txt_ids_dims=[],
         operations=comfy.ops.disable_weight_init,
     ),
     output="final_layer.linear.weight",

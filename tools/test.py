@@ -65,6 +65,8 @@ def main():
     if not any(Path(argument.split("::")[0]).exists() for argument in for_pytest):
         if not any(argument.startswith(("-n", "--matrix", "--pdb")) for argument in for_pytest):
             for_pytest += ["-n", str(min(MOST_PROCESSES, os.cpu_count() or 1)), "--dist", "loadfile"]
+            if any(argument.startswith("--random-order") for argument in for_pytest):
+                for_pytest.append("--no-loadscope-reorder")  # which would put the longest files first
         for_pytest.append(CHECKOUT / "tests")
     run_under(host, ["-m", "pytest", *for_pytest])
 

@@ -14,28 +14,16 @@ from comfy.ldm.flux.model import Flux
 
 from benchmarks.in_process import node
 from support.learned import Learned
+from tools.dimensions import FLUX1
 
 HIDDEN, POOLED, CONTEXT = 128, 32, 16
+DIMS = FLUX1 | dict(vec_in_dim=POOLED, context_in_dim=CONTEXT, hidden_size=HIDDEN, num_heads=1)
 
 
 def flux(double=3, single=5, dev=False, in_channels=16, dtype=torch.float32, seed=0, weight_dtype=None):
     """A FLUX.1-shaped ModelPatcher with seeded random weights, loaded by the host."""
     model = Flux(
-        in_channels=in_channels,
-        out_channels=16,
-        vec_in_dim=POOLED,
-        context_in_dim=CONTEXT,
-        hidden_size=HIDDEN,
-        mlp_ratio=4.0,
-        num_heads=1,
-        depth=double,
-        depth_single_blocks=single,
-        axes_dim=[16, 56, 56],
-        theta=10000,
-        patch_size=2,
-        qkv_bias=True,
-        guidance_embed=dev,
-        txt_ids_dims=[],
+        **DIMS | dict(in_channels=in_channels, depth=double, depth_single_blocks=single, guidance_embed=dev),
         dtype=torch.float32,
         device="cpu",
         operations=comfy.ops.disable_weight_init,
@@ -82,24 +70,7 @@ def schedule(start_layer=0, **inputs):
 def controlnet():
     """A ControlNet in XLabs' form with random weights, loaded by the host."""
     net = ControlNetFlux(
-        in_channels=16,
-        out_channels=16,
-        vec_in_dim=POOLED,
-        context_in_dim=CONTEXT,
-        hidden_size=HIDDEN,
-        mlp_ratio=4.0,
-        num_heads=1,
-        depth=1,
-        depth_single_blocks=1,
-        axes_dim=[16, 56, 56],
-        theta=10000,
-        patch_size=2,
-        qkv_bias=True,
-        guidance_embed=False,
-        txt_ids_dims=[],
-        dtype=torch.float32,
-        device="cpu",
-        operations=comfy.ops.disable_weight_init,
+        **DIMS | dict(depth=1, depth_single_blocks=1), dtype=torch.float32, device="cpu", operations=comfy.ops.disable_weight_init
     )
     generator = torch.Generator().manual_seed(8)
     state = {}

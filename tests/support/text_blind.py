@@ -20,26 +20,12 @@ from safetensors.torch import save_file
 from benchmarks.in_process import node
 from support.families.small import Small
 from support.learned import Learned, registered
+from tools.dimensions import COSMOS
 
 WIDTH, CONTEXT, CLIP, HIDDEN, DEPTH = 64, 16, 24, 40, 6
 
-DIMS = dict(
-    max_img_h=240,
-    max_img_w=240,
-    max_frames=128,
-    in_channels=16,
-    out_channels=16,
-    patch_spatial=2,
-    patch_temporal=1,
-    concat_padding_mask=True,
-    crossattn_emb_channels=CONTEXT,
-    pos_emb_cls="rope3d",
-    use_adaln_lora=True,
-    adaln_lora_dim=16,
-    model_channels=WIDTH,
-    num_blocks=DEPTH,
-    num_heads=2,
-    rope_enable_fps_modulation=False,
+DIMS = COSMOS | dict(
+    crossattn_emb_channels=CONTEXT, adaln_lora_dim=16, model_channels=WIDTH, num_blocks=DEPTH, num_heads=2, rope_enable_fps_modulation=False
 )
 OPERATIONS = {"operations": comfy.ops.disable_weight_init}
 

@@ -21,6 +21,7 @@ from comfy.ldm.wan.model import VaceWanModel, WanModel
 
 from support.text_blind import Blind
 from support.time_shift import CONTEXT
+from tools.dimensions import COSMOS, HUNYUAN_VIDEO
 
 try:
     from comfy.ldm.cogvideo.model import CogVideoXTransformer3DModel as CogVideoX
@@ -243,9 +244,8 @@ LTXV = TimeShifted(
     width=64,
 )
 
-HUNYUAN_DIMS = dict(
+HUNYUAN_DIMS = HUNYUAN_VIDEO | dict(
     in_channels=65,
-    patch_size=[1, 2, 2],
     out_channels=32,
     vec_in_dim=None,
     context_in_dim=CONTEXT,
@@ -255,14 +255,7 @@ HUNYUAN_DIMS = dict(
     depth=2,
     depth_single_blocks=3,
     axes_dim=[8, 12, 12],
-    theta=256,
-    qkv_bias=True,
     guidance_embed=False,
-    byt5=False,
-    meanflow=False,
-    use_cond_type_embedding=False,
-    vision_in_dim=None,
-    meanflow_sum=False,
 )
 
 HUNYUAN_VIDEO15 = TimeShifted(
@@ -279,24 +272,15 @@ HUNYUAN_VIDEO15 = TimeShifted(
     width=64,
 )
 
-COSMOS1_DIMS = dict(
-    max_img_h=240,
-    max_img_w=240,
-    max_frames=128,
-    in_channels=16,
-    out_channels=16,
-    patch_spatial=2,
-    patch_temporal=1,
+COSMOS1_DIMS = COSMOS | dict(
     block_config="FA-CA-MLP",
     model_channels=64,
     num_blocks=5,
     num_heads=2,
     block_x_format="THWBD",
     crossattn_emb_channels=CONTEXT,
-    pos_emb_cls="rope3d",
     pos_emb_learnable=True,
     affline_emb_norm=True,
-    use_adaln_lora=True,
     adaln_lora_dim=16,
     extra_per_block_abs_pos_emb=True,
     extra_per_block_abs_pos_emb_type="learnable",

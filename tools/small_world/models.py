@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from tools.dimensions import FLUX1
 from tools.files import write_whole
 
 LATENT_CHANNELS = 16
@@ -15,23 +16,7 @@ VAE_SCALE, VAE_SHIFT = 0.3611, 0.1159  # FLUX's latent format, so that what FLUX
 TEXT_WIDTH = 768
 WAN_TEXT_WIDTH = 4096  # fixed by the host's detector; the host's SD3 encoder class pads CLIP-L's 768 to it
 
-FLUX = dict(
-    in_channels=16,
-    out_channels=16,
-    vec_in_dim=TEXT_WIDTH,
-    context_in_dim=TEXT_WIDTH,
-    hidden_size=128,
-    mlp_ratio=4.0,
-    num_heads=1,
-    depth=4,
-    depth_single_blocks=8,
-    axes_dim=[16, 56, 56],
-    theta=10000,
-    patch_size=2,
-    qkv_bias=True,
-    guidance_embed=False,
-    txt_ids_dims=[],
-)
+FLUX = FLUX1 | dict(vec_in_dim=TEXT_WIDTH, context_in_dim=TEXT_WIDTH, hidden_size=128, num_heads=1, depth=4, depth_single_blocks=8)
 WAN = dict(model_type="t2v", dim=128, ffn_dim=512, num_heads=1, num_layers=7, text_dim=WAN_TEXT_WIDTH)
 HIDDEN_LAYERS = ("taesd_", "double_blocks.", "single_blocks.", "blocks.")  # names begin so; the rest embeds, or is the head
 

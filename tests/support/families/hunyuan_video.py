@@ -6,9 +6,11 @@ import comfy.ops
 import torch
 from comfy.ldm.hunyuan_video.model import HunyuanVideo
 
+from tools.dimensions import HUNYUAN_VIDEO
+
 from .small import Small, drawing
 
-DIMS = dict(
+DIMS = HUNYUAN_VIDEO | dict(
     in_channels=16,
     out_channels=16,
     vec_in_dim=768,
@@ -19,15 +21,7 @@ DIMS = dict(
     depth=2,
     depth_single_blocks=6,
     axes_dim=[16, 56, 56],
-    theta=256,
-    patch_size=[1, 2, 2],
-    qkv_bias=True,
     guidance_embed=True,
-    byt5=False,
-    meanflow=False,
-    use_cond_type_embedding=False,
-    vision_in_dim=None,
-    meanflow_sum=False,
 )
 
 
