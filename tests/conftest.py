@@ -19,11 +19,10 @@ sys.path[:0] = [os.environ["COMFYUI_PATH"], str(Path(__file__).parent.parent)]
 
 from benchmarks.in_process import load_host
 from tools.files import write_whole
+from tools.small_world.text_encoder import write_clip_l
 
 load_host(gpu=torch.cuda.is_available())  # Apple's GPUs have no float64, in which tests compute what is to come out
 torch.set_num_threads(1)
-
-MATRIX = "## The matrix"
 
 
 def pytest_addoption(parser):
@@ -42,13 +41,13 @@ def pytest_terminal_summary(terminalreporter, config):
 
 
 def pytest_configure(config):
-    from test_matrix import TABLE
+    from support.matrix import TABLE
 
     config.stash[TABLE] = {}
 
 
 def pytest_sessionfinish(session):
-    from test_matrix import TABLE, table
+    from support.matrix import MATRIX, TABLE, table
 
     path, found = session.config.option.matrix, session.config.stash[TABLE]
     if path and found:  # with -n1 one process runs the tests, and another has nothing to write
@@ -67,3 +66,9 @@ def inference_mode():
 def model(small):
     """Of the `small` one of the file, loaded once for all its tests."""
     return small.load()
+
+
+@pytest.fixture(scope="session")
+def text_encoder(tmp_path_factory):
+    """The small world's CLIP-L, as a file."""
+    return write_clip_l(tmp_path_factory.mktemp("encoder") / "clip_l.safetensors")

@@ -15,10 +15,10 @@ from comfy_api.torch_helpers import set_torch_compile_wrapper
 from support.families.hunyuan_video import TEXT_TO_VIDEO as HUNYUAN_VIDEO
 from support.families.small import reference, term
 from support.flux import apply, node, schedule
+from support.matrix import SUBJECTS, equation, guided, model, on_clone, scaled, subject  # noqa: F401
 from support.text_blind import loaded, own, write
 from support.text_blind_families import CHROMA
 from support.time_shift import network
-from test_matrix import SUBJECTS, equation, guided, model, on_clone, scaled, subject  # noqa: F401
 from torch import nn
 
 TOLERANCE = dict(rtol=0, atol=1e-5)

@@ -325,14 +325,10 @@ def test_encode_keeps_pooled_tokens_and_extras(clip_l):
 
 
 @pytest.fixture(scope="module")
-def clip_l(tmp_path_factory):
+def clip_l(text_encoder):
     import comfy.sd
 
-    from tools.small_world.text_encoder import write_clip_l
-
-    path = tmp_path_factory.mktemp("clip") / "clip_l.safetensors"
-    write_clip_l(path)
-    return comfy.sd.load_clip([str(path)])
+    return comfy.sd.load_clip([str(text_encoder)])
 
 
 @pytest.mark.parametrize(
