@@ -69,13 +69,15 @@ class CallPatch:
             sampling.interrupted = True
             without_harm(self._tell, options.get(self.key, ()), sampling, watch)
             raise
-        without_harm(sampling.look_at, result)
-        without_harm(self._tell, options.get(self.key, ()), sampling, watch)
+        without_harm(self._tell, options.get(self.key, ()), sampling, watch, result)
         return result
 
-    def _tell(self, values: tuple, sampling: Sampling, watch: Watch) -> None:
+    def _tell(self, values: tuple, sampling: Sampling, watch: Watch, samples: Any = None) -> None:
+        """samples: what came of it, None where nothing did."""
         if not sampling.steps:
             return
+        if any(value.teller for value in values):
+            without_harm(sampling.over, samples)
         missed = self._missed(sampling, watch)
         if missed is not None and not all(value.teller for value in values):
             logging.warning("%s", missed)

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -99,8 +98,8 @@ def guide(
     Raises ValueError for a model, direction, schedule or number that cannot work, with what to do about it.
     """
     check_percents(start_percent, end_percent)
-    if not math.isfinite(w):
-        raise ValueError(f"Modulation guidance: w is {w}; it must be a finite number.")
+    if not abs(w) <= LARGEST_W:
+        raise ValueError(f"Modulation guidance: w is {w:g}; it goes from {-LARGEST_W:g} to {LARGEST_W:g}.")
     if cfg_rows not in ("auto", *CFG_ROWS):
         raise ValueError(f"Modulation guidance: cfg_rows is {quoted(cfg_rows)}; choose auto, {', '.join(CFG_ROWS)}.")
     host = HostModel.of(model)
@@ -113,7 +112,7 @@ def guide(
     if schedule is not None and schedule.final_layer and not reaches_head:
         raise ValueError(
             f"Layer schedule: final_layer is {schedule.final_layer}, but this {'direction' if learned else 'projection'} adds nothing at "
-            "the output head. Set it to 0."
+            "the final output layer. Set it to 0."
         )
     schedule = schedule or text.schedule(family, depth)
     if isinstance(schedule, ProportionalSchedule) and (places := family.places(schedule.depth, depth)):
@@ -169,9 +168,8 @@ def in_window(call: Call, start_percent: float, end_percent: float) -> bool:
     if start_percent == 0 and end_percent == 1:
         return True  # spares reading sigma back from the device
     first, last = map(call.base_model.model_sampling.percent_to_sigma, (start_percent, end_percent))
-    sigma = call.sigma.max()
     # Compared as tensors, in the precision of sigma, as the host does: a step right on the edge belongs to the window.
-    return bool((last <= sigma) & (sigma <= first))
+    return bool((last <= call.noise_level) & (call.noise_level <= first))
 
 
 def check_percents(start_percent: float, end_percent: float) -> None:
@@ -225,7 +223,7 @@ def _check_strength(w: float, layer_weights: tuple[float, ...], direction: Guida
     if not abs(w) * layers * terms <= LARGEST_STRENGTH:
         raise ValueError(
             f"Modulation guidance: w {w:g} times the schedule's largest weight, {layers:g}, times the direction's weights, together "
-            f"{terms:g}, is beyond {LARGEST_STRENGTH:g}, where numbers overflow and the picture becomes NaN. Lower w or the weights."
+            f"{terms:g}, is beyond {LARGEST_STRENGTH:g}, where numbers overflow and the image becomes NaN. Lower w or the weights."
         )
 
 

@@ -271,5 +271,5 @@ def _on_strengths(labels: list[str], strengths: Tensor, shifts: list[Tensor], di
             yield f"{label} does nothing: its {nothing_in(direction)}."
         elif strongest >= BURNING:
             at = layers.nan_to_num().argmax().item()
-            where = "the output head" if at == len(layers) - 1 else f"layer {at}"
+            where = "the final output layer" if at == len(layers) - 1 else f"layer {at}"
             yield burning(f"{label} at w {w:g} will", w, strongest, f" ({where})")

@@ -64,7 +64,7 @@ def nothing_in(direction) -> str:
 def of_guidance(guidance, sampling, missed: str | None) -> Told:
     """guidance: a Guidance. sampling: the Sampling it was in. missed: what says that layers were not reached."""
     tally, weights = sampling.tally(guidance), guidance.layer_weights
-    strongest = None if tally.longest is None else tally.longest.item()
+    strongest = tally.strongest
     strength = abs(guidance.w) * max(map(abs, weights))
     if guidance.w == 0:
         why = "w is 0, so that only the projection's base was added" if guidance.text.base_texts else "w is 0"
@@ -85,7 +85,7 @@ def of_guidance(guidance, sampling, missed: str | None) -> Told:
     )
     shift = "" if strongest is None else f", longest shift {strongest:.2g} of y"
     facts = f"{_layers(weights[:-1])}{' and the final output layer' if weights[-1] else ''}, w {guidance.w:g}, cfg_rows {guidance.cfg_rows}"
-    return _told(warnings, f"{guidance.family}, {facts}{_steps(tally, sampling)}{shift}")
+    return _told(warnings, f"{guidance.family}, {facts}{_steps(0 if why else len(tally.steps), sampling)}{shift}")
 
 
 def of_scaling(scaling, sampling, missed: str | None) -> Told:
@@ -99,7 +99,7 @@ def of_scaling(scaling, sampling, missed: str | None) -> Told:
         why = None if tally.steps or sampling.interrupted else _outside(scaling)
     facts = f"{_layers(weights)}, scale {scaling.scale:g}, both sides of CFG, {'all' if scaling.tokens.all else 'prompt'} tokens"
     warnings = (_lost("scale", tally, sampling), _nothing("scaled", why, sampling) or missed)
-    return _told(warnings, f"{scaling.family}, {facts}{_steps(tally, sampling)}")
+    return _told(warnings, f"{scaling.family}, {facts}{_steps(0 if why else len(tally.steps), sampling)}")
 
 
 def _told(warnings: Sequence[str | None], facts: str) -> Told:
@@ -111,9 +111,7 @@ def _lost(knob: str, tally, sampling) -> str | None:
     if not sampling.lost:
         return None
     acted = f"Lower {knob}; if it is so without this node too, the cause is another."
-    return (
-        f"What was sampled is NaN or infinite, and the picture is lost. {acted if tally.steps else 'The cause is another than this node.'}"
-    )
+    return f"What was sampled is NaN or infinite, and the image is lost. {acted if tally.steps else 'The cause is another than this node.'}"
 
 
 def _nothing(done: str, why: str | None, sampling) -> str | None:
@@ -136,8 +134,9 @@ def _layers(weights: Sequence[float]) -> str:
     return f"layers {written or 'none'} of {len(weights)}"
 
 
-def _steps(tally, sampling) -> str:
+def _steps(acted: int, sampling) -> str:
+    """acted: in how many it acted."""
     if sampling.interrupted:
-        return f", {min(len(tally.steps), sampling.done)} of {sampling.done} steps, interrupted after {sampling.done} of {sampling.steps}"
+        return f", {min(acted, sampling.done)} of {sampling.done} steps, interrupted after {sampling.done} of {sampling.steps}"
     # A sampler that reports no step leaves nothing to count.
-    return f", {min(len(tally.steps), sampling.done)} of {sampling.done} steps" if sampling.done else ""
+    return f", {min(acted, sampling.done)} of {sampling.done} steps" if sampling.done else ""

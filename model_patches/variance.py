@@ -113,7 +113,9 @@ def scale_variance(
     if schedule is None:
         layer_weights = (1.0,) * joint + (0.0,) * (depth - joint)
     elif schedule.final_layer:
-        raise ValueError(f"Layer schedule: final_layer is {schedule.final_layer}, but no text tokens reach the output head. Set it to 0.")
+        raise ValueError(
+            f"Layer schedule: final_layer is {schedule.final_layer}, but no text tokens reach the final output layer. Set it to 0."
+        )
     else:
         layer_weights = schedule.resolve(depth)
     tokens = WhichTokens(every_token, counted=bool(prompts))
@@ -136,7 +138,7 @@ def _check_alpha(scalings: list[Scaling]) -> None:
         beside = f" with the {len(scalings) - 1} Scale Text Variance before it" if len(scalings) > 1 else ""
         raise ValueError(
             f"Scale Text Variance: scale {last.scale:g}{beside} multiplies the text tokens of layer {layer} by {alpha:.2g}. Beyond "
-            f"{LARGEST_ALPHA:g}, numbers overflow and the picture becomes NaN. Lower scale or the schedule's weights."
+            f"{LARGEST_ALPHA:g}, numbers overflow and the image becomes NaN. Lower scale or the schedule's weights."
         )
 
 
@@ -163,7 +165,7 @@ def joint_family_of(host: HostModel) -> Family:
     raise ValueError(
         f"Scale Text Variance works on models whose blocks attend to text and image tokens jointly (MM-DiT): "
         f"{', '.join(family.name for family in families)}. This model is a {host.name} (class {host.cls.__name__}), "
-        "which is not among them: its text reaches the picture by cross-attention or in another way. Connect a model of a supported kind."
+        "which is not among them: its text reaches the image by cross-attention or in another way. Connect a model of a supported kind."
     )
 
 

@@ -124,7 +124,7 @@ def _strengths(draw, strengths, left, top, width, height):
     every = max(1, math.ceil(depth * 28 / width))
     for layer in range(0, depth, every):
         draw.text((at(layer, 0)[0], top + height - foot + 6), str(layer), INK, SMALL, anchor="ma")
-    draw.text((at(depth, 0)[0], top + height - foot + 6), "head", INK, SMALL, anchor="ma")
+    draw.text((at(depth, 0)[0], top + height - foot + 6), "output", INK, SMALL, anchor="ma")
     for i, layers in enumerate(strengths):
         color = color_of(i)
         if len(strengths) == 1:

@@ -13,6 +13,7 @@ from .queue_errors import checked
 from .sockets import CATEGORY, Direction, Schedule, check_sockets
 
 _PRESET = "Guidance Preset"
+_OF_SEVERAL = "For a direction of several, make a direction of each and add them up with Combine Guidance Directions."
 
 
 class EncodeGuidanceDirection(io.ComfyNode):
@@ -87,7 +88,7 @@ class GuidanceDirectionFromConditioning(io.ComfyNode):
         check_sockets(cls, positive=positive, negative=negative)
         pair = PromptPair(
             *(
-                from_conditioning(conditioning, f"Guidance Direction from Conditioning: {side}")
+                from_conditioning(conditioning, f"Guidance Direction from Conditioning: {side}", _OF_SEVERAL)
                 for side, conditioning in (("positive", positive), ("negative", negative))
             )
         )
@@ -210,24 +211,35 @@ def encoded_direction(node: type[io.ComfyNode], clip, positive: str, negative: s
             "the checkpoint holds none; load it with a CLIP loader."
         )
     check_sockets(node, clip=clip)
-    return GuidanceDirection((PromptPair(_encoded(clip, positive), _encoded(clip, negative)),))
+    name = node.define_schema().display_name
+    return GuidanceDirection((PromptPair(*(_encoded(clip, text, name) for text in (positive, negative))),))
 
 
-def _encoded(clip, text: str) -> EncodedPrompt:
+def _encoded(clip, text: str, node: str) -> EncodedPrompt:
     extras = clip.encode_from_tokens(clip.tokenize(text), return_pooled=True, return_dict=True)
-    return EncodedPrompt(pooled=extras.pop("pooled_output"), tokens=extras.pop("cond"), extras=extras)
+    prompt = EncodedPrompt(pooled=extras.pop("pooled_output"), tokens=extras.pop("cond"), extras=extras)
+    return _of_numbers(prompt, f"{node}: {quoted(text)}")
 
 
-def from_conditioning(conditioning, input_name: str) -> EncodedPrompt:
-    """The one prompt of a conditioning. Raises ValueError if it holds several; input_name begins the sentence."""
+def from_conditioning(conditioning, input_name: str, of_several: str) -> EncodedPrompt:
+    """The one prompt of a conditioning. Raises ValueError if it holds several, or no numbers.
+
+    input_name begins the sentence, of_several says what to do with several.
+    """
     if len(conditioning) != 1:
-        raise ValueError(
-            f"{input_name} holds {len(conditioning)} prompts; it takes one. For a direction of several, make a direction of each "
-            "and add them up with Combine Guidance Directions."
-        )
+        raise ValueError(f"{input_name} holds {len(conditioning)} prompts; it takes one. {of_several}")
     tokens, extras = conditioning[0]
     extras = dict(extras)
-    return EncodedPrompt(pooled=extras.pop("pooled_output", None), tokens=tokens, extras=extras)
+    return _of_numbers(EncodedPrompt(pooled=extras.pop("pooled_output", None), tokens=tokens, extras=extras), input_name)
+
+
+def _of_numbers(prompt: EncodedPrompt, told: str) -> EncodedPrompt:
+    if all(tensor is None or tensor.isfinite().all() for tensor in (prompt.pooled, prompt.tokens)):
+        return prompt
+    raise ValueError(
+        f"{told}: the text encoder made NaN or infinity of it, and the image would be NaN too. Load the encoder's file in another precision, "
+        "or another file."
+    )
 
 
 def _weights(text: str, directions: dict) -> list[float]:

@@ -9,6 +9,7 @@ from .queue_errors import unmade
 from .sockets import CATEGORY, Direction, Projection, Schedule, check_sockets, window_inputs
 from .telling import teller
 
+NAME = "Apply Modulation Guidance"
 DIRECTION = (
     "What you want and do not want: from Encode Guidance Direction, or a learned one, from Load Guidance Direction or Distill Guidance "
     "Direction."
@@ -64,7 +65,7 @@ class ApplyModulationGuidance(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="ApplyModulationGuidance",
-            display_name="Apply Modulation Guidance",
+            display_name=NAME,
             category=CATEGORY,
             description="Steers a diffusion transformer (FLUX.1, SD3.5, HiDream ...) from what you do not want towards what you want, by "
             "shifting its modulation: y + w (y(p+) - y(p-)), layer by layer. As fast as without it, works with and without CFG; several in "
@@ -113,10 +114,10 @@ class ApplyModulationGuidance(io.ComfyNode):
     def execute(cls, model, direction, w, projection=None, base_positive=None, base_negative=None, **settings) -> io.NodeOutput:
         bases = {"base_positive": base_positive, "base_negative": base_negative}
         check_sockets(cls, model=model, direction=direction, projection=projection, **bases, **settings)
-        return guided(cls, model, direction, w, projection=with_base(projection, **bases), **settings)
+        return guided(cls, model, direction, w, projection=with_base(NAME, projection, **bases), **settings)
 
 
-def guided(cls, *arguments, **settings) -> io.NodeOutput:
-    """The answer of a node of the class `cls` that puts guidance on a model; arguments and errors as those of `guide`."""
+def guided(cls, *arguments, ui=None, **settings) -> io.NodeOutput:
+    """The answer of a node of the class `cls` that puts guidance on a model; arguments and errors as those of `guide`. ui: more for the editor."""
     model = guide(*arguments, **settings, teller=teller(cls))
-    return io.NodeOutput(model, ui={"model_depth": [guided_depth(model)]})  # for the schedule's drawing in the editor
+    return io.NodeOutput(model, ui={"model_depth": [guided_depth(model)], **(ui or {})})  # for the schedule's drawing in the editor

@@ -62,13 +62,13 @@ def paired(node: str, images: list, labels: list[str]) -> list[tuple[Tensor, str
         shape = tuple(image.shape) if isinstance(image, Tensor) else ()
         if len(shape) != 4 or 0 in shape or shape[3] == 2:
             raise ValueError(
-                f"{node}: picture {number} is {f'of shape {shape}' if shape else quoted(image)}; pictures are of shape (count, height, width, "
+                f"{node}: image {number} is {f'of shape {shape}' if shape else quoted(image)}; images are of shape (count, height, width, "
                 "channels), none of them 0, with 1, 3 or 4 channels. Connect an IMAGE, as from VAE Decode."
             )
     if len(images) == 1 and len(images[0]) == len(labels):
         images = list(images[0].split(1))
     if not images or len(images) != len(labels):
         raise ValueError(
-            f"{node}: {len(images)} pictures for {len(labels)} labels. Connect the pictures that the sweep's models made, and its labels."
+            f"{node}: {len(images)} images for {len(labels)} labels. Connect the images that the sweep's models made, and its labels."
         )
     return list(zip(images, labels, strict=True))

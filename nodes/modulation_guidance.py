@@ -12,7 +12,7 @@ from .directions import encoded_direction
 from .guidance import guided
 from .presets import CUSTOM, positive_of, preset_named, presets, presets_that_can_be_read, schedule_of
 from .queue_errors import checked, unmade
-from .sockets import CATEGORY, Projection, check_sockets
+from .sockets import CATEGORY, Projection, check_sockets, inputs_of_run
 
 NAME = "Modulation Guidance"
 _SHOWN = ("positive", "positive_with_subject", "negative", "example")  # by web/preset_words.js
@@ -139,9 +139,10 @@ class ModulationGuidance(io.ComfyNode):
     def execute(cls, model, clip, preset, strength, subject, positive, negative, projection=None) -> io.NodeOutput:
         check_sockets(cls, model=model, projection=projection)
         _check_strength(strength)
+        ui = inputs_of_run(preset=preset, subject=subject)
         positive, negative = _words(preset, subject, positive, negative)
         w, schedule = _known_settings(preset, model, projection)
-        return guided(cls, model, encoded_direction(cls, clip, positive, negative), strength * w, schedule, projection=projection)
+        return guided(cls, model, encoded_direction(cls, clip, positive, negative), strength * w, schedule, projection=projection, ui=ui)
 
 
 def _words(preset: str, subject: str, positive: str, negative: str) -> tuple[str, str]:

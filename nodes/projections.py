@@ -98,18 +98,18 @@ def _path(name: str) -> str:
     return path_in(FOLDER, name, _LOAD)
 
 
-def with_base(projection, base_positive, base_negative):
-    """The projection with the conditionings that feed the conditional and the unconditional rows."""
+def with_base(node: str, projection, base_positive, base_negative):
+    """The projection with the conditionings that feed the conditional and the unconditional rows. node: its name, for errors."""
     if base_positive is None and base_negative is None:
         return projection
     if projection is None:
         raise ValueError(
-            "Apply Modulation Guidance: base_positive and base_negative feed a projection, and none is connected. "
+            f"{node}: base_positive and base_negative feed a projection, and none is connected. "
             "Connect one (Load Pooled Projection), or disconnect them."
         )
     return projection.with_base(
         *(
-            None if conditioning is None else from_conditioning(conditioning, f"Apply Modulation Guidance: {side}")
+            None if conditioning is None else from_conditioning(conditioning, f"{node}: {side}", "Connect that of one prompt.")
             for side, conditioning in (("base_positive", base_positive), ("base_negative", base_negative))
         )
     )

@@ -1,7 +1,6 @@
 """Nodes that say how strongly each layer is guided."""
 
 import itertools
-import json
 import math
 
 from comfy_api.input import CurveInput
@@ -11,7 +10,7 @@ from typing_extensions import override
 from ..model_patches.quoting import quoted
 from ..model_patches.schedules import LAST_LAYER, CurveSchedule, RangeSchedule, TextSchedule, parse_ranges
 from .queue_errors import checked
-from .sockets import CATEGORY, Schedule
+from .sockets import CATEGORY, Schedule, inputs_of_run
 
 ALIASES = ["modulation guidance", "layer schedule", "block weights", "dynamic guidance"]
 
@@ -35,8 +34,8 @@ def _output():
 
 
 def _drawn(schedule, **inputs) -> io.NodeOutput:
-    """The schedule, and for its drawing in the editor (web/layer_schedule.js) the inputs that may have come over links."""
-    return io.NodeOutput(schedule, ui={"schedule_inputs": [json.dumps(inputs)]})
+    """The schedule, and for its drawing in the editor the inputs."""
+    return io.NodeOutput(schedule, ui=inputs_of_run(**inputs))
 
 
 class GuidanceLayerSchedule(io.ComfyNode):

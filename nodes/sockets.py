@@ -1,5 +1,6 @@
 """The socket types and the category shared by all nodes, and what may come in through a socket."""
 
+import json
 from collections.abc import Sequence
 
 from comfy_api.latest import io
@@ -34,6 +35,11 @@ _IS = {
     Projection.io_type: lambda value: isinstance(value, PooledProjection),
     Scorer.io_type: lambda value: callable(getattr(value, "score", None)),
 }
+
+
+def inputs_of_run(**inputs) -> dict:
+    """For the editor (web/linked_widgets.js), which does not know what came over links: a part of a node's `ui`."""
+    return {"inputs_of_run": [json.dumps(inputs)]}
 
 
 def check_sockets(node: type[io.ComfyNode], **values) -> None:

@@ -39,10 +39,12 @@ class SweepModulationGuidance(io.ComfyNode):
                 io.String.Input(
                     "w_values",
                     default="0, 1.5, 3, 6",
-                    tooltip="Guidance scales, separated by commas. 0: no guidance, run once whatever the start layers. With a max or mean "
+                    tooltip="Guidance scales, separated by commas (0..6:1.5 is 0, 1.5, 3, 4.5, 6). 0: no guidance, run once whatever the start layers. With a max or mean "
                     "projection or with base prompts, 0 still adds your prompt; with base prompts it runs once per start layer.",
                 ),
-                io.String.Input("start_layers", default="0, 5, 10", tooltip="Values of start_layer to try, separated by commas."),
+                io.String.Input(
+                    "start_layers", default="0, 5, 10", tooltip="Values of start_layer to try, separated by commas (0..10:5 is 0, 5, 10)."
+                ),
                 *settings_inputs(
                     schedule="The schedule in which start_layer is varied. A Layer Schedule keeps its end, taper and final_layer; a curve or text "
                     "gets weight 0 before the start layer. Not connected: the default of the model, with this start layer."
@@ -85,7 +87,7 @@ class SweepModulationGuidance(io.ComfyNode):
         check_sockets(cls, model=model, direction=direction, projection=projection, **bases, **settings)
         # The base of a projection goes in at w 0 too; where base_positive and base_negative make it, only where the schedule guides.
         based_by_layer = any(base is not None for base in bases.values())
-        projection = with_base(projection, **bases)
+        projection = with_base(SWEEP, projection, **bases)
         at_0 = "w 0" if projection is not None and projection.has_base else PLAIN
         models = {}
         for w, start in _settings(w_values, start_layers):
@@ -105,7 +107,7 @@ class GuidanceGrid(io.ComfyNode):
             category=CATEGORY,
             description="Arranges the images of a sweep in one labelled image: w from left to right, start layers from top to bottom. "
             "Images with other labels fill rows, each with its label.",
-            search_aliases=["modulation guidance", "xy plot", "image grid", "contact sheet", "compare pictures"],
+            search_aliases=["modulation guidance", "xy plot", "image grid", "contact sheet", "compare images"],
             is_input_list=True,
             inputs=[
                 io.Image.Input("images", tooltip="The images of a sweep, from VAE Decode, in any size. A batch is drawn in one cell."),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 SHOWN = 4  # significant digits
 TOLERANCE = 0.02  # of what is kept, that may be lost
+ROUNDING = 1e-9  # of that, so that just the tolerance is not a digit too much
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def choose(settings: Sequence[Setting], wanted: Sequence[float], kept: Sequence[
     base = [of_setting[plain][i] for i in usable]
     scored = {setting: _scored(setting, [scores[i] for i in usable], base) for setting, scores in of_setting.items()}
     unguided = scored[plain]
-    floor = unguided.kept - tolerance * abs(unguided.kept)
+    floor = unguided.kept - (tolerance + ROUNDING) * abs(unguided.kept)
     chosen, why, tied = _best(list(scored.values()), unguided, floor)
     notes = []
     if len(usable) < count:

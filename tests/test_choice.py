@@ -47,6 +47,12 @@ def test_the_tolerance_is_a_share_of_what_the_plain_image_keeps(tolerance, label
     assert chosen(LABELS, [5, 6, 5.5, 9, 7], [30, 29.5, 30, 28, 29.4], tolerance)[0][0] == label
 
 
+@pytest.mark.parametrize("plain", [2.7, 4.9, 5.4, 1.1, 61, 0.3, 1e-3])
+def test_just_the_tolerance_may_be_lost(plain):
+    for kept, label in ((0.98, "w 1, start 0"), (0.97999, "plain")):
+        assert chosen(["plain", "w 1, start 0"], [0, 1], [plain, plain * kept])[0][0] == label
+
+
 @pytest.mark.parametrize("kept, label", [([-2, -2.03, -2, -3, -3], "w 1.5, start 0"), ([0, -0.01, 0, 0, -1], "w 3, start 0")])
 def test_what_is_kept_may_be_negative_or_zero(kept, label):
     assert chosen(LABELS, [5, 6, 5.5, 5.6, 7], kept)[0][0] == label

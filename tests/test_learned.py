@@ -158,7 +158,7 @@ def test_refused_on_another_family_depth_or_width(small, model, delta):
 
 
 def test_a_schedule_that_names_the_head_is_refused(model, direction):
-    with pytest.raises(ValueError, match="final_layer is 0.5, but this direction adds nothing at the output head"):
+    with pytest.raises(ValueError, match="final_layer is 0.5, but this direction adds nothing at the final output layer"):
         apply(model, direction, schedule=schedule(1, final_layer=0.5))
 
 

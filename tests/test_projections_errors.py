@@ -98,9 +98,14 @@ def test_base_prompts_are_checked_too(small, model, projection, side):
             apply(**inputs, **{side: prompt})
 
 
-def test_base_prompts_without_a_projection():
-    with pytest.raises(ValueError, match="base_positive and base_negative feed a projection, and none is connected"):
-        apply(flux(), direction(), base_positive=conditioning(1))
+@pytest.mark.parametrize("name, given", [("Apply", {}), ("Sweep", {"w_values": "1", "start_layers": "5"})])
+def test_base_prompts_without_a_projection_or_of_several_prompts(small, model, projection, name, given):
+    words = f"^{name} Modulation Guidance: base_positive"
+    with pytest.raises(ValueError, match=f"{words} and base_negative feed a projection, and none is connected"):
+        node(f"{name}ModulationGuidance", model=flux(), direction=direction(), base_positive=conditioning(1), **given)
+    two = {"projection": projection(form_a()), "base_positive": small.pooled(1) + small.pooled(2)}
+    with pytest.raises(ValueError, match=f"{words} holds 2 prompts; it takes one. Connect that of one prompt."):
+        node(f"{name}ModulationGuidance", model=model, direction=small.pooled_direction(), **two, **given)
 
 
 def test_form_b_takes_no_notice_of_base_prompts(small, model, projection):
@@ -119,5 +124,5 @@ def test_tokens_of_another_encoder(small, model, projection):
 
 
 def test_form_a_has_nothing_for_the_head(small, model, projection):
-    with pytest.raises(ValueError, match="final_layer is 0.5, but this projection adds nothing at the output head. Set it to 0"):
+    with pytest.raises(ValueError, match="final_layer is 0.5, but this projection adds nothing at the final output layer. Set it to 0"):
         apply(model, small.pooled_direction(), projection=projection(form_a()), schedule=schedule(0, final_layer=0.5))

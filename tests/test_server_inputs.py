@@ -320,9 +320,7 @@ def test_directions_so_large_that_the_picture_would_be_nan_are_refused(client, c
         "inputs": {"directions.direction0": ["direction", 0], "weights": weight},
     }
     graph["tried"]["inputs"]["directions.direction0" if class_type == "InspectGuidance" else "direction"] = ["combined", 0]
-    with pytest.raises(
-        PromptError, match=f"{class_type} .*w 3 times.*numbers overflow and the picture becomes NaN. Lower w or the weights"
-    ):
+    with pytest.raises(PromptError, match=f"{class_type} .*w 3 times.*numbers overflow and the image becomes NaN. Lower w or the weights"):
         client.run(graph)
 
 

@@ -119,7 +119,12 @@ def test_nothing_is_loaded_again(schnell):
         ({"start_layers": "0, 2.5"}, "'2.5' in start_layers is not a whole number"),
         ({"start_layers": "-1"}, "start_layers holds -1; layers count from 0 and go up to 1000"),
         ({"start_layers": "1" + "0" * 400}, r"start_layers holds 1000*\.\.\.0*; layers count from 0 and go up to 1000"),
-        ({"w_values": ", ".join(map(str, range(2000)))}, r"w_values holds 2000 numbers, '0, 1, 2.*\.\.\..*1999', and 1000 is the most"),
+        ({"w_values": ", ".join(map(str, range(2000)))}, r"w_values holds more than 1000 numbers: '0, 1, 2.*\.\.\..*1999'. Sweep in parts"),
+        ({"w_values": "0..10:0.001"}, "w_values holds more than 1000 numbers: '0..10:0.001'"),
+        ({"start_layers": "0..1" + "0" * 400}, "start_layers holds more than 1000 numbers"),
+        ({"start_layers": "0..x"}, "'x' in start_layers is not a whole number"),
+        ({"start_layers": "0..6:1.5"}, "'1.5' in start_layers is not a whole number"),
+        ({"w_values": "0..6:-1"}, "the step of '0..6:-1' in w_values is not above 0"),
         (
             {"w_values": ", ".join(f"{w / 20}" for w in range(900)), "start_layers": "0, 1"},
             "900 numbers in w_values and 2 in start_layers make 1800 models to sample; 1000 is the most",
@@ -132,6 +137,26 @@ def test_nothing_is_loaded_again(schnell):
 def test_bad_lists_are_refused(schnell, inputs, sentence):
     with pytest.raises(ValueError, match=sentence):
         sweep(schnell, **inputs)
+
+
+@pytest.mark.parametrize(
+    "w_values, scales",
+    [
+        ("0; 1.5;3", ["plain", "w 1.5", "w 3"]),
+        ("0 1.5\n 3,", ["plain", "w 1.5", "w 3"]),
+        ("0..3:1.5", ["plain", "w 1.5", "w 3"]),
+        ("0.1 .. 0.3 : 0.1, 0.2", ["w 0.1", "w 0.2", "w 0.3"]),
+        ("1..-1:0.5", ["w 1", "w 0.5", "plain", "w -0.5", "w -1"]),
+        ("0..2", ["plain", "w 1", "w 2"]),
+        ("2..2", ["w 2"]),
+        ("0..1:0.3", ["plain", "w 0.3", "w 0.6", "w 0.9"]),
+    ],
+)
+def test_lists_are_separated_as_people_do_and_may_be_ranges(schnell, w_values, scales):
+    assert sweep(schnell, w_values=w_values, start_layers="5")[1] == [
+        scale if scale == "plain" else f"{scale}, start 5" for scale in scales
+    ]
+    assert sweep(schnell, w_values="1", start_layers="0..6:3")[1] == ["w 1, start 0", "w 1, start 3", "w 1, start 6"]
 
 
 def test_a_number_named_twice_counts_once(schnell):
@@ -293,13 +318,13 @@ def peak(make):
     "shape", [(0, 8, 8, 3), (1, 0, 8, 3), (1, 8, 0, 3), (1, 8, 8, 0), (1, 8, 8, 2), (1, 1, 8, 8, 3), (8, 8, 3), (8,)], ids=str
 )
 def test_odd_pictures_are_refused_by_their_shape(shape):
-    words = rf"Guidance Grid: picture 2 is of shape {re.escape(str(shape))}; pictures are of shape \(count, height, width, channels\)"
+    words = rf"Guidance Grid: image 2 is of shape {re.escape(str(shape))}; images are of shape \(count, height, width, channels\)"
     with pytest.raises(ValueError, match=words):
         grid([plain(RED), torch.zeros(shape)], ["a", "b"])
 
 
 def test_no_pictures_are_refused():
-    with pytest.raises(ValueError, match="Guidance Grid: 0 pictures for 0 labels"):
+    with pytest.raises(ValueError, match="Guidance Grid: 0 images for 0 labels"):
         grid([], [])
 
 
@@ -338,5 +363,5 @@ def test_many_large_pictures_stay_of_a_size_that_can_be_posted():
 
 
 def test_another_count_of_labels_is_an_error():
-    with pytest.raises(ValueError, match="Guidance Grid: 2 pictures for 3 labels"):
+    with pytest.raises(ValueError, match="Guidance Grid: 2 images for 3 labels"):
         grid([plain(RED), plain(GREEN)], ["a", "b", "c"])

@@ -253,6 +253,7 @@ def test_a_warning_says_why_nothing_was_done(schnell, told, case):
     sample(make(schnell))
     [(warns, text)] = told()
     assert warns and text.startswith(sentence)
+    assert ", 0 of 3 steps" in text or "in this sampling of" in text
 
 
 def losing(number):
@@ -271,13 +272,13 @@ def test_a_picture_of_nan_is_told_by_each_node(schnell, told, number):
     sample(losing(number)(scaled(apply(schnell, direction(), w=W))))
     for (warns, text), knob in zip(told(), ("scale", "w"), strict=True):  # what was put on last is told first
         assert warns and text.startswith(
-            f"What was sampled is NaN or infinite, and the picture is lost. Lower {knob}; if it is so without this node too, the cause is "
+            f"What was sampled is NaN or infinite, and the image is lost. Lower {knob}; if it is so without this node too, the cause is "
             "another. (FLUX"
         )
     sample(losing(number)(apply(schnell, direction(), w=0.0)))
     [(warns, text)] = told()
     assert warns and text.startswith(
-        "What was sampled is NaN or infinite, and the picture is lost. The cause is another than this node. Nothing was guided: w is 0. (FLUX"
+        "What was sampled is NaN or infinite, and the image is lost. The cause is another than this node. Nothing was guided: w is 0. (FLUX"
     )
 
 
@@ -387,21 +388,34 @@ def test_the_picture_is_the_same_bit_for_bit(schnell, told, options):
 
 
 def test_one_number_is_read_back_in_a_sampling(schnell, monkeypatch):
-    reads, item = [], torch.Tensor.item
+    reads = []
 
-    def counted(tensor):
-        reads.append(tensor)
-        return item(tensor)
+    def counting(read):
+        def counted(tensor, *args):
+            reads.append(read)
+            return read(tensor, *args)
+
+        return counted
 
     def reads_of(model, steps):
         reads.clear()
         sample(model, steps=steps)
         return len(reads)
 
-    monkeypatch.setattr(torch.Tensor, "item", counted)
+    for name in ("item", "tolist", "cpu", "__bool__", "__float__", "__int__"):
+        monkeypatch.setattr(torch.Tensor, name, counting(getattr(torch.Tensor, name)))
     told, plain = apply(schnell, direction(), w=W), untold(schnell)
+    twice = apply(told, direction(20), w=W)
     for steps in (2, 6):
-        assert reads_of(told, steps) == reads_of(plain, steps) + 1
+        assert reads_of(told, steps) == reads_of(plain, steps) + 1 == reads_of(twice, steps)
+
+
+def test_a_window_reads_the_noise_level_once_a_step(schnell, monkeypatch):
+    reads, cpu = [], torch.Tensor.cpu
+    model = apply(apply(schnell, direction(), w=W, start_percent=0.1), direction(20), w=W, end_percent=0.9)
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: (reads.append(tensor), cpu(tensor))[1])
+    sample(model, steps=4, cfg=2.0)
+    assert len(reads) == 4
 
 
 def test_what_cannot_be_measured_costs_no_picture(schnell, told, monkeypatch):

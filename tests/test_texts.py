@@ -1,5 +1,6 @@
 """What users read in the editor: every language says what the English says, of the nodes as they are, in one word for one thing."""
 
+import ast
 import json
 import re
 from collections import Counter
@@ -27,6 +28,10 @@ AVOIDED = {
     "es": r"[Ff]uerza de (la )?guía|filas? (CFG|condicional)|cabeza de salida|debilit"
     r"|[Pp]lan de capas|[Rr]ótul|[Bb]arrer|que guiar|[Ss]e quiere|maestro",
 }
+
+
+# The same of errors, of what nodes tell and of the notes in workflows; scorers and their nodes are called so.
+AVOIDED_ELSEWHERE = r"(?<!Score )(?<!Load )\b[Pp]ictures?\b(?! scorer)|output head|\bthe head\b|both rows|conditional rows"
 
 
 def flat(texts, prefix=""):
@@ -166,3 +171,28 @@ def test_pictures_say_what_they_show_and_prose_is_wrapped(node, language):
     assert re.findall(r"!\[(.*?)\]", text) and all(names_of(language)[node] in told for told in re.findall(r"!\[(.*?)\]", text))
     if language not in ("zh", "ja"):  # a line's end is a space there, where none belongs
         assert not [line for line in text.splitlines() if len(line) > COLUMNS and not line.startswith("|")]
+
+
+def messages(path):
+    """(line, text) of the strings of a module that are sentences, without docstrings."""
+    for node in (tree := list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            node.value.value = ""
+    return [
+        (node.lineno, node.value) for node in tree if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value
+    ]
+
+
+def test_errors_and_what_nodes_tell_use_the_same_words():
+    modules = [
+        path for folder in ("nodes", "model_patches", "pooled_proj", "training", "scoring") for path in (CHECKOUT / folder).rglob("*.py")
+    ]
+    found = [f"{path.name}:{line}: {text}" for path in modules for line, text in messages(path) if re.search(AVOIDED_ELSEWHERE, text)]
+    assert len(modules) > 60 and found == []
+
+
+@pytest.mark.parametrize("path", sorted((CHECKOUT / "workflows").glob("*.json")), ids=lambda path: path.stem)
+def test_workflows_use_the_same_words(path):
+    shown = json.loads(path.read_text(encoding="utf-8"))["nodes"]
+    texts = [text for node in shown for text in (node.get("title", ""), node["widgets_values"][0] if "Note" in node["type"] else "")]
+    assert any(texts) and [text for text in texts if re.search(AVOIDED_ELSEWHERE, text)] == []

@@ -308,5 +308,5 @@ def test_scales_of_several_nodes_count_together_where_their_windows_meet(schnell
 def test_schedules_that_cannot_work_are_refused(schnell):
     with pytest.raises(ValueError, match="layer 8 is beyond this model, which has 8 layers"):
         scale(schnell, schedule=layers("8: 1"))
-    with pytest.raises(ValueError, match="final_layer is 0.5, but no text tokens reach the output head"):
+    with pytest.raises(ValueError, match="final_layer is 0.5, but no text tokens reach the final output layer"):
         scale(schnell, schedule=flux.schedule(0, final_layer=0.5))

@@ -106,7 +106,7 @@ def latent_shape(latent_format, width: int, height: int, frames: int) -> tuple[i
     ratio = latent_format.spacial_downscale_ratio
     if min(width, height) < ratio:
         raise ValueError(
-            f"A picture of {width} x {height} pixels is less than one latent of this model, which is {ratio} x {ratio}. Raise width and height."
+            f"An image of {width} x {height} pixels is less than one latent of this model, which is {ratio} x {ratio}. Raise width and height."
         )
     size = (height // ratio, width // ratio)
     if latent_format.latent_dimensions != 3:

@@ -7,6 +7,7 @@
 
 import { app } from '../../scripts/app.js'
 import { after } from './after.js'
+import { inputsOf, labelsOf, rememberRuns, unknownLinks } from './linked_widgets.js'
 import { BOX_HEIGHT, ScheduleBars } from './schedule_bars.js'
 import { ScheduleError, isDepth, largestLayer, weightsOf } from './schedule_weights.js'
 import { texts } from './texts.js'
@@ -26,7 +27,7 @@ app.registerExtension({
   name: 'ModulationGuidance.LayerSchedule',
 
   beforeRegisterNodeDef(nodeType, nodeData) {
-    if (SCHEDULE_NODES.includes(nodeData.name)) after(nodeType.prototype, 'onExecuted', rememberInputs)
+    if (SCHEDULE_NODES.includes(nodeData.name)) rememberRuns(nodeType, draw)
     const { required = {}, optional = {} } = nodeData.input ?? {}
     if (Object.values({ ...required, ...optional }).some(([type]) => type === SOCKET)) {
       after(nodeType.prototype, 'onExecuted', tellDepth)
@@ -77,42 +78,13 @@ async function draw(node) {
     const linked = unknownLinks(node)
     bars.draw(weights, text('head'), [
       text('guided', { guided, depth }),
-      ...(linked.length ? [text('linked', { names: linked.map((name) => labelOf(node, name)).join(', ') })] : known ? [] : [text('assumed')])
+      ...(linked.length ? [text('linked', { names: labelsOf(node, linked) })] : known ? [] : [text('assumed')])
     ].join('\n'))
   } catch (error) {
     if (!(error instanceof ScheduleError)) throw error
     bars.refuse(text(error.key, error.values))
   }
   node.setDirtyCanvas?.(true)
-}
-
-/** The node's inputs by name: what its widgets say, or what came over a link in the last run. */
-function inputsOf(node) {
-  const values = Object.fromEntries(node.widgets.filter(({ name }) => name !== WIDGET).map(({ name, value }) => [name, value]))
-  for (const name of linkedWidgets(node)) values[name] = node.modulationGuidanceRun?.[name] ?? values[name]
-  return values
-}
-
-/** Of those inputs whose value comes over a link, the ids, which are the same in every language. */
-function linkedWidgets(node) {
-  return (node.inputs ?? []).filter((input, index) => input.widget && node.isInputConnected(index)).map((input) => input.widget.name)
-}
-
-function unknownLinks(node) {
-  return linkedWidgets(node).filter((name) => node.modulationGuidanceRun?.[name] === undefined)
-}
-
-/** What the node shows for the input, in the editor's language. */
-function labelOf(node, name) {
-  const input = node.inputs.find((each) => each.widget?.name === name)
-  return input.label ?? input.localized_name ?? name
-}
-
-function rememberInputs(output) {
-  const [inputs] = output?.schedule_inputs ?? []
-  if (inputs === undefined) return
-  this.modulationGuidanceRun = JSON.parse(inputs)
-  draw(this)
 }
 
 function tellDepth(output) {

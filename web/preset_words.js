@@ -2,11 +2,13 @@
 
 import { app } from '../../scripts/app.js'
 import { after } from './after.js'
+import { inputsOf, labelsOf, rememberRuns, unknownLinks } from './linked_widgets.js'
 import { boxesOf, whenRendered } from './text_boxes.js'
 import { texts } from './texts.js'
 
 const NODE = 'ModulationGuidance'
 const BOXES = ['positive', 'negative']
+const TOLD = ['preset', 'subject'] // what their words are made of
 
 const words = texts()
 let presets = {}
@@ -15,13 +17,15 @@ app.registerExtension({
   name: 'ModulationGuidance.PresetWords',
 
   beforeRegisterNodeDef(nodeType, nodeData) {
-    if (nodeData.name === NODE) presets = nodeData.input.required.preset[1].words
+    if (nodeData.name !== NODE) return
+    presets = nodeData.input.required.preset[1].words
+    rememberRuns(nodeType, show)
   },
 
   nodeCreated(node) {
     if (node.comfyClass !== NODE) return
     const redraw = () => show(node)
-    for (const name of ['preset', 'subject']) after(widget(node, name), 'callback', redraw)
+    for (const name of TOLD) after(widget(node, name), 'callback', redraw)
     for (const event of ['onConfigure', 'onWidgetChanged', 'onConnectionsChange']) after(node, event, redraw)
     whenRendered(node, redraw)
     redraw()
@@ -35,10 +39,14 @@ async function show(node) {
 
 /** As nodes/modulation_guidance.py takes them; what cannot run says what it lacks. */
 function wordsOf(node, text) {
-  const [name, subject] = ['preset', 'subject'].map((each) => widget(node, each).value)
+  const unknown = unknownLinks(node).filter((name) => TOLD.includes(name))
+  const linked = text('linked', { names: labelsOf(node, unknown) })
+  if (unknown.includes('preset')) return { positive: linked, negative: linked }
+  const { preset: name, subject } = inputsOf(node)
   const preset = presets[name]
   if (!preset) return { positive: text('wanted'), negative: text('notWanted') }
-  return { positive: positive(preset, subject.trim(), text), negative: preset.negative }
+  const asked = preset.positive_with_subject !== undefined && unknown.includes('subject')
+  return { positive: asked ? linked : positive(preset, subject.trim(), text), negative: preset.negative }
 }
 
 function positive({ positive, positive_with_subject: withSubject, example = '' }, subject, text) {

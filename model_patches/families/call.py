@@ -21,11 +21,12 @@ class Tally:
     """What one value on a model did in a sampling.
 
     steps: those at which it acted, by how many were done before. longest: |shift of y| / |y| where it acted first, the largest of rows
-    and layers, a tensor of no dimension; None where it is not known.
+    and layers, a tensor of no dimension; None where it is not known. strongest: the same as a number, once the sampling is over.
     """
 
     steps: set[int] = field(default_factory=set)
     longest: Tensor | None = None
+    strongest: float | None = None
 
 
 class Sampling:
@@ -52,9 +53,18 @@ class Sampling:
         tally.steps.add(self.done)
         return tally
 
-    def look_at(self, samples: Tensor) -> None:
-        """samples: what came of the sampling."""
-        self.lost = not samples.isfinite().all()
+    def over(self, samples: Any) -> None:
+        """Reads back from the device, all at once, what is told of the sampling. samples: what came of it, None where nothing did."""
+        measured = [tally for tally in self._tallies.values() if tally.longest is not None]
+        numbers = [tally.longest for tally in measured]
+        if isinstance(samples, Tensor):
+            numbers.append(samples.isfinite().all())
+        if not numbers:
+            return
+        read = torch.stack([number.to(numbers[-1].device, torch.float32) for number in numbers]).tolist()
+        for tally, number in zip(measured, read, strict=False):
+            tally.strongest = number
+        self.lost = isinstance(samples, Tensor) and not read[-1]
 
     def counting(self, callback: Callable | None) -> Callable:
         """A sampler's callback that counts its steps."""
@@ -95,6 +105,11 @@ class Call:
     def dtype(self) -> torch.dtype:
         """What the model computes in."""
         return self.base_model.get_dtype_inference()
+
+    @cached_property
+    def noise_level(self) -> Tensor:
+        """The highest sigma, on the CPU: read back from the device once, however many ask."""
+        return self.sigma.max().cpu()
 
     @cached_property
     def timestep(self) -> Tensor:

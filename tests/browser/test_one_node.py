@@ -1,5 +1,6 @@
 """A newcomer's way: find the one node by what it is for, see its words, choose others; and the blueprints of whole families."""
 
+import json
 import sys
 from pathlib import Path
 from urllib.parse import urlencode
@@ -14,7 +15,9 @@ from test_old_rendering import LINK
 from test_schedule_drawings import click_on_canvas
 
 from tools.small_models import TEXT_ENCODER
+from tools.templates import graph_of
 
+ONE_NODE = json.loads(graph_of("modulation_guidance_one_node").read_text(encoding="utf-8"))
 BOXES = "[...document.querySelectorAll('textarea')].filter((box) => box.checkVisibility()).map(({ placeholder }) => placeholder)"
 
 
@@ -23,6 +26,11 @@ def see(editor, *words):
     editor.page.wait_for_function(
         f"words => {{ const seen = {BOXES}; return seen.length === 2 && seen.every((each, box) => each.endsWith(words[box])) }}", arg=words
     )
+
+
+def seen(editor, words):
+    """Waits until the first box of gray words shows these."""
+    editor.page.wait_for_function(f"words => {BOXES}.some((each) => each.endsWith(words))", arg=words)
 
 
 def choose(editor, rendering, node, preset):
@@ -74,6 +82,28 @@ def test_the_words_stay_in_their_box_where_the_other_is_linked(editor, rendering
     editor.settle()
     choose(editor, rendering, node, "aesthetics")
     editor.page.wait_for_function(f"{BOXES}.at(-1).endsWith('Low-res, flat, cartoonish')")
+
+
+def test_a_subject_that_comes_over_a_link_is_seen_after_a_run(editor, client, rendering):
+    editor.load(ONE_NODE)
+    node = node_of(editor, "ModulationGuidance")
+    subject = editor.add("PrimitiveString", (0, 1300), value="three apples")
+    editor.page.evaluate(
+        """id => {
+            for (const node of app.graph.nodes) if (node.type === 'KSampler') node.widgets.find(({ name }) => name === 'steps').value = 2
+            const preset = app.graph.getNodeById(id).widgets.find(({ name }) => name === 'preset')
+            preset.value = 'counting'
+            preset.callback('counting')
+        }""",
+        node,
+    )
+    editor.page.evaluate(LINK, [subject, 0, node, "subject"])
+    unknown = "subject: value comes from a link, shown after a run"
+    seen(editor, unknown)
+    run(editor, client)
+    seen(editor, "three apples")
+    editor.page.evaluate("id => app.graph.getNodeById(id).disconnectInput(app.graph.getNodeById(id).findInputSlot('subject'))", node)
+    seen(editor, "needs a subject, e.g. three apples")
 
 
 def test_the_words_come_back_with_the_node(editor):
