@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .projection import PooledProjection
 
 TIME = "time embedding"
+CLIP_L, CLIP_G = 768, 1280  # how wide their pooled outputs are
 
 
 class _Profile(NamedTuple):
@@ -88,13 +89,13 @@ def _check_width(part, width, of, expected):
 
 def _check_pooled(name: str, projection: PooledProjection, prompt: EncodedPrompt) -> None:
     width = projection.input_width
-    encoder = "a CLIP-L, with CLIPLoader and any type but hidream" if width == 768 else "the one the projection was made with"
+    encoder = "a CLIP-L, with CLIPLoader and any type but hidream" if width == CLIP_L else "the one the projection was made with"
     if prompt.pooled is None:
         raise ValueError(f"{name} has no pooled output, which this projection reads. Encode it with another text encoder, {encoder}.")
-    if prompt.pooled.shape[-1] < width:
+    given = prompt.pooled.shape[-1]
+    if given < width or (given, width) == (CLIP_G, CLIP_L):  # a wider one has its CLIP-L in front, as SD3's; CLIP-G's alone has none
         raise ValueError(
-            f"{name}'s pooled output is {prompt.pooled.shape[-1]} wide, but this projection reads {width}. "
-            f"Encode it with another text encoder, {encoder}."
+            f"{name}'s pooled output is {given} wide, but this projection reads {width}. Encode it with another text encoder, {encoder}."
         )
 
 

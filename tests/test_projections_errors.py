@@ -73,6 +73,16 @@ def test_form_a_reads_the_pooled_output_of_another_encoder(small, model, project
         apply(model, small.pooled_direction(width=CLIP - 4), projection=made)
 
 
+def test_the_pooled_output_of_clip_g_is_no_wider_one_of_clip_l(small, model, projection):
+    made = projection(form_a(clip=768))
+    words = "pooled output is 1280 wide, but this projection reads 768. Encode it with another text encoder, a CLIP-L"
+    with pytest.raises(ValueError, match=f"direction's {words}"):
+        apply(model, small.pooled_direction(width=1280), projection=made)
+    with pytest.raises(ValueError, match=words):
+        apply(model, small.pooled_direction(width=768), projection=made, base_positive=small.pooled(1, 1280))
+    apply(model, small.pooled_direction(width=2048), projection=made)
+
+
 def test_the_encoder_of_published_projections_is_named(small, model, projection):
     with pytest.raises(ValueError, match="a CLIP-L, with CLIPLoader and any type but hidream"):
         apply(model, small.pooled_direction(), projection=projection(form_a(clip=768)))
