@@ -202,3 +202,17 @@ def test_inductor_makes_the_eager_picture(compiled, order):
     graphs = 3 if compiled is host_node else 2
     assert counters["stats"]["unique_graphs"] == graphs, "unguided, guided, guided with keep_norm; or one for each kind of block"
     assert not counters["graph_break"]
+
+
+@ORDERS
+def test_compiled_beside_a_cache_of_steps_is_what_it_is_uncompiled(order):
+    """EasyCache answers some steps by what others made; both with torch.compile at once is what people run."""
+    model, options = flux(1, 1), dict(cfg=2.0, steps=4)
+
+    def cached(model):
+        return node("EasyCache", model=model, reuse_threshold=1.0, start_percent=0.0, end_percent=1.0, verbose=False)[0]
+
+    eager = sample(cached(guided()(model)), **options)
+    made = cached(host_node(guided()(model), "eager")) if order == "before" else guided()(host_node(cached(model), "eager"))
+    torch.testing.assert_close(sample(made, **options), eager, rtol=0, atol=1e-6)
+    assert (eager - sample(guided()(model), **options)).abs().max() > 1e-3, "steps are reused"
