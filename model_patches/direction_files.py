@@ -49,6 +49,9 @@ def save(direction: GuidanceDirection, path: str | os.PathLike, replace: bool = 
         for name, tensor in tensors.items():
             _check_numbers(name, tensor)
             _check_finite(name, tensor)
+        for term in (*direction.learned, *direction.pairs):
+            if not math.isfinite(term.weight):
+                raise ValueError(f"has a weight of {term.weight}. Combine directions with smaller weights.")
     except ValueError as error:
         raise ValueError(f"The guidance direction {error}") from None
     kinds = {_LEARNED: direction.learned, _ENCODED: direction.pairs}
@@ -111,7 +114,7 @@ def _read(file: TensorFile) -> GuidanceDirection:
     def prompt(number: int, side: str) -> EncodedPrompt:
         of_prompt = {part: tensors[name] for part, name in parts[_ENCODED, number, side].items()}
         pooled, tokens = of_prompt.pop("pooled", None), of_prompt.pop("tokens")
-        if pooled is not None and len(pooled) != len(tokens):
+        if pooled is not None and len(pooled) != len(tokens) and 1 not in (len(pooled), len(tokens)):
             raise ValueError(f"holds {len(pooled)} pooled outputs and tokens of {len(tokens)} prompts. It is damaged. Use another file.")
         return EncodedPrompt(pooled, tokens, {part.removeprefix("extras."): tensor for part, tensor in of_prompt.items()})
 

@@ -20,6 +20,7 @@ import comfy.samplers
 import torch
 from torch import Tensor, nn
 
+from . import variance
 from .directions import EncodedPrompt, GuidanceDirection
 from .families import BlockInput, Call, Family, Injection, Sampling, family_of
 from .guidance import KEY, Guidance, guide
@@ -177,7 +178,8 @@ def _eager():
 def _run(model, look: _Look, sigmas: Tensor) -> None:
     """By the host's own sampling, which loads the model and what is beside it, and readies them."""
     model = model.clone()
-    model.model_options["transformer_options"].pop(KEY)  # y as it is without guidance
+    for key in (KEY, variance.KEY):  # y as it is without guidance; text tokens do not reach it
+        model.model_options["transformer_options"].pop(key, None)
     latent = comfy.sample.fix_empty_latent_channels(model, torch.zeros(1, 4, 16, 16))
     comfy.sample.sample_custom(model, torch.zeros_like(latent), 1.0, look, sigmas, [], [], latent, disable_pbar=True)
 

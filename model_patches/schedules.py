@@ -152,6 +152,11 @@ LayerSchedule = RangeSchedule | CurveSchedule | TextSchedule | ProportionalSched
 def starting_at(schedule: LayerSchedule, start_layer: int) -> LayerSchedule:
     """The schedule from start_layer on: a range is moved there, anything else loses what is before."""
     if isinstance(schedule, RangeSchedule):
+        if 0 <= schedule.end_layer < start_layer:
+            raise ValueError(
+                f"Layer schedule: start_layer {start_layer} is past layer {schedule.end_layer}, the last that is guided there. Lower start_layer, or "
+                "connect a Layer Schedule, whose end_layer is -1 for the last layer of the model."
+            )
         return replace(schedule, start_layer=start_layer)
     return LateSchedule(schedule, start_layer)
 

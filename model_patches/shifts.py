@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -11,6 +11,17 @@ import torch
 from torch import Tensor
 
 ROWS_AT_ONCE = 1024  # from about there on a layer computes longer than it reads its weights
+
+
+@dataclass(frozen=True)
+class OfKinds:
+    """A shift of T vectors in each row that are of few kinds: kinds (R, N, D), and which of them each is, of_each (R, T).
+
+    Where a vector is that of one token, tens of thousands of rows for each layer would stay in memory for the whole call.
+    """
+
+    kinds: Tensor
+    of_each: Tensor
 
 
 def shifted(y, added, norm_kept: Tensor | None, made=None):
@@ -103,7 +114,10 @@ _ALIKE = (
 )
 
 
-def _fitting(y: Tensor, shift: Tensor, made) -> Tensor:
+def _fitting(y: Tensor, shift: Tensor | OfKinds, made) -> Tensor:
+    if isinstance(shift, OfKinds):
+        kinds, of_each = (for_rows(part, y.shape[0], made, _ALIKE) for part in (shift.kinds, shift.of_each))
+        return torch.take_along_dim(kinds, of_each.unsqueeze(-1), dim=1)
     shift = for_rows(shift, y.shape[0], made, _ALIKE)
     return shift.reshape(shift.shape[0], *[1] * (y.ndim - shift.ndim), *shift.shape[1:])
 

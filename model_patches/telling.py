@@ -58,6 +58,8 @@ def burning(subject: str, w: float, strongest: float, where: str = "") -> str:
 
 def nothing_in(direction) -> str:
     """What of a GuidanceDirection makes that it shifts nothing."""
+    if not any(term.weight for term in (*direction.pairs, *direction.learned)):
+        return "weights are 0"
     return "positive and negative are the same to this model" if direction.pairs else "learned shifts are all zeros"
 
 

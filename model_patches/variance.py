@@ -182,12 +182,13 @@ def prompt_tokens(model, clip, texts: list[str]) -> tuple[PromptTokens, ...]:
 
 def _counted_sampling(executor, model, noise_shape, conds, *args, **kwargs):
     """PREPARE_SAMPLING wrapper: the host batches conditionings, and copies them where areas differ, after this."""
-    scalings = model.model_options["transformer_options"][_PATCH.key]
-    count_in(conds, [prompt for scaling in scalings for prompt in scaling.prompts])
+    scalings = model.model_options["transformer_options"].get(_PATCH.key)
+    if scalings:  # inspecting takes them off
+        count_in(conds, [prompt for scaling in scalings for prompt in scaling.prompts])
     return executor(model, noise_shape, conds, *args, **kwargs)
 
 
-_LAYERS = "text tokens"
+KEY, _LAYERS = "text_variance", "text tokens"
 
 
 def _layers(family: Family, host: HostModel) -> tuple[list[BlockInput], list[BlockInput]]:
@@ -232,7 +233,7 @@ def _edits(scalings: Sequence[Scaling], host: HostModel, call: Call, conditional
     return edits
 
 
-_PATCH = CallPatch("Scale Text Variance", "text_variance", _edits, of_scaling)
+_PATCH = CallPatch("Scale Text Variance", KEY, _edits, of_scaling)
 
 
 def scaled(tokens: Tensor, added: Tensor, kept: Tensor, start: Tensor | None, made: Made) -> Tensor:

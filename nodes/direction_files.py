@@ -46,7 +46,7 @@ class LoadGuidanceDirection(io.ComfyNode):
     @classmethod
     @override
     def fingerprint_inputs(cls, direction_name):
-        return fingerprint(_path(direction_name))
+        return fingerprint(FOLDER, direction_name, _LOAD)
 
     @classmethod
     @override

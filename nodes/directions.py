@@ -193,7 +193,7 @@ class GuidancePreset(io.ComfyNode):
     @classmethod
     @override
     def fingerprint_inputs(cls, preset, subject=""):
-        return json.dumps(presets().get(preset))  # the user's file may have changed
+        return json.dumps(presets() if preset is None else presets().get(preset))  # the user's file may have changed; None: over a link
 
     @classmethod
     @override

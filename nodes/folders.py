@@ -33,7 +33,14 @@ def path_in(folder: str, name: str, node: str) -> str:
     return path
 
 
-def fingerprint(path: str) -> tuple[int, int]:
-    """What changes with the file."""
+def fingerprint(folder: str, name: str | None, node: str) -> tuple:
+    """What changes with the file, of the arguments of `path_in`; with any that is listed where the name comes over a link, which the host
+    does not follow before it runs."""
+    if name is not None:
+        return _state(path_in(folder, name, node))
+    return tuple((each, *_state(folder_paths.get_full_path(folder, each))) for each in folder_paths.get_filename_list(folder))
+
+
+def _state(path: str) -> tuple[int, int]:
     file = os.stat(path)
     return file.st_mtime_ns, file.st_size

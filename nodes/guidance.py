@@ -101,6 +101,7 @@ class ApplyModulationGuidance(io.ComfyNode):
                 ),
             ],
             outputs=[io.Model.Output("model", display_name="model", tooltip="The guided model.")],
+            not_idempotent=True,  # each tells of itself: the host must not give it what it kept of another node
         )
 
     @classmethod

@@ -194,8 +194,10 @@ class Shown:
         self.bar.update_absolute(progress.step)
         self.console.set_postfix_str(progress.text, refresh=False)
         self.console.update(progress.step - self.console.n)
-        if self.node and (time.monotonic() - self.told > TEXT_EVERY or progress.last):
-            PromptServer.instance.send_progress_text(progress.text, self.node)
+        client = PromptServer.instance.client_id
+        # Without one, every editor that is open would show it.
+        if self.node and client is not None and (time.monotonic() - self.told > TEXT_EVERY or progress.last):
+            PromptServer.instance.send_progress_text(progress.text, self.node, client)
             self.told = time.monotonic()
 
 
@@ -211,8 +213,11 @@ def lines_of_file(node: str, prompts_file: str) -> list[str]:
     return read_text(_file(node, prompts_file), _told(node, prompts_file)).splitlines() if prompts_file else []
 
 
-def changed(node: str, prompts_file: str) -> int:
-    """When the file was changed; 0 without one."""
+def changed(node: str, prompts_file: str | None) -> int:
+    """When the file was changed, or any that it may be where its name comes over a link (None); 0 without one."""
+    if prompts_file is None:
+        files = (os.path.join(folder, name) for folder, _, names in os.walk(folder_paths.get_input_directory()) for name in names)
+        return max((os.lstat(file).st_mtime_ns for file in files), default=0)
     return os.stat(_file(node, prompts_file)).st_mtime_ns if prompts_file else 0
 
 

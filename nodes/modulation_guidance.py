@@ -116,6 +116,7 @@ class ModulationGuidance(io.ComfyNode):
                 ),
             ],
             outputs=[io.Model.Output("model", display_name="model", tooltip="The guided model.")],
+            not_idempotent=True,  # each tells of itself: the host must not give it what it kept of another node
         )
 
     @classmethod
@@ -132,7 +133,7 @@ class ModulationGuidance(io.ComfyNode):
     @classmethod
     @override
     def fingerprint_inputs(cls, preset, **others):
-        return json.dumps(presets().get(preset))  # the user's file may have changed
+        return json.dumps(presets() if preset is None else presets().get(preset))  # the user's file may have changed; None: over a link
 
     @classmethod
     @override

@@ -58,7 +58,7 @@ class LoadPooledProjection(io.ComfyNode):
     @classmethod
     @override
     def fingerprint_inputs(cls, projection_name):
-        return fingerprint(_path(projection_name))
+        return fingerprint(FOLDER, projection_name, _LOAD)
 
     @classmethod
     @override

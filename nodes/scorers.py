@@ -66,6 +66,8 @@ class LoadPictureScorer(io.ComfyNode):
     @classmethod
     @override
     def fingerprint_inputs(cls, scorer_name):
+        if scorer_name is None:  # over a link, which the host does not follow before it runs
+            return tuple(loading.state(path) for path in map(_path, scorer_names()))
         return loading.state(_path(scorer_name))
 
     @classmethod

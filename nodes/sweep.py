@@ -64,6 +64,7 @@ class SweepModulationGuidance(io.ComfyNode):
                     tooltip="A label for each model, for Guidance Grid: plain, or for example w 3, start 5.",
                 ),
             ],
+            not_idempotent=True,  # each tells of itself: the host must not give it what it kept of another node
         )
 
     @classmethod

@@ -94,6 +94,7 @@ class ScaleTextVariance(io.ComfyNode):
                 ),
             ],
             outputs=[io.Model.Output("model", display_name="model", tooltip="The model with scaled text tokens.")],
+            not_idempotent=True,  # each tells of itself: the host must not give it what it kept of another node
         )
 
     @classmethod

@@ -70,8 +70,11 @@ def _read(folder: Path) -> ClipModel:
     if CONFIG not in found or not weights or not processor or not tokenizer:
         raise _error(folder, f"holds {listed(found) if found else 'nothing'}; needed are {_NEEDED}.")
     config = _config(folder, CLIPConfig)
-    with torch.device("meta"):  # nothing is drawn that the file replaces
-        model = CLIPModel(config)
+    try:
+        with torch.device("meta"):  # nothing is drawn that the file replaces
+            model = CLIPModel(config)
+    except Exception as error:
+        raise _untaken(folder, CONFIG, error) from None
     _fill(folder, model, weights)
     image_size = config.vision_config.image_size
     prepare = _processor(folder, processor, CLIPImageProcessor, image_size)
@@ -106,9 +109,9 @@ def _config(folder: Path, kind: type):
             f"says in config.json that its model_type is {shown(values.get('model_type'))}; needed is clip, as CLIP and PickScore have it.",
         )
     try:
-        config = kind.from_dict(values)
+        config = kind.from_dict(_sizes(values, _OF_CLIP))
     except Exception as error:
-        raise _error(folder, f"has a config.json that transformers does not take ({shown(error, 200)}). Get the file again.") from None
+        raise _untaken(folder, CONFIG, error) from None
     # All else is held against the shapes in the file of weights, before anything is made of that size.
     for name, value, most in (
         ("text_config.num_hidden_layers", config.text_config.num_hidden_layers, _DEEPEST),
@@ -165,10 +168,44 @@ def _processor(folder: Path, name: str, kind: type, size: int):
         made = kind(**ours)
         shape = tuple(made(torch.zeros(1, 3, 8, 6, dtype=torch.uint8), return_tensors="pt")["pixel_values"].shape)
     except Exception as error:
-        raise _error(folder, f"has a {name} that transformers does not take ({shown(error, 200)}). Get the file again.") from None
+        raise _untaken(folder, name, error) from None
     if shape != (1, 3, size, size):
         raise _error(folder, f"makes images of {shape[-2:]} pixels by its {name}, and its model reads {size}. Get the files of one model.")
     return made
+
+
+# What of a config.json is taken: other settings can have transformers fetch and run code.
+_OF_TOWER = {
+    **dict.fromkeys(("hidden_size", "intermediate_size", "projection_dim", "num_hidden_layers", "num_attention_heads"), int),
+    **dict.fromkeys(("max_position_embeddings", "vocab_size", "num_channels", "image_size", "patch_size"), int),
+    **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), int),
+    "layer_norm_eps": float,
+    "hidden_act": str,
+}
+_OF_CLIP = {
+    "projection_dim": int,
+    "logit_scale_init_value": float,
+    **dict.fromkeys(("text_config", "vision_config", "text_config_dict", "vision_config_dict"), _OF_TOWER),
+}
+
+
+def _sizes(values: dict, kinds: dict) -> dict:
+    """Those of the names in `kinds`; null is as good as left out. Raises ValueError for one of another kind."""
+    taken = {}
+    for name, kind in kinds.items():
+        value = values.get(name)
+        if value is None:
+            continue
+        least = 0 if name.endswith("_id") else 1 if kind is int else 1e-12
+        if isinstance(kind, dict) and isinstance(value, dict):
+            taken[name] = _sizes(value, kind)
+        elif isinstance(kind, dict) or isinstance(value, bool) or not isinstance(value, (int, kind) if kind is float else kind):
+            raise ValueError(f"{name} is {shown(value)}")
+        elif kind is not str and not value >= least:
+            raise ValueError(f"{name} is {shown(value)}, and {least:g} the least")
+        else:
+            taken[name] = value
+    return taken
 
 
 _PREPARING = {
@@ -200,6 +237,10 @@ def _json(folder: Path, name: str) -> dict[str, Any]:
 def _check_size(folder: Path, name: str) -> None:
     if (size := (folder / name).stat().st_size) > _TEXT:
         raise _error(folder, f"has a {name} of {size:,} bytes, and {_TEXT:,} is the most that is read. Get the file again.")
+
+
+def _untaken(folder: Path, name: str, error: Exception) -> ValueError:
+    return _error(folder, f"has a {name} that transformers does not take ({shown(error, 200)}). Get the file again.")
 
 
 def _error(folder: Path, complaint: str) -> ValueError:

@@ -31,4 +31,5 @@ def state(path: str) -> tuple:
     if os.path.isdir(path):
         return fingerprint(path)
     file = os.stat(path)
-    return path, file.st_mtime_ns, file.st_size
+    beside = sorted(entry.path for entry in os.scandir(os.path.dirname(path)) if entry.is_dir())
+    return path, file.st_mtime_ns, file.st_size, *map(fingerprint, (os.path.dirname(path), *beside))

@@ -2,6 +2,7 @@
 
 import json
 from contextlib import contextmanager
+from dataclasses import is_dataclass, replace
 from functools import partial
 from inspect import signature
 
@@ -255,6 +256,32 @@ def test_what_makes_the_modulation_of_several_blocks_runs_once_for_all(small, ke
             of_the_model = len(runs)
             small.sample(guided, steps=3)
         assert of_the_model == 3 and len(runs) - of_the_model == 9
+
+
+def bytes_of(value):
+    """Of the tensors in a structure, {memory: its bytes}."""
+    if isinstance(value, torch.Tensor):
+        return {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes()}
+    parts = value if isinstance(value, tuple) else vars(value).values() if is_dataclass(value) else ()
+    return {memory: size for part in parts for memory, size in bytes_of(part).items()}
+
+
+def test_where_each_token_has_a_time_of_its_own_no_layer_holds_a_row_for_each(monkeypatch):
+    """A frame kept, as for image to video: two times. A row for each token would be gigabytes in a real model."""
+    small = replace(text_blind_families.LTXV, latent=(128, 5, 8, 8))
+    calls, held = of_pack("model_patches.calls"), []
+    run_edited = calls.run_edited
+
+    def counting(diffusion_model, edits, *args):
+        held.append(sum(bytes_of(tuple(edit.tensors for edit in edits)).values()))
+        return run_edited(diffusion_model, edits, *args)
+
+    monkeypatch.setattr(calls, "run_edited", counting)
+    guided = apply(small.load(), learned(shifts(small.depth, small.width), small.name), w=1.0, schedule=schedule(0))
+    mask = torch.ones(1, 1, 5, 8, 8).index_fill(2, torch.tensor([0]), 0.0)
+    small.sample(guided, steps=1, noise_mask=mask)
+    a_layer_of_tokens = 2 * 5 * 8 * 8 * 6 * small.width * 4
+    assert 0 < max(held) < a_layer_of_tokens
 
 
 def test_of_many_rows_it_runs_on_some_layers_at_a_time(monkeypatch):

@@ -7,27 +7,46 @@ There is no reference for its settings: start layer a tenth of the depth, both r
 
 from comfy.ldm.lightricks.model import LTXVModel
 
-from ..shifts import carried
+from ..shifts import OfKinds, carried
 from .base import Family
 from .blocks import RESULT, BlockInput, Injection, in_width, runs_as
 from .text import TextContext
 
 
-def _time_embedding(model, call):
-    """(R, T, D), T 1 or the number of tokens."""
+def _times(model, call):
+    """(R, T), T 1 or the number of tokens."""
     timestep = call.timestep
     keyframes = call.conds.get("keyframe_idxs")
     if keyframes is not None and keyframes.shape[2]:  # the host drops the tokens that their mask marks
         mask = model.patchifier.patchify(call.cast(call.conds["denoise_mask"]))[0]
         timestep = timestep[:, ~(mask < 0).any(dim=-1)[0]]
-    timestep = (timestep * model.timestep_scale_multiplier).flatten()
-    y = model.adaln_single.emb(timestep, resolution=None, aspect_ratio=None, batch_size=call.rows, hidden_dtype=call.dtype)
+    return (timestep * model.timestep_scale_multiplier).reshape(call.rows, -1)
+
+
+def _embedded(model, call, times):
+    """(N, D) of N times."""
+    return model.adaln_single.emb(times, resolution=None, aspect_ratio=None, batch_size=call.rows, hidden_dtype=call.dtype)
+
+
+def _time_embedding(model, call):
+    """(R, T, D)."""
+    y = _embedded(model, call, _times(model, call).flatten())
     return y.view(call.rows, -1, y.shape[-1])
 
 
 def _carry(model, call, shifts):
     layer = model.adaln_single
-    return carried(lambda y: layer.linear(layer.silu(y)), _time_embedding(model, call), shifts)
+
+    def changed(y):
+        return carried(lambda y: layer.linear(layer.silu(y)), y, shifts)
+
+    times = _times(model, call)
+    reads_time = any(part is not None and part.ndim > 2 for pair in shifts if pair is not None for part in pair)  # through a FiLM
+    if times.shape[1] == 1 or reads_time:
+        return changed(_time_embedding(model, call))
+    kinds, of_each = times.unique(return_inverse=True)  # two, as a rule: what the mask keeps, and what it does not
+    y = _embedded(model, call, kinds)
+    return [OfKinds(change, of_each) for change in changed(y.expand(call.rows, *y.shape))]
 
 
 def _carry_to_head(model, call, shifts):
