@@ -59,7 +59,7 @@ class CallPatch:
 
     def _sample(self, executor, noise, latent_image, sampler, sigmas, denoise_mask=None, callback=None, *args, **kwargs):
         """OUTER_SAMPLE wrapper: gives all calls of a sampling what they share, and says afterwards what was done."""
-        sampling, watch = Sampling(len(sigmas) - 1), Watch()
+        sampling, watch = Sampling(len(sigmas) - 1, latent_image.shape[0]), Watch()
         # The guider's options are copies made for this sampling.
         options = executor.class_obj.model_options["transformer_options"]
         options[self._sampling] = (sampling, watch)

@@ -49,9 +49,9 @@ def save(direction: GuidanceDirection, path: str | os.PathLike, replace: bool = 
         for name, tensor in tensors.items():
             _check_numbers(name, tensor)
             _check_finite(name, tensor)
-        for term in (*direction.learned, *direction.pairs):
-            if not math.isfinite(term.weight):
-                raise ValueError(f"has a weight of {term.weight}. Combine directions with smaller weights.")
+        for weight in (*(one.weight for one in direction.learned), *(pair.weight for pair in direction.pairs)):
+            if not math.isfinite(weight):
+                raise ValueError(f"has a weight of {weight}. Combine directions with smaller weights.")
     except ValueError as error:
         raise ValueError(f"The guidance direction {error}") from None
     kinds = {_LEARNED: direction.learned, _ENCODED: direction.pairs}

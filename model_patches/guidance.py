@@ -65,8 +65,20 @@ class Guidance:
         return text if self.learned is None else text | {self.learned.injection}
 
     def acts_at(self, call: Call, conditional: list[bool | None]) -> bool:
-        """Whether the direction shifts anything at this call."""
-        return self.w != 0 and any(self.signs(conditional)) and in_window(call, self.start_percent, self.end_percent)
+        """Whether the direction shifts anything at this call. Raises ValueError where that has to be known of each row, and is not."""
+        acts = self.w != 0 and any(self.signs(conditional)) and in_window(call, self.start_percent, self.end_percent)
+        if acts and any(prompt.count > 1 for prompt in self.direction.prompts):
+            self._check_whole(call, conditional)
+        return acts
+
+    def _check_whole(self, call: Call, conditional: list[bool | None]) -> None:
+        batch = None if call.sampling is None else call.sampling.batch
+        if None in conditional or batch not in (None, call.rows // call.chunks):
+            raise ValueError(
+                "Modulation guidance: the direction holds a prompt for each image of the batch, and another node runs the model on a part of "
+                "the batch (context windows over it, or a batch that it splits without saying so), so that nothing says whose is whose. Guide "
+                "by a direction of one prompt, or sample one image at a time."
+            )
 
     def signs(self, conditional: list[bool | None]) -> list[int]:
         """The sign of w for each chunk of the batch."""

@@ -224,3 +224,31 @@ def test_a_conditioning_of_another_node_is_guided_where_rows_are_guided_alike_an
     for rows in ("cond", "opposed"):
         with pytest.raises(ValueError, match=f"a conditioning of its own.* cfg_rows {rows} needs that: set cfg_rows to both"):
             sample(perp_neg(guided(model, rows=rows)), cfg=2.0)
+
+
+def of_prompts(*seeds):
+    """A direction with a prompt for each image of a batch."""
+
+    def batch(seeds):
+        [[tokens, extras]], *others = map(conditioning, seeds)
+        pooled = [extras["pooled_output"], *(other["pooled_output"] for [[_, other]] in others)]
+        return [[torch.cat([tokens, *(each for [[each, _]] in others)]), {"pooled_output": torch.cat(pooled)}]]
+
+    return node("GuidanceDirectionFromConditioning", positive=batch(seeds), negative=batch([seed + 1 for seed in seeds]))[0]
+
+
+def windows_of_two(model):
+    settings = dict(context_length=2, context_overlap=0, context_schedule="standard_static", context_stride=1, closed_loop=False)
+    more = dict(fuse_method="flat", dim=0, freenoise=False, cond_retain_index_list="", split_conds_to_windows=False)
+    return node("ContextWindowsManual", model=model, **settings, **more)[0]
+
+
+@pytest.mark.parametrize("other", [split(told=False), windows_of_two], ids=["a batch split without a word", "windows over the batch"])
+def test_a_prompt_for_each_image_is_right_or_refused(model, other):
+    seeds = (10, 20, 30, 40)
+    together = sample(apply(model, of_prompts(*seeds), w=1.0), cfg=2.0, batch=4)
+    for number, seed in enumerate(seeds):
+        alone = sample(apply(model, of_prompts(seed), w=1.0), cfg=2.0, batch=4)
+        torch.testing.assert_close(together[number], alone[number], **TOLERANCE)
+    with pytest.raises(ValueError, match="holds a prompt for each image of the batch, and another node runs the model on a part"):
+        sample(other(apply(model, of_prompts(*seeds), w=1.0)), cfg=2.0, batch=4)

@@ -72,6 +72,20 @@ def test_a_side_without_a_pooled_output(tmp_path):
     assert pair.positive.pooled is None and pair.positive.extras.keys() == {"t5xxl_ids", "t5xxl_weights"}
 
 
+def test_tokens_of_several_prompts_with_one_pooled_output_come_back(tmp_path):
+    sides = [[[tokens.repeat(2, 1, 1), extras]] for [[tokens, extras]] in (flux.conditioning(1), flux.conditioning(2))]
+    one = node("GuidanceDirectionFromConditioning", positive=sides[0], negative=sides[1])[0]
+    (pair,) = loaded_direction(saved_direction(one, tmp_path)).pairs
+    assert len(pair.positive.tokens) == 2 and len(pair.positive.pooled) == 1
+
+
+def test_a_weight_that_is_no_number_is_refused_when_it_is_saved(tmp_path):
+    far = combined(combined(flux.direction(), weights="1e200"), weights="1e200")
+    with pytest.raises(ValueError, match="^The guidance direction has a weight of inf. Combine directions with smaller weights"):
+        saved_direction(far, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_is_loaded_guides_as_before_bit_for_bit(tmp_path):
     model = flux.flux()
     both = combined(flux.direction(10), learned(shifts(8, flux.HIDDEN), "FLUX.1"), weights="1, 0.5")

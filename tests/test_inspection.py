@@ -12,6 +12,7 @@ from support import flux, text_blind_families, time_shift
 from support.families import FAMILIES
 from support.families.small import Small
 from support.text_blind import loaded, own, write
+from support.text_encoders import flux_clip
 
 from benchmarks.in_process import node
 
@@ -241,6 +242,13 @@ BESIDE = {
 @pytest.mark.parametrize("name", BESIDE)
 def test_nodes_that_add_or_leave_out_calls_of_the_model_change_nothing(schnell, name):
     assert inspect(node(name, model=schnell, **BESIDE[name])[0], flux.direction(10))[1] == inspect(schnell, flux.direction(10))[1]
+
+
+def test_scaled_text_whose_tokens_are_counted_changes_nothing():
+    """Whose clip would refuse the conditionings that are inspected, as it has not read them."""
+    model, clip = flux.flux(), flux_clip(flux.CONTEXT)
+    scaled = node("ScaleTextVariance", model=model, scale=1.5, clip=clip, prompt="a", negative_prompt="b")[0]
+    assert inspect(scaled, flux.direction())[1] == inspect(model, flux.direction())[1]
 
 
 def raising(schnell, error):

@@ -93,8 +93,10 @@ def test_a_changed_file_makes_the_node_run_again(write):
     write({"painting": MINE})
     before = fingerprint(preset="painting")
     assert fingerprint(preset="painting") == before
+    linked = fingerprint(preset=None)  # as the host gives one that comes over a link
     write({"painting": MINE | {"w": 5}})
     assert fingerprint(preset="painting") != before
+    assert fingerprint(preset=None) != linked
 
 
 def test_every_preset_of_ours_says_where_it_comes_from():

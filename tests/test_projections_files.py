@@ -248,8 +248,11 @@ def test_a_file_that_changes_is_loaded_again(tmp_path):
     with registered(tmp_path):
         before = loader.fingerprint_inputs(projection_name="file.safetensors")
         assert loader.fingerprint_inputs(projection_name="file.safetensors") == before
+        linked = loader.fingerprint_inputs(projection_name=None)  # as the host gives one that comes over a link
+        assert loader.fingerprint_inputs(projection_name=None) == linked
         write(tmp_path / "file.safetensors", form_b(film=True))
         assert loader.fingerprint_inputs(projection_name="file.safetensors") != before
+        assert loader.fingerprint_inputs(projection_name=None) != linked
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """Scorers give what transformers itself gives, read nothing they should not, and are in memory once."""
 
 import importlib
+import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -217,6 +219,38 @@ def test_what_is_not_understood_in_a_folder_is_named(folder, tmp_path, change, s
     change(broken)
     with pytest.raises(ValueError, match=f"The picture scorer clip (?s:.*){sentence}"):
         loading.load(str(broken))
+
+
+@pytest.mark.parametrize("attention", ["kernels-community/flash-attn2", "flash_attention_2", "nonsense"])
+def test_a_config_chooses_no_code_that_transformers_runs(folder, tmp_path, attention, monkeypatch):
+    plain = loading.load(str(folder))
+    chosen = copied(folder, tmp_path)
+    for towers in ({}, {name: json.loads((folder / "config.json").read_text())[name] for name in ("text_config", "vision_config")}):
+        settings = {"attn_implementation": attention, "_attn_implementation": attention, "auto_map": {"AutoModel": "x.y"}}
+        change_json(chosen / "config.json", **settings, **{name: tower | settings for name, tower in towers.items()})
+        scorer = loading.load(str(chosen))
+        assert scorer.score(pictures(1), "red") == plain.score(pictures(1), "red")
+
+
+@pytest.mark.parametrize("value", [-1, 0, "x", [], {}, True])
+@pytest.mark.parametrize("name", ["hidden_size", "num_attention_heads", "layer_norm_eps", "patch_size", "hidden_act", "vocab_size"])
+def test_a_config_of_any_values_is_read_or_named(folder, tmp_path, name, value):
+    broken = copied(folder, tmp_path)
+    tower = "text_config" if name == "vocab_size" else "vision_config"
+    change_json(broken / "config.json", **{tower: json.loads((folder / "config.json").read_text())[tower] | {name: value}})
+    with pytest.raises(
+        ValueError, match="^The picture scorer clip (has a config.json that transformers does not take|holds|cannot be used)"
+    ):
+        loading.load(str(broken))
+
+
+def test_a_heads_clip_model_is_part_of_its_state(folder, tmp_path):
+    beside = copied(folder, tmp_path)
+    torch.save(head(), beside.parent / "head.pth")
+    before = loading.state(str(beside.parent / "head.pth"))
+    assert loading.state(str(beside.parent / "head.pth")) == before
+    os.utime(beside / "model.safetensors", ns=(1, 1))
+    assert loading.state(str(beside.parent / "head.pth")) != before
 
 
 def test_no_pickle_is_run(folder, tmp_path):

@@ -207,6 +207,10 @@ NOTHING = {
         lambda model: apply(model, cancelling()),
         "Nothing was guided: the direction's positive and negative are the",
     ),
+    "combined with weights of 0": (
+        lambda model: apply(model, node("CombineGuidanceDirections", directions={"direction0": direction(10)}, weights="0")[0]),
+        "Nothing was guided: the direction's weights are 0.",
+    ),
     "window": (
         lambda model: apply(model, direction(), start_percent=0.45, end_percent=0.46),
         "Nothing was guided: no step lies between start_percent 0.45 and end_percent 0.46.",
