@@ -194,10 +194,10 @@ class Shown:
         self.bar.update_absolute(progress.step)
         self.console.set_postfix_str(progress.text, refresh=False)
         self.console.update(progress.step - self.console.n)
-        client = PromptServer.instance.client_id
-        # Without one, every editor that is open would show it.
-        if self.node and client is not None and (time.monotonic() - self.told > TEXT_EVERY or progress.last):
-            PromptServer.instance.send_progress_text(progress.text, self.node, client)
+        if self.node and (time.monotonic() - self.told > TEXT_EVERY or progress.last):
+            server = PromptServer.instance
+            if server.client_id is not None:  # without, every editor that is open would show it
+                server.send_progress_text(progress.text, self.node, server.client_id)
             self.told = time.monotonic()
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 from support.checkpoints import write_server_nodes
+from support.distilling import needs_distilling
 
 CHECKOUT = Path(__file__).parent.parent
 sys.path.insert(1, str(CHECKOUT))  # after the host's own folder, whose modules go first
@@ -222,3 +223,17 @@ def test_a_sweep_tells_on_its_node_a_line_for_each_model(client):
 def test_nobody_else_is_told(client):
     """A prompt of no editor's, as a script queues it, shows nothing in the editors that are open."""
     assert told(client, workflow(w=1.8), queued_by_us=False) == []
+
+
+@needs_distilling
+@pytest.mark.parametrize("queued_by_us", [True, False])
+def test_how_far_learning_is_goes_to_the_editor_that_queued_it(client, queued_by_us):
+    loaders = {node["class_type"]: number for number, node in workflow().items()}
+    prompt = {number: workflow()[number] for number in (loaders["UNETLoader"], loaders["CLIPLoader"])}
+    words = {"prompts": "a red circle", "positive": "blue", "negative": ""}
+    sizes = {"steps": 2, "batch_size": 1, "learning_rate": 0.005, "width": 80, "height": 80, "seed": 1, "sample_steps": 1}
+    links = {"model": [loaders["UNETLoader"], 0], "clip": [loaders["CLIPLoader"], 0]}
+    prompt["learn"] = {"class_type": "DistillGuidanceDirection", "inputs": links | words | sizes | {"cache": float(queued_by_us)}}
+    prompt["shown"] = {"class_type": "PreviewAny", "inputs": {"source": ["learn", 2]}}
+    texts = told(client, prompt, queued_by_us=queued_by_us)
+    assert {node for node, _ in texts} - {"shown"} == ({"learn"} if queued_by_us else set())
