@@ -16,12 +16,13 @@ from comfy.ldm.modules.diffusionmodules.mmdit import _block_mixing
 from support.distilling import PACK
 from support.families import FAMILIES, NEWBIE, VARIANTS, newbie
 from support.flux import apply, controlnet, direction, flux, node
+from support.matrix import FLUX
 from support.text_blind import ANIMA, COSMOS, form_a, form_b, loaded, own, write
 from support.text_blind_families import FAMILIES as BLIND
 from support.text_blind_families import LUMINA2, QWEN_IMAGE, VACE, WAN
 from support.text_blind_families import VARIANTS as BLIND_VARIANTS
 from support.time_shift import network
-from test_matrix import FLUX, _sd3_controlnet
+from test_matrix import sd3_controlnet
 
 RESULT, families, family_of = (
     getattr(importlib.import_module(f"{PACK}.model_patches.families"), name) for name in ("RESULT", "FAMILIES", "family_of")
@@ -74,7 +75,7 @@ def test_no_weight_of_a_small_model_is_left_to_chance(small, uninitialised_memor
     assert [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if not tensor.isfinite().all()] == []
 
 
-@pytest.mark.parametrize("make", [_sd3_controlnet, controlnet], ids=["SD3", "FLUX.1"])
+@pytest.mark.parametrize("make", [sd3_controlnet, controlnet], ids=["SD3", "FLUX.1"])
 def test_no_weight_of_a_controlnet_is_left_to_chance(make, uninitialised_memory_is_nan):
     model = make().control_model
     assert [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if not tensor.isfinite().all()] == []

@@ -10,9 +10,9 @@ from support.families import HIDREAM_I1, KANDINSKY5_VIDEO, NEWBIE, SD35_MEDIUM, 
 from support.families.small import default_term
 from support.families.small import reference as families_reference
 from support.flux import apply, node, schedule
+from support.matrix import FLUX
 from support.text_blind import ANIMA, COSMOS, form_b, loaded, own, weights_from, write
 from support.time_shift import CONTEXT, Term, network
-from test_matrix import FLUX
 from torch import nn
 
 TOLERANCE = dict(rtol=0, atol=1e-5)

@@ -18,7 +18,7 @@ from comfy.patcher_extension import WrappersMP
 from comfy_api.torch_helpers import set_torch_compile_wrapper
 from support.families.sd3 import CONTEXT, POOLED, SD35_LARGE
 from support.flux import controlnet, node
-from support.matrix import EMPTY, FLUX, NEGATIVE, POSITIVE, SECOND, TABLE, assert_pair, equation, guided, on_clone, scaled
+from support.matrix import EMPTY, FLUX, NEGATIVE, POSITIVE, SECOND, TABLE, assert_pair, equation, guided, model, on_clone, scaled, subject  # noqa: F401
 from torch import nn
 
 import nodes
@@ -294,7 +294,7 @@ def controlled(subject):
     if subject.small is FLUX:
         net = controlnet()
     elif subject.small is SD35_LARGE:
-        net = _sd3_controlnet()
+        net = sd3_controlnet()
     else:
         return "not tried" if subject.small.name == "Qwen-Image" else "the host has no ControlNet for this family"
     hint = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(9))
@@ -311,7 +311,7 @@ def controlled(subject):
     )
 
 
-def _sd3_controlnet():
+def sd3_controlnet():
     """The host's own class with random weights; its hint is taken as a latent, so that no autoencoder is needed."""
     net = comfy.cldm.mmdit.ControlNet(
         num_blocks=2,

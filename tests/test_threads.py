@@ -11,7 +11,7 @@ import comfy.model_patcher
 import comfy.sampler_helpers
 import pytest
 import torch
-from test_matrix import SUBJECTS, equation, guided, model, on_clone, subject  # noqa: F401
+from support.matrix import SUBJECTS, equation, guided, model, on_clone, subject  # noqa: F401
 from test_neighbours import SAMPLING, assert_guided
 
 
