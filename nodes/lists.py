@@ -36,7 +36,7 @@ def numbers(text: str, node: str, name: str, example: str, kind: Callable[[str],
         towards = width if end > start else -width
         return [round(start + i * towards, DIGITS) for i in range(int(steps) + 1)]
 
-    parts = re.sub(r"\s*(\.\.|:)\s*", r"\1", text).translate(SEPARATORS).split() or [""]
+    parts = re.sub(r" ?(\.\.|:) ?", r"\1", " ".join(text.translate(SEPARATORS).split())).split(" ")
     found: dict[float, None] = {}
     for part in parts:
         limits = RANGE.fullmatch(part)

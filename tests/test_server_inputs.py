@@ -8,6 +8,7 @@ import urllib.error
 from pathlib import Path
 
 import pytest
+from support.distilling import CAN_DISTILL
 from support.scorers import write_clip
 
 sys.path.insert(1, str(Path(__file__).parent.parent))  # after the host's own folder, whose modules go first
@@ -113,8 +114,14 @@ def test_the_pack_loads_with_its_own_presets_and_the_log_says_so(client):
     assert "modulation_guidance_presets.json has w 1000" in log and "there are the pack's own presets, without yours" in log
 
 
+def skip_where_none_distils(class_type):
+    if class_type.startswith("Distill") and not CAN_DISTILL:
+        pytest.skip("distilling needs ComfyUI 0.24.0")
+
+
 @pytest.mark.parametrize("class_type", [class_type for class_type in RIGHT if class_type != "GuidancePreset"])  # which says what is wrong
 def test_right_inputs_run(client, class_type):
+    skip_where_none_distils(class_type)
     client.run(prompt(class_type))
 
 
@@ -236,12 +243,13 @@ def test_inputs_that_do_not_go_together_are_told_before_anything_is_loaded(clien
     ],
 )
 def test_a_constant_in_the_place_of_a_link_is_named(client, class_type, name, value):
+    skip_where_none_distils(class_type)
     optional = name in ("schedule", "projection", "base_positive", "base_negative", "pooled_clip") and class_type != "SavePooledProjection"
     optional |= (class_type, name) in (("ScaleTextVariance", "clip"), ("DistillGuidanceDirection", "direction"))
     if value is None and optional:
         client.run(prompt(class_type, **{name: value}))
         return
-    with pytest.raises(PromptError, match=rf"(?s)^{class_type} .*: .*\b({name.split('.')[-1]}|picture 1)\b.* (Connect|Draw|load it)"):
+    with pytest.raises(PromptError, match=rf"(?s)^{class_type} .*: .*\b({name.split('.')[-1]}|image 1)\b.* (Connect|Draw|load it)"):
         client.run(prompt(class_type, **{name: value}))
 
 
@@ -262,6 +270,7 @@ LONG = "x" * 10_000_000
         ("InspectGuidance", {"labels": "x, " * 3_000_000}),
         ("SweepModulationGuidance", {"w_values": LONG}),
         ("SweepModulationGuidance", {"w_values": ", ".join(map(str, range(1_000_000)))}),
+        ("SweepModulationGuidance", {"w_values": "1" + " " * 1_000_000 + "x"}),
         ("GuidancePreset", {"preset": LONG}),
         ("LoadPictureScorer", {"scorer_name": LONG}),
         ("GuidancePreset", {"preset": {"a": LONG}}),
