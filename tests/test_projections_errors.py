@@ -136,3 +136,11 @@ def test_tokens_of_another_encoder(small, model, projection):
 def test_form_a_has_nothing_for_the_head(small, model, projection):
     with pytest.raises(ValueError, match="final_layer is 0.5, but this projection adds nothing at the final output layer. Set it to 0"):
         apply(model, small.pooled_direction(), projection=projection(form_a()), schedule=schedule(0, final_layer=0.5))
+
+
+def test_a_sweep_past_the_layers_guided_without_a_schedule_says_where_they_end(projection):
+    model, made = ANIMA.load(), projection(form_b())
+    with pytest.raises(
+        ValueError, match="start_layer 5 is past layer 4, the last that is guided there. Lower start_layer, or connect a Layer"
+    ):
+        node("SweepModulationGuidance", model=model, direction=ANIMA.direction(), w_values="1", start_layers="0, 5", projection=made)
