@@ -14,6 +14,7 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
     "--no-first-run",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost",  # what is asked of the network fails at once
 ]
 SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False, "Comfy.Graph.CanvasInfo": False, "Comfy.Locale": "en"}
 READY = "window.app?.extensionManager?.setting && app.canvas && document.querySelector('[data-testid=queue-button]')"
