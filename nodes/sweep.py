@@ -39,8 +39,8 @@ class SweepModulationGuidance(io.ComfyNode):
                 io.String.Input(
                     "w_values",
                     default="0, 1.5, 3, 6",
-                    tooltip="Guidance scales, separated by commas (0..6:1.5 is 0, 1.5, 3, 4.5, 6). 0: no guidance, run once whatever the start layers. With a max or mean "
-                    "projection or with base prompts, 0 still adds your prompt; with base prompts it runs once per start layer.",
+                    tooltip="Guidance scales, separated by commas (0..6:1.5 is 0, 1.5, 3, 4.5, 6). 0: no guidance, run once whatever the start "
+                    "layers. With a max or mean projection or with base prompts, 0 still adds your prompt; with base prompts it runs once per start layer.",
                 ),
                 io.String.Input(
                     "start_layers", default="0, 5, 10", tooltip="Values of start_layer to try, separated by commas (0..10:5 is 0, 5, 10)."

@@ -17,6 +17,7 @@ import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 from support.flux import apply, conditioning, direction, flux, node, reference, sample, schedule, terms_of
+from support.matrix import on_clone
 
 TOLERANCE = dict(rtol=0, atol=1e-5)
 
@@ -39,15 +40,6 @@ def model():
 
 
 # Other nodes, each a function from a model to the patched model.
-
-
-def on_clone(patch):
-    def patched(model):
-        model = model.clone()
-        patch(model)
-        return model
-
-    return patched
 
 
 def host_node(name, **inputs):

@@ -16,6 +16,7 @@ from benchmarks.effect.studio import Studio
 from benchmarks.in_process import of_pack
 
 WEIGHTS = Path(command.SMALL_WORLD)
+MODELS = ["--diffusion-model", str(WEIGHTS / "small_world_flux.safetensors"), "--vae", str(WEIGHTS / "small_world_vae.safetensors")]
 
 
 def test_own_models_give_pictures_grids_and_scores(tmp_path, monkeypatch, text_encoder):
@@ -23,10 +24,7 @@ def test_own_models_give_pictures_grids_and_scores(tmp_path, monkeypatch, text_e
     (tmp_path / "redness_scorer.py").write_text("def redness(picture, prompt):\n    return float(picture[..., 0].mean()) + len(prompt)\n")
     monkeypatch.chdir(tmp_path)
     given = [
-        "--diffusion-model",
-        str(WEIGHTS / "small_world_flux.safetensors"),
-        "--vae",
-        str(WEIGHTS / "small_world_vae.safetensors"),
+        *MODELS,
         "--text-encoder",
         str(text_encoder),
         "--prompts-file",
@@ -104,18 +102,7 @@ def test_own_models_give_pictures_grids_and_scores(tmp_path, monkeypatch, text_e
 def test_a_start_layer_beyond_the_model_is_refused_before_anything_is_drawn(tmp_path, text_encoder):
     (tmp_path / "prompts.txt").write_text("a red circle\n")
     options = command.arguments(
-        [
-            "--diffusion-model",
-            str(WEIGHTS / "small_world_flux.safetensors"),
-            "--vae",
-            str(WEIGHTS / "small_world_vae.safetensors"),
-            "--text-encoder",
-            str(text_encoder),
-            "--prompts-file",
-            str(tmp_path / "prompts.txt"),
-            "--out",
-            str(tmp_path / "made"),
-        ]
+        [*MODELS, "--text-encoder", str(text_encoder), "--prompts-file", str(tmp_path / "prompts.txt"), "--out", str(tmp_path / "made")]
     )
     options.start_layers = [0, 12]
     with pytest.raises(ValueError, match="12 layers"):

@@ -32,9 +32,9 @@ class Tally:
 class Sampling:
     """One sampling, from its first step to its last.
 
-    known: what is remembered for as long, see OncePerPrompt. steps: how many are due; batch: how many are sampled at once, None where nobody
-    said; done: how many are done; calls: how many calls of
-    the model came by. interrupted: whether the user stopped it. lost: whether what came of it holds NaN or infinity.
+    known: what is remembered for as long, see OncePerPrompt. steps: how many are due; done: how many are done; calls: how many calls of
+    the model came by. batch: how many images are sampled at once, None where nobody said. interrupted: whether the user stopped it.
+    lost: whether what came of it holds NaN or infinity.
     """
 
     def __init__(self, steps: int = 0, batch: int | None = None):
