@@ -150,4 +150,4 @@ class CallPatch:
             edit for edit in self._edits(host, base_model, args["input"], args["timestep"], context, conds, options, {}) if edit.around
         ]
         # Without taking turns: it may call the model from threads. Each such call has edits of its own in place of these.
-        return run_edited(host.diffusion_model, edits, run, Watch(), self.key)
+        return run_edited(host.diffusion_model, edits, run, Watch(), self.key) if edits else run()

@@ -2,7 +2,8 @@
 
 For that time each edited module is given a subclass of its class, which edits around `nn.Module._call_impl`: whatever forward the
 module has by then, from whomever, runs inside. No hook slot is taken from other nodes, no weight is touched, and nothing outlives
-the call. Calls of one model from several threads take turns.
+the call. Calls of one model from several threads take turns; what other packs' function wrappers run around those does not, and the
+last to end takes off what was left on by the others.
 
 Under torch.compile everything that varies reaches the compiled region as a tensor: a Python number read there would be baked
 into the graph, silently, since the host drops guards on transformer_options. Modules of a class share one subclass for each kind of
@@ -108,34 +109,47 @@ def run_edited(model: nn.Module, edits: Iterable[Edit], run: Callable[[], Any], 
     return result
 
 
-_EDITS, _KIND = "modulation_edits", "modulation_kind"
+_EDITS, _KIND, _RUN = "modulation_edits", "modulation_kind", "modulation_run"
+
+
+class _Run:
+    """What edits were put on for, kept beside them."""
+
+    over = False
 
 
 def _run_as(classes: dict[nn.Module, type], edits: dict[nn.Module, tuple], run):
     # An interrupt may come from another thread between any two lines. Each deque below runs in C as a whole, and is ready before
     # the modules are touched, so that either all of them are changed or none.
-    modules = [*classes]
-    edited_before = [module for module in modules if _EDITS in module.__dict__]
-    new = [module for module in modules if _EDITS not in module.__dict__]
+    this = _Run()
+    modules, attributes = [*classes], [module.__dict__ for module in classes]
+    before = [{name: of_module[name] for name in (_EDITS, _RUN) if name in of_module} for of_module in attributes]
+    new = [of_module for of_module, edited in zip(attributes, before, strict=True) if not edited]
     change = chain(
-        map(dict.__setitem__, [module.__dict__ for module in modules], repeat(_EDITS), edits.values()),
+        map(dict.update, attributes, [{_EDITS: edits[module], _RUN: this} for module in modules]),
         map(object.__setattr__, modules, repeat("__class__"), classes.values()),
     )
     undo = chain(
+        map(setattr, [this], ["over"], [True]),
         map(object.__setattr__, modules, repeat("__class__"), [*map(type, modules)]),
-        map(
-            dict.__setitem__,
-            [module.__dict__ for module in edited_before],
-            repeat(_EDITS),
-            [module.__dict__[_EDITS] for module in edited_before],
-        ),
-        map(dict.pop, [module.__dict__ for module in new], repeat(_EDITS), repeat(None)),
+        map(dict.update, attributes, before),
+        map(dict.pop, new, repeat(_EDITS), repeat(None)),
+        map(dict.pop, new, repeat(_RUN), repeat(None)),
     )
     try:
         deque(change, 0)
         return run()
     finally:
         deque(undo, 0)
+        _take_off_what_is_over(modules)
+
+
+def _take_off_what_is_over(modules: list[nn.Module]) -> None:
+    """What another thread's run had on them when this one began, and ended before it, is back on."""
+    for module in modules:
+        if _RUN in module.__dict__ and module.__dict__[_RUN].over:
+            module.__class__ = host_class(module)
+            del module.__dict__[_EDITS], module.__dict__[_RUN]
 
 
 def _kind(edit) -> str:

@@ -9,8 +9,11 @@ from contextlib import suppress
 
 import comfy.model_patcher
 import comfy.sampler_helpers
+import comfy.samplers
 import pytest
 import torch
+from support.families.small import reference, term
+from support.flux import apply, schedule
 from support.matrix import SUBJECTS, equation, guided, model, on_clone, subject  # noqa: F401
 from test_neighbours import SAMPLING, assert_guided
 
@@ -60,7 +63,7 @@ def test_an_interrupt_at_any_moment_leaves_nothing(busy_threads):
     model = subject.small.load()
     made = guided(subject, model)
     subject.small.sample(made, **SAMPLING)
-    as_loaded = [(type(module), set(vars(module))) for module in model.model.diffusion_model.modules()]
+    as_loaded = _as_it_is(model)
     base_model, draw, interrupted = model.model, random.Random(0), 0
 
     def run():
@@ -78,8 +81,60 @@ def test_an_interrupt_at_any_moment_leaves_nothing(busy_threads):
         time.sleep(draw.uniform(0.001, 0.01))
         interrupted += ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(KeyboardInterrupt))
         thread.join()
-        assert [(type(module), set(vars(module))) for module in model.model.diffusion_model.modules()] == as_loaded
+        assert _as_it_is(model) == as_loaded
     assert interrupted == 200
+
+
+def test_what_overlaps_in_another_pack_s_wrapper_leaves_nothing():
+    """A pack that computes both sides at once, the second beginning within the first and ending after it, beside a function wrapper."""
+    subject = SUBJECTS["HiDream-I1"]
+    small, model = subject.small, subject.small.load()
+    plain, as_loaded = small.sample(model, **SAMPLING), _as_it_is(model)
+    second_is_in, first_is_over, seen = threading.Event(), threading.Event(), []
+
+    def wrapper(apply_model, args):
+        seen.append(_as_it_is(model) != as_loaded)
+        if threading.current_thread().name == "first":
+            assert second_is_in.wait(60)
+        else:
+            second_is_in.set()
+            assert first_is_over.wait(60)
+        return apply_model(args["input"], args["timestep"], **args["c"])
+
+    def both_sides(args):
+        outputs, ended = [None, None], [first_is_over, threading.Event()]
+        second_is_in.clear()
+        first_is_over.clear()
+
+        def run(side):
+            with torch.inference_mode():
+                [outputs[side]] = comfy.samplers.calc_cond_batch(
+                    args["model"], [args["conds"][side]], args["input"], args["sigma"], args["model_options"]
+                )
+            ended[side].set()
+
+        threads = [threading.Thread(target=run, args=[side], name=name) for side, name in enumerate(["first", "second"])]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return outputs
+
+    def beside(model):
+        model.set_model_unet_function_wrapper(wrapper)
+        model.set_model_sampler_calc_cond_batch_function(both_sides)
+
+    expected = small.sample(reference(small, model, term(small, start=1, head=1.0, w=2.0, rows="opposed")), **SAMPLING)
+    made = on_clone(beside)(apply(model, small.direction(), w=2.0, cfg_rows="opposed", schedule=schedule(1, final_layer=1.0)))
+    assert_guided(small.sample(made, **SAMPLING), expected, plain)
+    assert seen
+    assert all(seen)
+    assert _as_it_is(model) == as_loaded
+    assert torch.equal(small.sample(model, **SAMPLING), plain)
+
+
+def _as_it_is(model):
+    return [(type(module), set(vars(module))) for module in model.model.diffusion_model.modules()]
 
 
 def _options(model):
