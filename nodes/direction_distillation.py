@@ -34,7 +34,7 @@ class DistillGuidanceDirection(io.ComfyNode):
             description="Learns a guidance direction from words: for each layer a shift of the modulation that does to images what the "
             "words do in a prompt. It works without text in the modulation of the model, so Wan, Qwen-Image, Anima and others need no "
             "projection for it. The model itself is not changed. If you interrupt, what was learned so far is kept and the rest of the "
-            "workflow runs.",
+            "workflow runs. Run again unchanged, the node gives that; another seed starts anew.",
             search_aliases=["modulation guidance", "train direction", "learn direction", "distillation", "slider", "concept slider"],
             inputs=[
                 *first_inputs(

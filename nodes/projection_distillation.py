@@ -34,7 +34,7 @@ class DistillPooledProjection(io.ComfyNode):
             description="Trains a projection for a model that gets no text in its modulation (Wan, Qwen-Image, Anima, Cosmos, FLUX.2 ...), "
             "so that it can be guided. The model is its own teacher: with an empty prompt and the projection it learns to predict what it "
             "predicts with the real prompt. The model itself is not changed. If you interrupt, what was learned so far is kept and the "
-            "rest of the workflow runs.",
+            "rest of the workflow runs. Run again unchanged, the node gives that; another seed starts anew.",
             search_aliases=["modulation guidance", "train projection", "distillation", "text blind", "make pooled projection"],
             inputs=[
                 *first_inputs(
