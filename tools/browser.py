@@ -32,6 +32,7 @@ class Editor:
     def __init__(self, browser, client, width, height):
         self.browser, self.client, self.size = browser, client, {"width": width, "height": height}
         self.page = None
+        self.new = None  # the rendering, once one was asked for
         self.problems = []
         for name, value in SETTINGS.items():
             client.post(f"/settings/{name}", value)
@@ -59,9 +60,11 @@ class Editor:
         page.wait_for_function(OPENED, timeout=60_000)
 
     def render_nodes(self, new):
-        """Opens the editor anew with an empty graph, in the new rendering of nodes (Nodes 2.0) or the old one."""
-        self.client.post("/settings/Comfy.VueNodes.Enabled", new)
-        self.open()
+        """An empty graph in the new rendering of nodes (Nodes 2.0) or the old one; the editor is opened anew where it is in the other."""
+        if new is not self.new:
+            self.client.post("/settings/Comfy.VueNodes.Enabled", new)
+            self.open()
+            self.new = new
         self.clear()
         self.page.wait_for_function("on => on === !!document.querySelector('[data-testid=transform-pane]')", arg=new)
 
@@ -84,7 +87,8 @@ class Editor:
 
     def clear(self):
         """An empty graph, seen unscaled with its origin near the upper left."""
-        self.page.evaluate("app.graph.clear()")
+        # Of a graph that is only cleared, the editor gives the values of its nodes to the next ones of the same number.
+        self.load({"version": 0.4, "last_node_id": 0, "last_link_id": 0, "nodes": [], "links": []})
         self.look_at((-80, -90), 1)
 
     def look_at(self, corner, scale):

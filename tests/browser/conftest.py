@@ -59,8 +59,13 @@ def editor(opened):
     assert not opened.problems
 
 
-@pytest.fixture(params=["old", "new"])
-def rendering(request, editor):
-    """Both renderings of nodes that the editor has."""
-    editor.render_nodes(request.param == "new")
+@pytest.fixture(scope="module", params=["old", "new"])  # so that tests in one rendering follow each other: opening takes seconds
+def in_rendering(request):
     return request.param
+
+
+@pytest.fixture
+def rendering(in_rendering, editor):
+    """Both renderings of nodes that the editor has."""
+    editor.render_nodes(in_rendering == "new")
+    return in_rendering

@@ -80,6 +80,7 @@ def test_it_is_among_the_first_that_a_search_lists(editor, words, name):
     titles = [text.strip().split("\n")[0] for text in found.all_inner_texts()]
     assert name in titles[:10], titles[:20]
     editor.page.keyboard.press("Escape")
+    editor.page.locator("[role=dialog]").wait_for(state="hidden")
 
 
 def test_one_wrong_input_is_one_error_in_the_editor(editor):

@@ -6,6 +6,7 @@ import time
 from urllib.parse import urlencode
 
 from PIL import Image
+from support.distilling import needs_distilling
 from test_editing import add_by_search, node_of, run
 from test_schedule_drawings import click_on_canvas
 
@@ -53,6 +54,7 @@ def pictures(editor, client, outputs):
     return [Image.open(io.BytesIO(client.request("/view?" + urlencode(file)))).tobytes() for file in files]
 
 
+@needs_distilling
 def test_a_newcomer_learns_saves_loads_and_uses_a_direction(editor, client, rendering):
     """With few steps. With the template's own it takes some minutes."""
     started = time.monotonic()

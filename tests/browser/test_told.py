@@ -3,6 +3,7 @@
 import itertools
 import json
 
+from support.distilling import needs_distilling
 from test_workflows import LAYOUT, overlap
 
 from tools.templates import graph_of
@@ -60,6 +61,7 @@ def test_the_node_says_what_was_done_after_a_run(editor, rendering):
     assert TEXT not in json.dumps(editor.prompt()) + json.dumps(editor.page.evaluate("app.graph.serialize()"))
 
 
+@needs_distilling
 def test_distilling_says_that_prompts_are_encoded_and_what_an_interrupt_leaves(editor, client):
     editor.render_nodes(True)
     editor.load(json.loads(graph_of("distill_a_projection").read_text(encoding="utf-8")))

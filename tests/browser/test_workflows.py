@@ -34,11 +34,12 @@ def test_a_workflow_opens_whole_and_converts_to_its_api_form(editor, client, pat
         if number not in titled:  # the editor's own name for this kind of node, which its versions change
             node["_meta"] = wanted[number]["_meta"]
         offered = client.get(f"/object_info/{node['class_type']}")[node["class_type"]]
-        if offered["python_module"] != f"custom_nodes.{PACK}":  # an older host's nodes have fewer inputs
+        if offered["python_module"] != f"custom_nodes.{PACK}":
+            # An older host's nodes have fewer inputs, and an older editor sends what it shows on them too.
             known = {name for kind in ("required", "optional") for name in offered["input"].get(kind, {})}
-            wanted[number]["inputs"] = {
-                name: value for name, value in wanted[number]["inputs"].items() if name in known | node["inputs"].keys()
-            }
+            inputs = wanted[number]["inputs"]
+            wanted[number]["inputs"] = {name: value for name, value in inputs.items() if name in known | node["inputs"].keys()}
+            node["inputs"] = {name: value for name, value in node["inputs"].items() if name in known | inputs.keys()}
     assert made == wanted
 
 
@@ -103,6 +104,8 @@ def test_a_workflow_says_what_to_look_at_and_has_a_preview(client, path):
 
 @pytest.mark.parametrize("path", GRAPHS, ids=lambda path: path.stem)
 def test_the_editor_offers_to_download_the_models_that_are_missing(editor, path):
+    if editor.version < (1, 45):
+        pytest.skip("This editor offers them in a dialog of its own.")
     page, workflow = editor.page, read(path)
     models = {model["name"]: model for node in workflow["nodes"] for model in node.get("properties", {}).get("models", [])}
     editor.load(workflow)
