@@ -233,6 +233,13 @@ def test_lines_of_several_directions_go_through_their_strengths():
     assert not where(head[:-120], COLORS[1]).any(), "nothing at a head that takes no shift"
 
 
+def test_lines_of_equal_strengths_do_not_hide_each_other():
+    pixels = inspected([[0.4] * 5] * 3, [[1.0] * 3] * 3, labels=("one", "two", "three"))
+    chart = pixels[len(pixels) - len(inspected([STRENGTHS])) :]
+    for color in COLORS[:3]:
+        assert (where(chart, color).sum(axis=1) > 300).any(), "a line of it"
+
+
 COSINES = [[1.0, 0.25, -0.5], [0.25, 1.0, -0.75], [-0.5, -0.75, 1.0]]
 
 
