@@ -193,6 +193,7 @@ def test_bars_are_as_high_as_the_strengths_and_stand_over_their_numbers(bars):
     step = middles[1] - middles[0]
     assert middles[2] - middles[1] == pytest.approx(step, abs=1) and middles[3] - middles[2] == pytest.approx(1.5 * step, abs=1)
     assert {round((right - left) / step, 1) for left, _, right, _ in drawn} == {0.8}
+    assert middles[0] - 1.5 * step == pytest.approx(bounds(where(bars, FAINT))[0], abs=1), "the first layer, where the axis begins"
     names = ["0", "1", "2", "3", "4", "output"]
     for x, name in zip([middles[0] - step, *middles], ["0", "1", "2", "3", "output"], strict=True):
         assert reads(bars, x, base + 6, names, inspecting.SMALL, "ma") == name
