@@ -147,9 +147,11 @@ def _run_as(classes: dict[nn.Module, type], edits: dict[nn.Module, tuple], run):
 def _take_off_what_is_over(modules: list[nn.Module]) -> None:
     """What another thread's run had on them when this one began, and ended before it, is back on."""
     for module in modules:
-        if _RUN in module.__dict__ and module.__dict__[_RUN].over:
+        on_it = module.__dict__.get(_RUN)
+        if on_it is not None and on_it.over:
             module.__class__ = host_class(module)
-            del module.__dict__[_EDITS], module.__dict__[_RUN]
+            for name in (_EDITS, _RUN):
+                module.__dict__.pop(name, None)  # the thread whose it was may be at it too
 
 
 def _kind(edit) -> str:

@@ -127,7 +127,6 @@ def our_nodes(client):
 
 def node_picture(editor, node):
     """A PNG of one node in the new rendering."""
-    editor.clear()
     editor.render_nodes(True)
     number = editor.add(node)
     box = editor.page.locator(f'[data-node-id="{number}"]')
